@@ -1,0 +1,88 @@
+"""The drafter interface: the one way a proposal enters a round.
+
+A drafter declares what it needs and proposes; it never accepts a token, never touches the
+target's cache and never makes random numbers: what it draws, it draws through `Draw`. The engine
+asks it nothing but `needs`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from paceline.types import Draft, Limits, Needs, Request, Rows, TargetOut, Verdict, Window
+
+
+class Draw(Protocol):
+    """Draws proposal tokens with the request's own sampling parameters and the rule's noise."""
+
+    def step(self, logits: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Draw one token a row after `drafted`.
+
+        logits [B, V]; drafted [B, j] the tokens drawn so far, so that penalties see them.
+        Returns tokens [B] int64 and, where the rule stores q, the log-weights [B, V] they were
+        drawn from.
+        """
+        ...
+
+    def block(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Draw K tokens a row at once. logits [B, K, V]; returns [B, K] and [B, K, V] or None."""
+        ...
+
+
+class TargetInfo(Protocol):
+    """What a drafter may borrow from the target when it is bound."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def embedding(self) -> Tensor:
+        """[V, d], the target's input embedding, read-only."""
+        ...
+
+
+class Drafter(ABC):
+    """Proposes up to k tokens a row. Only `propose` must be written."""
+
+    name: ClassVar[str]
+    needs: Needs = Needs()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names that `Draft.source` indexes; a drafter of drafters lists its parts."""
+        return (self.name,)
+
+    # Deliberately empty rather than abstract: a stateless drafter writes only `propose`.
+    def bind(self, target: TargetInfo, limits: Limits) -> None:  # noqa: B027
+        """Called once before any request: allocate fixed-size buffers, load weights."""
+
+    def admit(self, slot: int, request: Request) -> None:  # noqa: B027
+        """A request took `slot`; the host may write this drafter's rows for it."""
+
+    def observe(  # noqa: B027
+        self, window: Window, out: TargetOut | None, verdict: Verdict | None, rows: Rows
+    ) -> None:
+        """The target has processed `window`.
+
+        verdict is None for committed text: a prefill chunk, or, with out None too, older text
+        that a drafter with `catch_up="tokens"` has not seen. Otherwise the window was verified,
+        and `verdict.path[:, : verdict.n]` are the nodes that stand.
+        """
+
+    @abstractmethod
+    def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
+        """Propose up to k >= 1 tokens a row; `count` 0 where there is nothing to propose.
+
+        tokens [B, k] are int64 within the vocabulary everywhere, counted or not. How many are
+        proposed may not depend on what was drawn, unless the rule is `match` or nothing was
+        drawn at all.
+        """
+
+    def release(self, slot: int) -> None:  # noqa: B027
+        """The request in `slot` is gone."""

@@ -1,0 +1,46 @@
+"""The errors a user can meet: one small tree, and each message says what to do next.
+
+Programmer mistakes are assertions, not these. Imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PacelineError(Exception):
+    """Base of every error that paceline raises on purpose. `exit_status` is the command's."""
+
+    exit_status = 2
+
+
+class ConfigError(PacelineError):
+    """An option, parameter or configuration value that cannot be used."""
+
+
+class CheckpointError(PacelineError):
+    """A model folder that cannot be loaded: missing, truncated, unsupported or too large."""
+
+
+class RequestError(PacelineError):
+    """A request that cannot be served as it stands (prompt too long, empty, bad token id)."""
+
+
+class NumericsError(PacelineError):
+    """One request met logits that are not finite, or had every token masked."""
+
+    exit_status = 1
+
+
+class EngineClosedError(PacelineError):
+    """The engine was closed before or while the request ran."""
+
+    exit_status = 1
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the nearest known name, or the list of names."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"

@@ -1,0 +1,308 @@
+"""The types that cross module edges, and who may change them.
+
+Index letters: B rows in a round, K draft tokens, W = K + 1 window, V vocabulary, S slots,
+L positions. *Device values* are frozen bundles of tensors with fixed shapes; *host* types hold
+plain Python. Nothing here imports another module of the package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+RuleName = Literal["match", "reject", "block"]
+
+
+# --- host, frozen ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to draw one request's text. Defaults: greedy, up to 256 tokens.
+
+    temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
+    repetition_penalty (1 is off) counts prompt and output; presence_penalty and
+    frequency_penalty (0 is off) count the output alone. logit_bias: token id to a number added
+    to its logit. seed: None draws one. min_tokens: no end-of-sequence or stop before that many.
+    stop: strings that end the text and are not shown. stop_token_ids: token ids that end it.
+    logprobs: None, or how many most likely tokens to report beside the chosen one (0 to 20).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    max_tokens: int = 256
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    @property
+    def penalized(self) -> bool:
+        """Whether any penalty is on, so that token counts matter."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+    @property
+    def truncated(self) -> bool:
+        """Whether top-k, top-p or min-p removes tokens."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One text to write. `prediction` is text the user expects, as token ids, or empty."""
+
+    id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    prediction: tuple[int, ...] = ()
+    priority: int = 0
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KVSpec:
+    """What one model keeps per position: layers x (K and V) x heads x head_dim."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a drafter declares, so that the engine never asks what it is.
+
+    features: target layers whose hidden states it reads (0 is the embedding).
+    kv: the cache it keeps at the target's addresses, or None.
+    lookahead: positions past the window's end that it may write in its cache.
+    scratch: window nodes it needs beyond the draft (block drafters' mask tokens).
+    host: it runs on the host between rounds and makes the round synchronous.
+    catch_up: "tokens" if it can be brought up to date from committed tokens alone; "observe"
+    if it must be shown every window (its state comes from target features); "none" if it keeps
+    no state of its own.
+    """
+
+    features: tuple[int, ...] = ()
+    kv: KVSpec | None = None
+    lookahead: int = 0
+    scratch: int = 0
+    host: bool = False
+    catch_up: Literal["none", "tokens", "observe"] = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes that every buffer is made for, known once at start."""
+
+    slots: int
+    max_length: int
+    max_k: int
+    vocab_size: int
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingFlags:
+    """Which stages of the distribution any row of this batch needs (host-known, static).
+
+    A stage that is off for every row is the identity, so leaving it out changes no value.
+    draws: some row has a temperature above 0. penalties, bias, truncation: some row uses them.
+    min_tokens: some row may still be below its minimum. logprobs: most top tokens asked, or -1.
+    """
+
+    draws: bool = False
+    penalties: bool = False
+    bias: bool = False
+    truncation: bool = False
+    min_tokens: bool = False
+    logprobs: int = -1
+
+
+# --- device values ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A proposal. tokens [B, K] int64; count [B] int64 (0 is plain decoding); source [B] int64,
+    the index of the drafter that proposed the row; scores [B, K, V] the log-weights each token
+    was drawn from, or None for a proposal without choice (q is one-hot); parents [B, K] or None
+    for a chain."""
+
+    tokens: Tensor
+    count: Tensor
+    source: Tensor
+    scores: Tensor | None = None
+    parents: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What one forward pass of a model sees. ids, position, address [B, W] int64, valid [B, W].
+
+    position is the depth in the text; address is where the node's K and V are written (scratch
+    for a node that is not valid). ancestors [B, W, W] or None for a chain. spans: per row the
+    host's (first address, upper bound of positions) of a contiguous cache; pages [B, P] is what
+    a kernel reads instead.
+    """
+
+    ids: Tensor
+    position: Tensor
+    address: Tensor
+    valid: Tensor
+    spans: tuple[tuple[int, int], ...]
+    pages: Tensor | None = None
+    ancestors: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TargetOut:
+    """logits [B, W, V]; features: per layer named in `Needs.features`, hidden states [B, W, d]."""
+
+    logits: Tensor
+    features: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural logarithms. chosen [B, W]; top_ids, top [B, W, n]."""
+
+    chosen: Tensor
+    top_ids: Tensor
+    top: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the rule decided. tokens [B, W]; n [B] tokens to commit (accepted + 1, less what was
+    cut at the end of the sequence or the limit; 0 for an idle row); path [B, W] the window node
+    after which each token stands; accepted [B] draft tokens accepted and evaluated [B] draft
+    tokens tested by the rule, both before any cut; failed [B] the row met logits that are not
+    finite or wholly masked."""
+
+    tokens: Tensor
+    n: Tensor
+    path: Tensor
+    accepted: Tensor
+    evaluated: Tensor
+    failed: Tensor
+    logprobs: Logprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a drafter may read of the slots between two windows, one entry per row of the round.
+
+    index [B] slot numbers; tokens [S, L] the whole token matrix, never gathered: read it through
+    `index`; length [B] committed tokens, the last of which is the next window's root; base [B]
+    the address of position 0 in every cache; spans as in `Window`; fresh: how many tokens, at
+    most, were committed since the drafter last saw this row (a static bound).
+    """
+
+    index: Tensor
+    tokens: Tensor
+    length: Tensor
+    base: Tensor
+    spans: tuple[tuple[int, int], ...]
+    fresh: int
+
+
+# --- host reports ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token's log-probability, and the most likely tokens at its position."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A piece of one request's text: the tokens that one round committed.
+
+    sources: per token the drafter that proposed it, or "target". finish is None until the last
+    event, whose `text` may be longer or shorter than its tokens (text held back for a stop
+    string; a stop text not shown).
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    text: str
+    sources: tuple[str, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished text. `accepted_by_position` and `evaluated_by_position` count draft tokens."""
+
+    request_id: str
+    prompt_tokens: int
+    token_ids: tuple[int, ...]
+    text: str
+    sources: tuple[str, ...]
+    finish: FinishReason
+    stop_reason: str | int | None
+    seed: int
+    logprobs: tuple[TokenLogprob, ...] | None
+    stats: SequenceStats
+
+
+@dataclass(slots=True)
+class SequenceStats:
+    """Counts over rounds of one request or one engine. Seconds are wall clock.
+
+    accepted / evaluated is the acceptance rate (evaluated: drafted tokens whose predecessors
+    were all accepted); accepted / drafted the draft efficiency; emitted / rounds tokens a round.
+    """
+
+    rounds: int = 0
+    drafted: int = 0
+    evaluated: int = 0
+    accepted: int = 0
+    emitted: int = 0
+    prompt_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    evaluated_by_position: list[int] = field(default_factory=list)
+    accepted_by_position: list[int] = field(default_factory=list)
+    accepted_by_source: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """accepted / evaluated, or None where nothing was evaluated."""
+        return self.accepted / self.evaluated if self.evaluated else None
+
+    @property
+    def draft_efficiency(self) -> float | None:
+        """accepted / drafted, or None where nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def tokens_per_round(self) -> float | None:
+        """Committed tokens a round, or None before the first round."""
+        return self.emitted / self.rounds if self.rounds else None
