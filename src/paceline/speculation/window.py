@@ -1,0 +1,72 @@
+"""From a draft to the window that the target sees, and from a verdict to what is committed.
+
+Pure: shapes depend on B and W alone. A node that is not valid keeps a place in every tensor and
+writes its keys and values to scratch, so a rejection needs no rollback.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paceline.types import Draft, Rows, Window
+
+
+def assemble(rows: Rows, draft: Draft, active: Tensor) -> Window:
+    """The verify window of a chain: the root (last committed token), then the draft.
+
+    draft.tokens [B, K]; active [B] bool, rows that may write. Returns a Window of W = K + 1.
+    """
+    root = rows.length - 1  # [B]
+    last = rows.tokens[rows.index, root].unsqueeze(1)
+    ids = torch.cat((last, draft.tokens), 1)  # [B, W]
+    node = torch.arange(ids.shape[1], device=ids.device)
+    valid = (node <= draft.count.unsqueeze(1)).logical_and_(active.unsqueeze(1))
+    position = root.unsqueeze(1) + node
+    # Nodes past the slot's end cannot be valid, but their rotary row must exist.
+    position.clamp_(max=rows.tokens.shape[1] - 1)
+    address = torch.where(valid, rows.base.unsqueeze(1) + position, node)
+    return Window(ids, position, address, valid, rows.spans)
+
+
+def tail(rows: Rows, width: int) -> Window:
+    """The last `width` committed tokens of every row as a window, short rows padded in front.
+
+    Feeding tokens a model has already seen writes the same keys again; so a model drafter is
+    brought up to date by a chunk of fixed width, however many of its tokens are new.
+    """
+    node = torch.arange(width, device=rows.length.device)
+    place = rows.length.unsqueeze(1) - width + node  # [B, width]
+    valid = place >= 0
+    position = place.clamp(min=0)
+    ids = rows.tokens[rows.index.unsqueeze(1), position]
+    address = torch.where(valid, rows.base.unsqueeze(1) + position, node)
+    return Window(ids, position, address, valid, rows.spans)
+
+
+def single(rows: Rows, ids: Tensor, ahead: int) -> Window:
+    """One drafted token a row, `ahead` positions behind the last committed token's place + 1.
+
+    ids [B]; ahead 0 is the first position that is not committed yet.
+    """
+    position = (rows.length + ahead).unsqueeze(1)
+    limit = rows.tokens.shape[1] - 1
+    valid = position <= limit
+    position = position.clamp(max=limit)
+    address = torch.where(valid, rows.base.unsqueeze(1) + position, torch.zeros_like(position))
+    return Window(ids.unsqueeze(1), position, address, valid, rows.spans)
+
+
+def cut(tokens: Tensor, n: Tensor, stop_ids: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+    """Truncate at the end of the sequence and at the limit.
+
+    tokens [B, W]; n [B] tokens the rule gave; stop_ids [B, M] padded with -1; room [B] tokens
+    that may still be written. Returns n [B] after the cut, and ended [B] bool.
+    """
+    node = torch.arange(tokens.shape[1], device=tokens.device)
+    stops = (tokens.unsqueeze(2) == stop_ids.unsqueeze(1)).any(2)  # [B, W]
+    # The first stop within what the rule gave; W where there is none.
+    first = torch.where(stops, node, tokens.shape[1]).amin(1)
+    kept = torch.minimum(torch.minimum(n, first + 1), room)
+    ended = (first < kept) | (kept >= room)
+    return kept, ended
