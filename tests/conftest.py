@@ -1,0 +1,43 @@
+"""What holds for every test: no network, one torch thread, no leftover environment."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch and huggingface_hub are imported, which read these once. One thread a process: the
+# suite runs several processes side by side, and a busy core makes OpenMP spin.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import socket
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+
+# A shared machine is slow at times: no deadline, and a slow draw is no failure. The examples are
+# the same on every run, so that a red suite is red for everyone.
+settings.register_profile(
+    "paceline", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("paceline")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every connection that leaves the machine."""
+    real = socket.socket.connect
+
+    def connect(self: socket.socket, address: Any) -> None:
+        host = address[0] if isinstance(address, tuple) else "local"
+        if self.family != socket.AF_UNIX and host not in ("127.0.0.1", "::1", "localhost"):
+            raise RuntimeError(f"a test tried to connect to {host}: tests need no network")
+        real(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
