@@ -128,6 +128,15 @@ class Fields:
         """The first of a list of strings, or empty."""
         return next(iter(self.texts(key)), "")
 
+    def members_of(self, key: str) -> dict[str, str]:
+        """An object whose values are strings; it must be there."""
+        value = self._members.get(key)
+        if not isinstance(value, dict) or not value:
+            raise self._wrong(key, "an object")
+        if not all(isinstance(member, str) for member in value.values()):
+            raise self.error(f"{key} holds something other than strings")
+        return value
+
     def ids(self, key: str, absent: int | None) -> tuple[int, ...]:
         """Token ids, given as one or as a list; none where the value is null."""
         value = self._members.get(key, absent)
