@@ -20,7 +20,7 @@ from paceline.types import Draft, Limits, Request, Rows
 
 _START = -2  # stands before the prediction and before the output, so that their starts are equal
 _END = -3  # stands after the prediction and equals nothing
-_STRAIGHT_ON = 2  # tokens by which the place straight on may have matched less than another
+_STRAIGHT_ON = 1  # tokens by which the place straight on may have matched less than another
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,10 @@ class PredictedOptions:
     """min, max: the fewest and the most tokens of output that must be met in the prediction.
 
     After a divergence a draft is made again when at least `min` tokens match; straight on, where
-    a replacement of equal length would go on, two tokens fewer.
+    a replacement of equal length would go on, one token fewer.
     """
 
-    min: int = 3
+    min: int = 2
     max: int = 8
 
 
@@ -58,10 +58,13 @@ class PredictedDrafter(Drafter):
         width = longest + limits.max_length + limits.max_k
         self._text = torch.full((limits.slots, width), _END, dtype=torch.int64, device=device)
         self._text[:, :longest] = _START
-        # Per slot: prompt length, prediction length, last known place, text length at that time.
+        # Per slot: prompt length, prediction length, last known place, and that less the text's
+        # length at that time.
         self._state = torch.zeros(limits.slots, 4, dtype=torch.int64, device=device)
-        self._steps = torch.arange(max(limits.max_k, longest), device=device)
+        self._back = torch.arange(-longest, 0, device=device)
+        self._ahead = torch.arange(longest, longest + limits.max_k, device=device)
         self._places = torch.arange(limits.max_length + 1, device=device)
+        self._after = self._places + 1
         self._weights = run_weights(longest, device)
         # On a CPU only as many places are searched as the longest prediction has; elsewhere a
         # captured round must not change its shapes, so all are.
@@ -88,7 +91,7 @@ class PredictedDrafter(Drafter):
         self._sizes[slot] = size
         self._text[slot, longest:] = _END
         self._text[slot, longest : longest + size] = torch.tensor(prediction, dtype=torch.int64)
-        self._state[slot] = torch.tensor([start, size, 0, start])
+        self._state[slot] = torch.tensor([start, size, 0, -start])
 
     def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
         """Return up to k tokens a row from the prediction; count 0 at its end or when lost."""
@@ -96,27 +99,26 @@ class PredictedDrafter(Drafter):
         n = self._limits.max_length if self._static else max(self._sizes)
         text = self._text[:, : longest + n + k].index_select(0, rows.index)
         state = self._state.index_select(0, rows.index)  # [B, 4]
-        start, size, place, seen = state.unsqueeze(2).unbind(1)  # [B, 1] each
+        start, size, place, shift = state.unsqueeze(2).unbind(1)  # [B, 1] each
         length = rows.length.unsqueeze(1)  # [B, 1]
 
         # The last tokens of the output, with _START where they would reach into the prompt.
-        column = length - longest + self._steps[:longest]  # [B, max]
+        column = length + self._back  # [B, max]
         written = rows.tokens[rows.index.unsqueeze(1), column.clamp(min=0)]
         suffix = written.masked_fill_(column < start, _START)
-
-        places = self._places[: n + 1]
         windows = text[:, : longest + n].unfold(1, longest, 1)  # [B, n + 1, max]
         runs = matched_runs(windows, suffix, self._weights)  # [B, n + 1]
-        straight = place + (length - seen)
-        runs = runs << (places == straight) * _STRAIGHT_ON
-        # Nearness in 0…n: greatest at the last known place, falling after it, around the end.
-        score = runs * (n + 2) + (n - (places - place) % (n + 1))
-        score = score + (places == straight) * (n + 2)
-        best, chosen = score.max(1, keepdim=True)  # [B, 1] each
-        found = (best >= ((n + 2) << self.options.min)) & (chosen <= size)
+        straight = self._places[: n + 1] == length + shift
+        runs = torch.addcmul(runs, runs, straight, value=(1 << _STRAIGHT_ON) - 1)
 
-        known = torch.cat((start, size, chosen, length), 1)
+        # Nearness, n to 0: greatest at the last known place, falling after it and then from the
+        # beginning on.
+        near = (place - self._after[: n + 1]) % (n + 1)
+        best, chosen = near.add_(runs, alpha=n + 1).max(1, keepdim=True)  # [B, 1] each
+        found = best >= ((n + 1) << self.options.min)
+
+        known = torch.cat((start, size, chosen, chosen - length), 1)
         self._state.index_copy_(0, rows.index, torch.where(found, known, state))
-        tokens = text.gather(1, longest + chosen + self._steps[:k]).clamp_(min=0)
+        tokens = text.gather(1, chosen + self._ahead[:k]).clamp_(min=0)
         count = ((size - chosen).clamp_(0, k) * found).squeeze(1)
         return Draft(tokens, count, torch.zeros_like(count))
