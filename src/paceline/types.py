@@ -110,12 +110,14 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes that every buffer is made for, known once at start."""
+    """Sizes that every buffer is made for, known once at start. Slot 0 and page 0 are scratch."""
 
     slots: int
     max_length: int
     max_k: int
     vocab_size: int
+    pages: int
+    page_size: int
     device: torch.device
 
 

@@ -14,10 +14,10 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import get_type_hints
 
-from paceline.drafters.base import Draw, Drafter, TargetInfo
+from paceline.drafters.base import Drafter, Draw, TargetInfo
 from paceline.errors import ConfigError, did_you_mean
 
-__all__ = ["Draw", "Drafter", "TargetInfo", "create", "names"]
+__all__ = ["Drafter", "Draw", "TargetInfo", "create", "names"]
 
 _BUILT_IN = {
     "none": "paceline.drafters.none:NoDrafter",

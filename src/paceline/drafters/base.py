@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Protocol
 
+from paceline.text import Tokenizer
 from torch import Tensor
 
 from paceline.types import Draft, Limits, Needs, Request, Rows, TargetOut, Verdict, Window
@@ -44,6 +45,11 @@ class TargetInfo(Protocol):
     @property
     def embedding(self) -> Tensor:
         """[V, d], the target's input embedding, read-only."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The target's tokenizer, or None where it was opened without one."""
         ...
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from paceline.drafters.base import Draw, Drafter
+from paceline.drafters.base import Drafter, Draw
 from paceline.types import Draft, Rows
 
 

@@ -1,0 +1,96 @@
+"""A smaller language model with the target's tokenizer, drafting one token after the other.
+
+Keeps its own cache at the target's addresses. It is brought up to date from committed tokens
+alone: every proposal begins with a chunk of fixed width over the newest of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from paceline.text import Tokenizer
+from torch import Tensor
+
+from paceline.drafters.base import Drafter, Draw, TargetInfo
+from paceline.errors import ConfigError
+from paceline.kv.pools import KVPool
+from paceline.models.decoder import Decoder
+from paceline.models.loading import resolve
+from paceline.models.opening import open_decoder
+from paceline.speculation.window import single, tail
+from paceline.types import Draft, Limits, Needs, Rows, TargetOut, Verdict, Window
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """path: a checkpoint folder, a hub id or a bundled model's name. dtype: its weights."""
+
+    path: str
+    dtype: str = "bfloat16"
+
+
+class ModelDrafter(Drafter):
+    """Drafts autoregressively with a `Decoder` of its own."""
+
+    name: ClassVar[str] = "model"
+    Options: ClassVar[type[ModelOptions]] = ModelOptions
+
+    def __init__(self, options: ModelOptions) -> None:
+        self.options = options
+        self._model: Decoder
+        self._pool: KVPool
+
+    def bind(self, target: TargetInfo, limits: Limits) -> None:
+        """Load the model. Raises CheckpointError, or ConfigError where it cannot draft for
+        `target`."""
+        if target.tokenizer is not None:
+            own = Tokenizer.load(resolve(self.options.path))
+            difference = target.tokenizer.same_as(own)
+            if difference is not None:
+                raise ConfigError(
+                    f"the draft {self.options.path!r} has another tokenizer than the target "
+                    f"({difference}): choose a draft made for this target"
+                )
+        self._model = open_decoder(
+            self.options.path, self.options.dtype, limits.device, limits.max_length
+        )
+        self._vocab = target.vocab_size
+        self._pool = KVPool(self._model.spec, limits.pages, limits.page_size, limits.device)
+        self.needs = Needs(kv=self._model.spec, lookahead=limits.max_k, catch_up="tokens")
+
+    def observe(
+        self, window: Window, out: TargetOut | None, verdict: Verdict | None, rows: Rows
+    ) -> None:
+        """Write the cache for committed text; verified windows are caught up by `propose`."""
+        if verdict is None:
+            self._model.forward(window, self._pool)
+
+    def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
+        """Draft k tokens a row, always k: tokens [B, k]."""
+        width = rows.fresh + 1
+        hidden = self._model.forward(tail(rows, width), self._pool)[0]
+        hidden = hidden.view(-1, width, hidden.shape[-1])[:, -1]  # [B, d]
+        drafted = rows.length.new_empty(rows.length.shape[0], 0)
+        scores: list[Tensor] = []
+        for ahead in range(k):
+            logits = fit(self._model.head(hidden), self._vocab)
+            token, score = draw.step(logits, drafted)
+            drafted = torch.cat((drafted, token.unsqueeze(1)), 1)
+            if score is not None:
+                scores.append(score)
+            if ahead + 1 < k:
+                hidden = self._model.forward(single(rows, token, ahead), self._pool)[0]
+        count = torch.full_like(rows.length, k)
+        stored = torch.stack(scores, 1) if scores else None  # [B, k, V]
+        return Draft(drafted, count, torch.zeros_like(count), stored)
+
+
+def fit(logits: Tensor, vocab_size: int) -> Tensor:
+    """Cut or pad logits [B, V'] to [B, vocab_size]: models of one tokenizer pad it differently."""
+    missing = vocab_size - logits.shape[-1]
+    if missing == 0:
+        return logits
+    return F.pad(logits, (0, missing), value=float("-inf"))

@@ -1,0 +1,32 @@
+"""Prefill: write the caches for committed text, in chunks, and never sample.
+
+It covers all of a prompt but its last token, which is the root of the first window.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from paceline.engine.round import Machine
+from paceline.types import TargetOut, Window
+
+
+def prefill_chunk(machine: Machine, slot: int, start: int, stop: int) -> None:
+    """Run committed positions start to stop (exclusive) of `slot` through target and drafter."""
+    slots = machine.slots
+    device = slots.limits.device
+    index = torch.tensor([slot], device=device)
+    base = slot * machine.pool.page_size
+    position = torch.arange(start, stop, device=device).unsqueeze(0)  # [1, W]
+    spans = ((base, stop),)
+    window = Window(
+        ids=slots.tokens[slot, start:stop].unsqueeze(0),
+        position=position,
+        address=base + position,
+        valid=torch.ones_like(position, dtype=torch.bool),
+        spans=spans,
+    )
+    _, features = machine.target.forward(window, machine.pool, machine.drafter.needs.features)
+    # No logits: nothing is drawn here.
+    out = TargetOut(torch.empty(0, device=device), features)
+    machine.drafter.observe(window, out, None, slots.rows(index, spans, fresh=stop - start))

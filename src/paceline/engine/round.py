@@ -1,0 +1,127 @@
+"""The round: draft, verify, accept, commit, as one program over fixed shapes.
+
+    assemble the window   root (last committed token), then the draft that waits in the slots
+    target forward        one pass over [B, W]
+    distribution          logits to log-weights, per row and position
+    verify                the rule: the only place that accepts a token
+    cut, commit           at the end of the sequence and at the limit; tokens, length += n
+    outbox                the host may read the tokens while drafting goes on
+    observe, propose      the next draft, left in the slots
+
+Reads nothing back to the host. Plain decoding is the same function with k = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paceline.drafters.base import Drafter
+from paceline.engine.slots import Slots
+from paceline.kv.pools import KVPool
+from paceline.models.decoder import Decoder
+from paceline.speculation.proposal import ProposalDraw
+from paceline.speculation.sampling import History, distribution, failed, top_logprobs
+from paceline.speculation.verify import Rule
+from paceline.speculation.window import assemble, cut
+from paceline.types import SamplingFlags, TargetOut, Verdict, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What every round works on: the models, the rule and the state they share."""
+
+    target: Decoder
+    pool: KVPool
+    drafter: Drafter
+    rule: Rule
+    slots: Slots
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the host decides before a round, from what it knew before the round's tokens.
+
+    index [B]: the slots of the rows; spans: see `Window`; flags: stages some row needs; k: draft
+    tokens the window holds at most; next_k: draft tokens to propose for the next round.
+    """
+
+    index: Tensor
+    spans: tuple[tuple[int, int], ...]
+    flags: SamplingFlags
+    k: int
+    next_k: int
+
+
+def run_round(machine: Machine, plan: Plan, outbox: Callable[[Verdict], None]) -> None:
+    """Verify the waiting draft, commit what stands, and leave the next draft in the slots."""
+    window, out, verdict = verify_and_commit(machine, plan)
+    outbox(verdict)
+    if plan.next_k:
+        rows = machine.slots.rows(plan.index, plan.spans, fresh=plan.k + 1)
+        machine.drafter.observe(window, out, verdict, rows)
+        draft_next(machine, plan, fresh=plan.k + 1)
+
+
+def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, Verdict]:
+    """The first half of a round: one target pass, one verdict, committed to the slots."""
+    slots, target, index = machine.slots, machine.target, plan.index
+    rows = slots.rows(index, plan.spans, fresh=1)
+    draft = slots.draft(index, plan.k)
+    window = assemble(rows, draft, slots.active[index])
+    hidden, features = target.forward(window, machine.pool, machine.drafter.needs.features)
+    logits = target.head(hidden).view(*window.ids.shape, -1)  # [B, W, V]
+
+    drawn_at = window.position + 1
+    history = None
+    if plan.flags.penalties:
+        history = History(slots.prompt_seen[index], slots.counts[index], window.ids, None)
+    scores = distribution(
+        logits, slots.sampling(index), plan.flags, drawn_at, history, machine.rule.needs_q
+    )
+    noise = machine.rule.noise(
+        slots.seed[index],
+        rows.length - 1,
+        drawn_at,
+        logits.shape[-1],
+        scores.dtype,
+        plan.flags.draws,
+    )
+    tokens, accepted, evaluated = machine.rule.verify(scores, draft, noise)
+
+    given = accepted + 1
+    n, ended = cut(tokens, given, slots.stop_ids[index], slots.limit[index] - rows.length)
+    node = torch.arange(tokens.shape[1], device=index.device)
+    broken = (failed(logits, scores) & (node < given.unsqueeze(1))).any(1)  # [B]
+    n = torch.where(broken | ~slots.active[index], 0, n)
+    logprobs = None
+    if plan.flags.logprobs >= 0:
+        logprobs = top_logprobs(logits, tokens, plan.flags.logprobs)
+    path = node.expand_as(tokens)
+    verdict = Verdict(tokens, n, path, accepted, evaluated, broken, logprobs)
+    slots.commit(index, verdict, ended | broken, plan.flags.penalties)
+    return window, TargetOut(logits, features), verdict
+
+
+def draft_next(machine: Machine, plan: Plan, fresh: int) -> None:
+    """The second half: propose plan.next_k tokens a row and leave them in the slots.
+
+    fresh: tokens, at most, that were committed since the drafter last saw a row. Also run once
+    after prefill, so that a request's first round verifies a whole window.
+    """
+    slots, index = machine.slots, plan.index
+    rows = slots.rows(index, plan.spans, fresh)
+    penalties = plan.flags.penalties
+    draw = ProposalDraw(
+        rule=machine.rule,
+        params=slots.sampling(index),
+        flags=plan.flags,
+        seeds=slots.seed[index],
+        length=rows.length,
+        prompt_seen=slots.prompt_seen[index] if penalties else None,
+        counts=slots.counts[index] if penalties else None,
+    )
+    slots.keep_draft(index, machine.drafter.propose(rows, plan.next_k, draw))

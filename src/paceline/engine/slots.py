@@ -1,0 +1,129 @@
+"""The device state of running requests: fixed-shape arrays, one row a slot.
+
+The host writes a row when a request is admitted or leaves; the round writes lengths, tokens and
+drafts. Slot 0 is scratch and never active.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paceline.speculation.sampling import SamplingTensors
+from paceline.types import Draft, Limits, Request, Rows, SamplingParams, Verdict
+
+MAX_BIAS = 300
+MAX_STOP_IDS = 64
+
+
+class Slots:
+    """Arrays over S slots. See `types.Limits` for the sizes."""
+
+    def __init__(self, limits: Limits, stores_q: bool) -> None:
+        """stores_q: the rule needs the log-weights that drafts were drawn from."""
+        size, device = limits.slots, limits.device
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(size, *shape, dtype=dtype, device=device)
+
+        self.limits = limits
+        self.tokens = zeros(limits.max_length)
+        self.length, self.limit, self.base, self.seed = zeros(), zeros(), zeros(), zeros()
+        self.prompt_length, self.k_limit = zeros(), zeros()
+        self.active = zeros(dtype=torch.bool)
+        real = torch.float32
+        self.temperature, self.top_p, self.min_p = (zeros(dtype=real) for _ in range(3))
+        self.repetition, self.presence, self.frequency = (zeros(dtype=real) for _ in range(3))
+        self.top_k, self.min_position = zeros(), zeros()
+        self.bias_ids, self.bias_values = zeros(MAX_BIAS), zeros(MAX_BIAS, dtype=real)
+        self.stop_ids = zeros(MAX_STOP_IDS).fill_(-1)
+        self.prompt_seen = zeros(limits.vocab_size, dtype=torch.bool)
+        self.counts = zeros(limits.vocab_size, dtype=torch.int32)
+        self.draft_tokens = zeros(limits.max_k)
+        self.draft_count, self.draft_source = zeros(), zeros()
+        self.draft_scores = (
+            zeros(limits.max_k, limits.vocab_size, dtype=torch.float32) if stores_q else None
+        )
+
+    def admit(
+        self, slot: int, request: Request, base: int, stop_ids: tuple[int, ...], k: int
+    ) -> None:
+        """Write the row of a request that was given `slot`. Called by the host between rounds."""
+        params, prompt = request.params, torch.tensor(request.prompt)
+        self.tokens[slot, : len(prompt)] = prompt
+        self.length[slot] = self.prompt_length[slot] = len(prompt)
+        self.limit[slot] = min(len(prompt) + params.max_tokens, self.limits.max_length)
+        self.base[slot], self.seed[slot], self.k_limit[slot] = base, request.seed, k
+        self._admit_sampling(slot, params, len(prompt))
+        self.stop_ids[slot] = -1
+        self.stop_ids[slot, : len(stop_ids)] = torch.tensor(stop_ids, dtype=torch.int64)
+        if params.penalized:
+            self.prompt_seen[slot] = False
+            self.prompt_seen[slot, prompt] = True
+            self.counts[slot] = 0
+        self.draft_count[slot] = 0
+        self.active[slot] = True
+
+    def _admit_sampling(self, slot: int, params: SamplingParams, prompt_length: int) -> None:
+        self.temperature[slot], self.top_p[slot] = params.temperature, params.top_p
+        self.min_p[slot], self.top_k[slot] = params.min_p, params.top_k
+        self.repetition[slot] = params.repetition_penalty
+        self.presence[slot] = params.presence_penalty
+        self.frequency[slot] = params.frequency_penalty
+        self.min_position[slot] = prompt_length + params.min_tokens
+        self.bias_ids[slot], self.bias_values[slot] = 0, 0.0
+        for place, (token, value) in enumerate(params.logit_bias):
+            self.bias_ids[slot, place], self.bias_values[slot, place] = token, value
+
+    def release(self, slot: int) -> None:
+        """The request in `slot` is gone; what is in flight for it commits nothing more."""
+        self.active[slot] = False
+
+    def rows(self, index: Tensor, spans: tuple[tuple[int, int], ...], fresh: int) -> Rows:
+        """The read-only view of the slots `index` [B] that windows and drafters are made from."""
+        return Rows(index, self.tokens, self.length[index], self.base[index], spans, fresh)
+
+    def sampling(self, index: Tensor) -> SamplingTensors:
+        """The sampling parameters of the rows `index` [B]."""
+        return SamplingTensors(
+            temperature=self.temperature[index],
+            top_p=self.top_p[index],
+            min_p=self.min_p[index],
+            repetition=self.repetition[index],
+            presence=self.presence[index],
+            frequency=self.frequency[index],
+            top_k=self.top_k[index],
+            bias_ids=self.bias_ids[index],
+            bias_values=self.bias_values[index],
+            stop_ids=self.stop_ids[index],
+            min_position=self.min_position[index],
+        )
+
+    def draft(self, index: Tensor, k: int) -> Draft:
+        """The waiting draft of the rows `index` [B], its first k tokens."""
+        scores = None if self.draft_scores is None else self.draft_scores[index, :k]
+        count = self.draft_count[index].clamp_(max=k)
+        return Draft(self.draft_tokens[index, :k], count, self.draft_source[index], scores)
+
+    def keep_draft(self, index: Tensor, draft: Draft) -> None:
+        """Store the next draft; rows that may not speculate, or that ended, get count 0."""
+        k = draft.tokens.shape[1]
+        self.draft_tokens[index, :k] = draft.tokens
+        room = self.limit[index] - self.length[index] - 1
+        count = torch.minimum(torch.minimum(draft.count, self.k_limit[index]), room.clamp_(min=0))
+        self.draft_count[index] = count
+        self.draft_source[index] = draft.source
+        if self.draft_scores is not None and draft.scores is not None:
+            self.draft_scores[index, :k] = draft.scores.to(self.draft_scores.dtype)
+
+    def commit(self, index: Tensor, verdict: Verdict, ended: Tensor, penalties: bool) -> None:
+        """Append verdict.tokens[:, :n] to the rows `index` [B]; rows in `ended` go idle."""
+        node = torch.arange(verdict.tokens.shape[1], device=index.device)
+        taken = node < verdict.n.unsqueeze(1)  # [B, W]
+        row = torch.where(taken, index.unsqueeze(1), 0)
+        place = torch.where(taken, self.length[index].unsqueeze(1) + node, 0)
+        self.tokens[row, place] = torch.where(taken, verdict.tokens, 0)
+        if penalties:
+            self.counts.index_put_((row, verdict.tokens), taken.to(self.counts.dtype), True)
+        self.length[index] += verdict.n
+        self.active[index] = self.active[index] & ~ended

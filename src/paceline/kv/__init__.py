@@ -1,0 +1,1 @@
+"""Key and value caches: pools on the device. One page table serves target and drafter."""

@@ -1,0 +1,1 @@
+"""One operation a file: a torch reference, and kernels with the same signature."""

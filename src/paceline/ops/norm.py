@@ -1,0 +1,28 @@
+"""Root-mean-square normalisation (Zhang and Sennrich 2019, equation 4)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class RMSNorm:
+    """y = x / sqrt(mean(x²) + eps) · g over the last dimension, computed in at least float32.
+
+    Written as x / hypot(‖x‖, sqrt(d·eps)) · (g·sqrt(d)), the same number in half as many torch
+    calls, which is what a window of a few rows costs on a CPU.
+    """
+
+    def __init__(self, gain: Tensor, eps: float) -> None:
+        """gain [d] in the model's dtype."""
+        size = gain.shape[0]
+        self._accumulate = torch.promote_types(gain.dtype, torch.float32)
+        self._gain = gain.to(self._accumulate) * math.sqrt(size)
+        self._floor = torch.tensor(math.sqrt(size * eps), dtype=self._accumulate).to(gain.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return [..., d] in x's dtype."""
+        length = torch.linalg.vector_norm(x, 2, -1, True, dtype=self._accumulate)
+        return torch.div(x, length.hypot_(self._floor)).mul_(self._gain).to(x.dtype)

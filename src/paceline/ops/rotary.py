@@ -1,0 +1,16 @@
+"""Rotary position embedding (Su et al. 2021, equation 34) as one complex product.
+
+Heads are stored interleaved (pairs 0,1 2,3 …; `models.loading` permutes the weights), so that a
+pair is a complex number and a rotation is a multiplication.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rotate(heads: Tensor, turn: Tensor) -> None:
+    """Turn `heads` in place. heads [R, H, D] float32 or float64, its last dimension contiguous;
+    turn [R, H or 1, D/2] complex, which may carry a scale."""
+    torch.view_as_complex(heads.unflatten(-1, (-1, 2))).mul_(turn)
