@@ -138,3 +138,56 @@ def tiny_tokenizer(folder: Path, *, swap: tuple[int, int] | None = None) -> Path
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
     return folder
+
+
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+}
+_LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+_ALTERNATE = ["full_attention", "sliding_attention"]
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-one-kv-head": ("llama", {"num_key_value_heads": 1}),
+    "llama-all-kv-heads": ("llama", {"num_key_value_heads": 4}),
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-wide-heads": ("llama", {"head_dim": 16}),
+    "llama-linear": ("llama", {"rope_parameters": _LINEAR}),
+    "llama-llama3": ("llama", {"rope_parameters": _LLAMA3, "head_dim": 16}),
+    "llama-yarn": ("llama", {"rope_parameters": _YARN}),
+    "mistral": ("mistral", {}),
+    "mistral-window": ("mistral", {"sliding_window": 7}),
+    "mistral-wide-heads": ("mistral", {"head_dim": 16, "rms_norm_eps": 1e-3}),
+    "mistral-yarn": (
+        "mistral",
+        {"rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 0.5, "beta_fast": 8.0}},
+    ),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2-untied": ("qwen2", {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}),
+    "qwen2-window": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "qwen2-yarn": ("qwen2", {"rope_parameters": _YARN | {"attention_factor": 1.3}}),
+    "qwen3": ("qwen3", {}),
+    "qwen3-tied": ("qwen3", {"tie_word_embeddings": True, "head_dim": 16}),
+    "qwen3-biases": ("qwen3", {"attention_bias": True}),
+    "qwen3-window": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 6, "layer_types": _ALTERNATE},
+    ),
+    "qwen3-yarn": ("qwen3", {"rope_parameters": _YARN | {"truncate": False}}),
+}
+"""What the four families can differ in, by name: family and config overrides."""

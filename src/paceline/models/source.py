@@ -23,9 +23,9 @@ def resolve(source: str | Path) -> Path:
     if source in BUNDLED:
         return _bundled(str(source))
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.is_dir() and str(source):  # The empty name is no wish for this folder.
         return path
-    if path.exists():
+    if path.is_file():
         raise CheckpointError(f"{source} is a file; give the folder that holds config.json")
     name = str(source)
     if isinstance(source, Path) or not _HUB_ID.fullmatch(name) or path.parent.is_dir():
