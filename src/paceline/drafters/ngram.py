@@ -76,11 +76,11 @@ class NgramDrafter(Drafter):
         return Draft(tokens, count, torch.zeros_like(count))
 
 
-def check_suffix_bounds(name: str, least: int, most: int) -> None:
-    """Raise ConfigError unless 1 <= least <= most <= LONGEST."""
-    if not 1 <= least <= most <= LONGEST:
+def check_suffix_bounds(name: str, least: int, most: int, floor: int = 1) -> None:
+    """Raise ConfigError unless floor <= least <= most <= LONGEST."""
+    if not floor <= least <= most <= LONGEST:
         raise ConfigError(
-            f"drafter {name!r}: min and max must satisfy 1 <= min <= max <= {LONGEST}, "
+            f"drafter {name!r}: min and max must satisfy {floor} <= min <= max <= {LONGEST}, "
             f"not min={least}, max={most}"
         )
 

@@ -49,7 +49,7 @@ class PredictedDrafter(Drafter):
 
     def __init__(self, options: PredictedOptions | None = None) -> None:
         self.options = options or PredictedOptions()
-        check_suffix_bounds(self.name, self.options.min, self.options.max)
+        check_suffix_bounds(self.name, self.options.min, self.options.max, _STRAIGHT_ON + 1)
 
     def bind(self, target: TargetInfo, limits: Limits) -> None:
         """Allocate the predictions and the places: (max + L + K + 1) and 4 numbers a slot."""
