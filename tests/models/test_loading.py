@@ -84,10 +84,7 @@ def test_every_tensor_is_in_its_place(
     assert torch.equal(weights.head, theirs.lm_head.weight)
     assert (weights.head is weights.embedding) == config.tie_embeddings
     assert len(weights.layers) == 2
-    for mine, layer, window in zip(
-        weights.layers, theirs.model.layers, config.windows, strict=True
-    ):
-        assert mine.window == window
+    for mine, layer in zip(weights.layers, theirs.model.layers, strict=True):
         expected = expected_layer(layer.self_attn, layer.mlp, config.head_dim)
         expected["attention_norm"] = layer.input_layernorm.weight
         expected["mlp_norm"] = layer.post_attention_layernorm.weight

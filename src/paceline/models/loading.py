@@ -39,8 +39,7 @@ class LayerWeights:
     """One block's weights. Hq query heads, Hkv key heads of D; d hidden, ff intermediate.
 
     attention_norm [d]; qkv [(Hq+2Hkv)·D, d]; q_norm, k_norm [D]; o [d, Hq·D]; mlp_norm [d];
-    gate_up [2·ff, d], the gate first; down [d, ff]; biases [rows] or None. window: positions
-    this layer sees, or None for all.
+    gate_up [2·ff, d], the gate first; down [d, ff]; biases [rows] or None.
     """
 
     attention_norm: Tensor
@@ -55,7 +54,6 @@ class LayerWeights:
     gate_up_bias: Tensor | None
     down: Tensor
     down_bias: Tensor | None
-    window: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +196,6 @@ def _load_layer(reader: _Reader, config: ModelConfig, number: int) -> LayerWeigh
         gate_up_bias=got.get("gate_up_bias"),
         down=got["down"],
         down_bias=got.get("down_bias"),
-        window=config.windows[number],
     )
 
 
