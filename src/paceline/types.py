@@ -95,6 +95,8 @@ class Needs:
     lookahead: positions past the window's end that it may write in its cache.
     scratch: window nodes it needs beyond the draft (block drafters' mask tokens).
     host: it runs on the host between rounds and makes the round synchronous.
+    most: the most tokens it ever proposes, or None where it follows what is asked; 0 makes every
+    round plain decoding.
     catch_up: "tokens" if it can be brought up to date from committed tokens alone; "observe"
     if it must be shown every window (its state comes from target features); "none" if it keeps
     no state of its own.
@@ -105,6 +107,7 @@ class Needs:
     lookahead: int = 0
     scratch: int = 0
     host: bool = False
+    most: int | None = None
     catch_up: Literal["none", "tokens", "observe"] = "none"
 
 
@@ -193,17 +196,20 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the rule decided. tokens [B, W]; n [B] tokens to commit (accepted + 1, less what was
-    cut at the end of the sequence or the limit; 0 for an idle row); path [B, W] the window node
-    after which each token stands; accepted [B] draft tokens accepted and evaluated [B] draft
-    tokens tested by the rule, both before any cut; failed [B] the row met logits that are not
-    finite or wholly masked."""
+    """What the rule decided, cut at the end of the sequence and at the limit.
+
+    tokens [B, W]; n [B] tokens committed (accepted + 1 before the cut; 0 for an idle row); path
+    [B, W] the window node after which each token stands; accepted [B] draft tokens that were
+    committed; evaluated [B] draft tokens the rule tested, up to the cut; ended [B] the row goes
+    idle; failed [B] it met logits that are not finite or wholly masked.
+    """
 
     tokens: Tensor
     n: Tensor
     path: Tensor
     accepted: Tensor
     evaluated: Tensor
+    ended: Tensor
     failed: Tensor
     logprobs: Logprobs | None = None
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Protocol
 
-from paceline.text import Tokenizer
 from torch import Tensor
 
+from paceline.text import Tokenizer
 from paceline.types import Draft, Limits, Needs, Request, Rows, TargetOut, Verdict, Window
 
 

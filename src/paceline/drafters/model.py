@@ -11,7 +11,6 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from paceline.text import Tokenizer
 from torch import Tensor
 
 from paceline.drafters.base import Drafter, Draw, TargetInfo
@@ -21,6 +20,7 @@ from paceline.models.decoder import Decoder
 from paceline.models.loading import resolve
 from paceline.models.opening import open_decoder
 from paceline.speculation.window import single, tail
+from paceline.text import Tokenizer
 from paceline.types import Draft, Limits, Needs, Rows, TargetOut, Verdict, Window
 
 

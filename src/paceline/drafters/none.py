@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from paceline.drafters.base import Drafter, Draw
-from paceline.types import Draft, Rows
+from paceline.types import Draft, Needs, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class NoDrafter(Drafter):
 
     name: ClassVar[str] = "none"
     Options: ClassVar[type[NoneOptions]] = NoneOptions
+    needs = Needs(most=0)
 
     def __init__(self, options: NoneOptions | None = None) -> None:
         self.options = options or NoneOptions()

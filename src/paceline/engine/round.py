@@ -101,8 +101,9 @@ def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, 
     if plan.flags.logprobs >= 0:
         logprobs = top_logprobs(logits, tokens, plan.flags.logprobs)
     path = node.expand_as(tokens)
-    verdict = Verdict(tokens, n, path, accepted, evaluated, broken, logprobs)
-    slots.commit(index, verdict, ended | broken, plan.flags.penalties)
+    accepted, evaluated = torch.minimum(accepted, n), torch.minimum(evaluated, n)
+    verdict = Verdict(tokens, n, path, accepted, evaluated, ended | broken, broken, logprobs)
+    slots.commit(index, verdict, plan.flags.penalties)
     return window, TargetOut(logits, features), verdict
 
 

@@ -19,8 +19,9 @@ MAX_STOP_IDS = 64
 class Slots:
     """Arrays over S slots. See `types.Limits` for the sizes."""
 
-    def __init__(self, limits: Limits, stores_q: bool) -> None:
-        """stores_q: the rule needs the log-weights that drafts were drawn from."""
+    def __init__(self, limits: Limits, stores_q: bool, compute: torch.dtype) -> None:
+        """stores_q: the rule needs the log-weights that drafts were drawn from, kept in
+        `compute`, the dtype of distributions."""
         size, device = limits.slots, limits.device
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -42,7 +43,7 @@ class Slots:
         self.draft_tokens = zeros(limits.max_k)
         self.draft_count, self.draft_source = zeros(), zeros()
         self.draft_scores = (
-            zeros(limits.max_k, limits.vocab_size, dtype=torch.float32) if stores_q else None
+            zeros(limits.max_k, limits.vocab_size, dtype=compute) if stores_q else None
         )
 
     def admit(
@@ -116,8 +117,8 @@ class Slots:
         if self.draft_scores is not None and draft.scores is not None:
             self.draft_scores[index, :k] = draft.scores.to(self.draft_scores.dtype)
 
-    def commit(self, index: Tensor, verdict: Verdict, ended: Tensor, penalties: bool) -> None:
-        """Append verdict.tokens[:, :n] to the rows `index` [B]; rows in `ended` go idle."""
+    def commit(self, index: Tensor, verdict: Verdict, penalties: bool) -> None:
+        """Append verdict.tokens[:, :n] to the rows `index` [B]; rows that ended go idle."""
         node = torch.arange(verdict.tokens.shape[1], device=index.device)
         taken = node < verdict.n.unsqueeze(1)  # [B, W]
         row = torch.where(taken, index.unsqueeze(1), 0)
@@ -126,4 +127,4 @@ class Slots:
         if penalties:
             self.counts.index_put_((row, verdict.tokens), taken.to(self.counts.dtype), True)
         self.length[index] += verdict.n
-        self.active[index] = self.active[index] & ~ended
+        self.active[index] = self.active[index] & ~verdict.ended

@@ -22,6 +22,11 @@ from paceline.ops.rotary import rotate
 from paceline.types import KVSpec, Window
 
 
+def kv_spec(config: ModelConfig, dtype: torch.dtype) -> KVSpec:
+    """The cache that a model of this shape keeps."""
+    return KVSpec(config.layers, config.kv_heads, config.head_dim, dtype)
+
+
 class Decoder:
     """A decoder-only language model. `forward` gives hidden states, `head` logits."""
 
@@ -31,7 +36,7 @@ class Decoder:
         self.embedding = weights.embedding  # [V, d]
         dtype = self.embedding.dtype
         self._compute = torch.promote_types(dtype, torch.float32)
-        self.spec = KVSpec(config.layers, config.kv_heads, config.head_dim, dtype)
+        self.spec = kv_spec(config, dtype)
         self._layers = [
             _Layer(config, layer, sliding)
             for layer, sliding in zip(weights.layers, config.windows, strict=True)

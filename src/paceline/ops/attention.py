@@ -74,7 +74,7 @@ def attend(query: Tensor, cache: Tensor, plan: AttentionPlan, sliding: int | Non
     target = out.view(-1, width, kv_heads, groups, size).permute(0, 2, 3, 1, 4)
     for row, (start, extent) in enumerate(plan.spans):
         page = cache[:, start : start + extent]
-        q = query[row].to(cache.dtype, memory_format=torch.contiguous_format)
+        q = cache.new_empty(kv_heads, groups, width, size).copy_(query[row])
         scores = torch.bmm(q.view(kv_heads, groups * width, size), page[:kv_heads].mT)
         weights = scores.add_(plan.masks[sliding][row]).softmax(-1)
         target[row].copy_(torch.bmm(weights, page[kv_heads:]).view(kv_heads, groups, width, size))

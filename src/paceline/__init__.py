@@ -1,0 +1,37 @@
+"""paceline: lossless speculative decoding for PyTorch.
+
+The public names, and only they.
+"""
+
+from paceline.config import EngineConfig, sampling_params
+from paceline.drafters.base import Drafter
+from paceline.engine.engine import Engine
+from paceline.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineClosedError,
+    NumericsError,
+    PacelineError,
+    RequestError,
+)
+from paceline.types import Completion, Event, SamplingParams, SequenceStats, TokenLogprob
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "Completion",
+    "ConfigError",
+    "Drafter",
+    "Engine",
+    "EngineClosedError",
+    "EngineConfig",
+    "Event",
+    "NumericsError",
+    "PacelineError",
+    "RequestError",
+    "SamplingParams",
+    "SequenceStats",
+    "TokenLogprob",
+    "sampling_params",
+]

@@ -1,0 +1,171 @@
+"""From what a round committed to what the user reads: tokens, text, stop strings, counts.
+
+Host only. One `Reader` a request; it alone decides where the text ends when a stop string does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from paceline.text import Detokenizer, StopStrings, Tokenizer
+from paceline.types import Completion, Event, FinishReason, Request, SequenceStats, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """One row of a verdict, on the host. Token ids in order; drafted and accepted count draft
+    tokens of the window; ended: the device closed the row (a stop token or the limit)."""
+
+    token_ids: tuple[int, ...]
+    source: str
+    drafted: int
+    evaluated: int
+    accepted: int
+    ended: bool
+    failed: bool
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(slots=True)
+class Reader:
+    """Collects one request's tokens and text, and hands them out as events."""
+
+    request: Request
+    tokenizer: Tokenizer | None
+    eos_ids: frozenset[int]
+    stats: SequenceStats
+    token_ids: list[int] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    events: deque[Event] = field(default_factory=deque)
+    finish: FinishReason | None = None
+    stop_reason: str | int | None = None
+    error: Exception | None = None
+    _pieces: list[str] = field(default_factory=list)
+    _text: _TextEnd | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is not None:
+            self._text = _TextEnd(self.tokenizer, self.request.params.stop)
+
+    def take(self, row: Committed) -> int:
+        """Add what one round committed for this request, as one event.
+
+        Returns how many of its tokens stand: fewer than it brought where a stop string ended
+        the text among them.
+        """
+        params = self.request.params
+        ids = list(row.token_ids)
+        closing = None
+        if row.ended and ids and ids[-1] in self.stop_ids:
+            self.finish, closing = "stop", ids[-1]
+            self.stop_reason = None if closing in self.eos_ids else closing
+        elif row.ended:
+            self.finish = "length"
+        text = ""
+        if self._text is not None:
+            shown = ids[:-1] if closing is not None else ids
+            unchecked = max(0, params.min_tokens - len(self.token_ids))
+            text, kept, hit = self._text.take(shown, unchecked)
+            if hit is not None:
+                ids, self.finish, self.stop_reason = ids[:kept], "stop", hit
+            elif self.finish is not None:
+                text += self._text.rest()
+        sources = [row.source if i < row.accepted else "target" for i in range(len(ids))]
+        self._emit(ids, text, sources, None if row.logprobs is None else row.logprobs[: len(ids)])
+        return len(ids)
+
+    def close(self, finish: FinishReason, error: Exception | None = None) -> None:
+        """End the request from outside: cancelled, or failed with `error`."""
+        if self.finish is None:
+            self.finish, self.error = finish, error
+            self._emit([], "" if self._text is None else self._text.rest(), [], None)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end this request's text."""
+        params = self.request.params
+        eos: frozenset[int] = frozenset() if params.ignore_eos else self.eos_ids
+        return eos | frozenset(params.stop_token_ids)
+
+    def _emit(
+        self,
+        ids: list[int],
+        text: str,
+        sources: list[str],
+        logprobs: Sequence[TokenLogprob] | None,
+    ) -> None:
+        self.token_ids += ids
+        self.sources += sources
+        self.logprobs += logprobs or ()
+        self._pieces.append(text)
+        self.stats.emitted += len(ids)
+        self.events.append(
+            Event(
+                request_id=self.request.id,
+                token_ids=tuple(ids),
+                text=text,
+                sources=tuple(sources),
+                logprobs=None if logprobs is None else tuple(logprobs),
+                finish=self.finish,
+                stop_reason=self.stop_reason,
+            )
+        )
+
+    def completion(self) -> Completion:
+        """The whole text, once `finish` is set."""
+        assert self.finish is not None
+        return Completion(
+            request_id=self.request.id,
+            prompt_tokens=len(self.request.prompt),
+            token_ids=tuple(self.token_ids),
+            text="".join(self._pieces),
+            sources=tuple(self.sources),
+            finish=self.finish,
+            stop_reason=self.stop_reason,
+            seed=self.request.seed,
+            logprobs=None if self.request.params.logprobs is None else tuple(self.logprobs),
+            stats=self.stats,
+        )
+
+
+class _TextEnd:
+    """Detokenizes and looks for stop strings; finds at which token a stop string is complete."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = StopStrings(stop)
+        self._searching = bool(stop)
+
+    def take(self, ids: list[int], unchecked: int) -> tuple[str, int, str | None]:
+        """Add tokens, the first `unchecked` of which may not complete a stop string.
+
+        Returns the text that may be shown, how many tokens stand, and the stop string that was
+        met. Token by token where stop strings matter, so that which tokens stand does not depend
+        on how many a round brought.
+        """
+        if not self._searching:
+            return self._detokenizer.push(ids), len(ids), None
+        shown = []
+        for place, token in enumerate(ids):
+            text = self._detokenizer.push([token])
+            if place < unchecked:
+                shown.append(text)
+                continue
+            safe, hit = self._stops.feed(text)
+            shown.append(safe)
+            if hit is not None:
+                return "".join(shown), place + 1, hit
+        return "".join(shown), len(ids), None
+
+    def rest(self) -> str:
+        """What was held back, at the end of the text.
+
+        A stop string completed by the very last bytes still counts as text here: nothing more
+        can follow that would have to be cut.
+        """
+        tail = self._detokenizer.flush()
+        safe, hit = self._stops.feed(tail) if self._searching else (tail, None)
+        return safe if hit is not None else safe + self._stops.flush()
