@@ -120,7 +120,13 @@ def test_windows_as_transformers_lays_them_out(tmp_path: Path) -> None:
     base = MINIMAL | {"model_type": "qwen3", "sliding_window": 9}
 
     def windows(**keys: Any) -> tuple[int | None, ...]:
-        return ModelConfig.from_folder(write(tmp_path, base | keys)).windows
+        mine = ModelConfig.from_folder(write(tmp_path, base | keys)).windows
+        theirs = AutoConfig.from_pretrained(tmp_path)
+        kinds = theirs.layer_types
+        assert mine == tuple(
+            theirs.sliding_window if kind == "sliding_attention" else None for kind in kinds
+        )
+        return mine
 
     assert windows() == (None, None, None)
     assert windows(use_sliding_window=True) == (None, None, None)
