@@ -1,0 +1,224 @@
+"""What a user may set: the engine's options and one request's sampling parameters.
+
+Every value is checked here, once, with a message that names the option, what it may be and what
+it was. Knows no model: what depends on one (a token id beyond the vocabulary) is the engine's.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from paceline.errors import ConfigError, did_you_mean
+from paceline.models.opening import parse_dtype
+from paceline.types import RuleName, SamplingParams
+
+MAX_K = 64
+MAX_LOGPROBS = 20
+MAX_SEED = 2**63 - 1
+# Below this the logits divided by it leave float32's range; greedy is meant.
+MIN_TEMPERATURE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How to open an engine. Raises ConfigError for a value that cannot be.
+
+    target: a checkpoint folder, a bundled model's name or a hub id. drafter: a drafter's name,
+    several joined with `+`. draft: the draft model, for drafters that have one. k: draft tokens a
+    round, 0 is plain decoding. rule: match, reject or block. dtype: bfloat16, float32, float64.
+    slots: texts written at once. max_length: positions a text may have, prompt included; None is
+    the model's own. threads: of the CPU; None measures at start. prefill_chunk: prompt tokens a
+    pass. seed: for requests that bring none; None draws one.
+    """
+
+    target: str
+    drafter: str = "none"
+    draft: str | None = None
+    k: int = 5
+    rule: RuleName = "match"
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    slots: int = 4
+    max_length: int | None = None
+    threads: int | None = None
+    prefill_chunk: int = 256
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("target", "drafter", "device"):
+            _text(name, getattr(self, name))
+        if self.draft is not None:
+            _text("draft", self.draft)
+        _whole("k", self.k, 0, MAX_K)
+        _choice("rule", self.rule, get_args(RuleName))
+        _text("dtype", self.dtype)
+        parse_dtype(self.dtype)
+        _whole("slots", self.slots, 1, 4096)
+        _whole("prefill_chunk", self.prefill_chunk, 1, 1 << 16)
+        if self.max_length is not None:
+            _whole("max_length", self.max_length, 2, 1 << 24)
+        if self.threads is not None:
+            _whole("threads", self.threads, 1, 1024)
+        if self.seed is not None:
+            _whole("seed", self.seed, 0, MAX_SEED)
+
+    @classmethod
+    def make(cls, **options: Any) -> Self:
+        """Build from keywords; an unknown one is a ConfigError that names the nearest."""
+        _known(options, [field.name for field in fields(cls)], "option")
+        if options.get("target") is None:
+            raise ConfigError("no target; give a checkpoint folder, for instance mini-target")
+        return cls(**options)
+
+
+def load_toml(path: str | Path, **overrides: Any) -> EngineConfig:
+    """Read an engine's options from a TOML file, one key each; `overrides` win over the file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read ({reason}); give a TOML file") from error
+    try:
+        options = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    try:
+        return EngineConfig.make(**(options | overrides))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def sampling_params(**options: Any) -> SamplingParams:
+    """Build checked `SamplingParams` from keywords as users and JSON write them.
+
+    `stop` may be one string or several, `logit_bias` a mapping or pairs, `stop_token_ids` any
+    iterable. Raises ConfigError, one line, for an unknown name or a value out of range.
+    """
+    _known(options, [field.name for field in fields(SamplingParams)], "sampling parameter")
+    values = dict(options)
+    if "stop" in values:
+        values["stop"] = _strings("stop", values["stop"])
+    if "stop_token_ids" in values:
+        values["stop_token_ids"] = _tuple("stop_token_ids", values["stop_token_ids"])
+    if "logit_bias" in values:
+        values["logit_bias"] = _pairs("logit_bias", values["logit_bias"])
+    params = SamplingParams(**values)
+    check_sampling(params)
+    return params
+
+
+def check_sampling(params: SamplingParams) -> None:
+    """Raise ConfigError for the first value of `params` that cannot be."""
+    temperature = _number("temperature", params.temperature, 0.0)
+    if 0 < temperature < MIN_TEMPERATURE:
+        raise ConfigError(
+            f"temperature must be 0 (greedy) or at least {MIN_TEMPERATURE}, not {temperature}"
+        )
+    _whole("top_k", params.top_k, 0, None, "0 is off")
+    if _number("top_p", params.top_p, 0.0, 1.0, "1 is off") == 0:
+        raise ConfigError("top_p must be above 0 and at most 1 (1 is off), not 0")
+    _number("min_p", params.min_p, 0.0, 1.0, "0 is off")
+    if _number("repetition_penalty", params.repetition_penalty, 0.0, note="1 is off") == 0:
+        raise ConfigError("repetition_penalty must be above 0 (1 is off), not 0")
+    _number("presence_penalty", params.presence_penalty)
+    _number("frequency_penalty", params.frequency_penalty)
+    for token, bias in params.logit_bias:
+        _whole("logit_bias: a token id", token, 0, None)
+        _number(f"logit_bias of token {token}", bias)
+    if params.seed is not None:
+        _whole("seed", params.seed, 0, MAX_SEED)
+    _whole("max_tokens", params.max_tokens, 1, None)
+    _whole("min_tokens", params.min_tokens, 0, None)
+    if params.min_tokens > params.max_tokens:
+        raise ConfigError(
+            f"min_tokens ({params.min_tokens}) must not exceed max_tokens ({params.max_tokens})"
+        )
+    for stop in params.stop:
+        if not isinstance(stop, str) or not stop:
+            raise ConfigError(f"stop must hold texts of at least one character, not {stop!r}")
+    for token in params.stop_token_ids:
+        _whole("stop_token_ids: a token id", token, 0, None)
+    if not isinstance(params.ignore_eos, bool):
+        raise ConfigError(f"ignore_eos must be true or false, not {params.ignore_eos!r}")
+    if params.logprobs is not None:
+        _whole("logprobs", params.logprobs, 0, MAX_LOGPROBS)
+
+
+# --- checks of one value ---------------------------------------------------------------------
+
+
+def _known(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    names = list(known)
+    for name in given:
+        if name not in names:
+            raise ConfigError(f"unknown {what} {name!r}{did_you_mean(name, names)}")
+
+
+def _text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{name} must be a text of at least one character, not {value!r}")
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}{hint}")
+
+
+def _range(low: float | None, high: float | None, note: str) -> str:
+    words = ""
+    if low is not None and high is not None:
+        words = f" from {low:g} to {high:g}"
+    elif low is not None:
+        words = f" of at least {low:g}"
+    return words + (f" ({note})" if note else "")
+
+
+def _whole(name: str, value: object, low: int, high: int | None, note: str = "") -> None:
+    # bool is an int to Python and a mistake to everyone else.
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):  # type: ignore[operator]
+        raise ConfigError(f"{name} must be a whole number{_range(low, high, note)}, not {value!r}")
+
+
+def _number(
+    name: str,
+    value: object,
+    low: float | None = None,
+    high: float | None = None,
+    note: str = "",
+) -> float:
+    number = float(value) if isinstance(value, int | float) else math.nan
+    outside = (low is not None and number < low) or (high is not None and number > high)
+    if isinstance(value, bool) or not math.isfinite(number) or outside:
+        raise ConfigError(f"{name} must be a number{_range(low, high, note)}, not {value!r}")
+    return number
+
+
+def _tuple(name: str, value: object) -> tuple[Any, ...]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise ConfigError(f"{name} must be a list, not {value!r}")
+    return tuple(value)
+
+
+def _strings(name: str, value: object) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else _tuple(name, value)
+
+
+def _pairs(name: str, value: object) -> tuple[tuple[Any, Any], ...]:
+    """Return (id, bias) pairs; JSON writes the ids as texts."""
+    items = value.items() if isinstance(value, Mapping) else _tuple(name, value or ())
+    pairs = []
+    for item in items:
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise ConfigError(f"{name} must map token ids to numbers, not hold {item!r}")
+        token, bias = item
+        pairs.append((int(token) if isinstance(token, str) and token.isdecimal() else token, bias))
+    return tuple(pairs)

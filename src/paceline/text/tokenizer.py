@@ -1,0 +1,220 @@
+"""One model's tokenizer: text to ids and back, chat messages to text.
+
+Wraps the fast tokenizer of a Hugging Face checkpoint. Owns every question about single tokens
+(which bytes, special or not); transformers is imported only when a tokenizer is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paceline.errors import CheckpointError, RequestError
+
+Message = Mapping[str, Any]
+"""One chat message as the template wants it: at least `role` and `content`."""
+
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+# Texts that two tokenizers must split alike: words, indentation, digits, scripts, odd bytes.
+_PROBES = (
+    "def load(path: str) -> dict[str, int]:\n    return {'a': 1}\n\n\t# 3.14 == 0x1F\r\n",
+    "The quick brown fox, it's 2026: don't “quote” me — really!  Two spaces, NO break\u00a0here.",
+    "  leading and trailing  ",
+    "日本語の文章と한국어, Ελληνικά, русский, العربية, हिन्दी",
+    "🙂 👩‍👩‍👧 e\u0301 \u00e9 ﬁ Ⅳ \x00\x7f\u200b",
+    "1234567890 12 345 x86_64 snake_case CamelCase HTTPServer",
+)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return the characters that stand for bytes in a byte-level vocabulary (GPT-2's table)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in plain}
+    others = (byte for byte in range(256) if byte not in set(plain))
+    return table | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer. Make one with `Tokenizer.load`."""
+
+    def __init__(self, fast: Any, name: str) -> None:
+        """fast: a transformers tokenizer with a `tokenizers` backend; name: for messages."""
+        self._fast = fast
+        self._backend: Any = fast.backend_tokenizer
+        self.name = name
+        added = self._backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.byte_level = _is_byte_level(self._backend.decoder)
+        self._token_bytes: dict[int, bytes] = {}
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Load the tokenizer of a checkpoint folder.
+
+        Raises CheckpointError where the folder has none, or one that cannot be read.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such folder; give a checkpoint's folder")
+        if not any((folder / name).is_file() for name in _FILES):
+            raise CheckpointError(
+                f"{folder}: no tokenizer ({', '.join(_FILES)}); copy the files of the model's "
+                "tokenizer into the folder, or pass token ids instead of text"
+            )
+        from transformers import AutoTokenizer
+
+        try:
+            fast = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            if getattr(fast, "backend_tokenizer", None) is None:
+                raise ValueError("it has no fast form")
+            return cls(fast, folder.name)
+        # The readers of a broken file raise whatever their parser raises, Rust's bare Exception
+        # included; there is no narrower class.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"{folder}: the tokenizer cannot be loaded ({reason}); download the checkpoint "
+                "again, or save the tokenizer as tokenizer.json with transformers"
+            ) from error
+
+    def __len__(self) -> int:
+        """Return the number of token ids, added tokens included."""
+        return len(self._fast)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids; the model's own may be larger (padding)."""
+        return len(self._fast)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokenizer's end-of-sequence ids; a checkpoint's configuration may name more."""
+        eos = self._fast.eos_token_id
+        return () if eos is None else (int(eos),)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._fast.chat_template)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of `text`. Raises RequestError for text that is not valid Unicode."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"the text has a lone surrogate at character {error.start}, which no tokenizer "
+                "can read; decode it as UTF-8 with errors='replace'"
+            ) from None
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def token(self, token_id: int) -> str | None:
+        """Return the vocabulary's own spelling of one id, or None for an id without a token."""
+        token: str | None = self._backend.id_to_token(token_id)
+        return token
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of one id of a byte-level tokenizer; empty for special tokens."""
+        assert self.byte_level
+        known = self._token_bytes.get(token_id)
+        if known is None:
+            token = None if token_id in self.special_ids else self.token(token_id)
+            known = _bytes_of(token) if token is not None else b""
+            self._token_bytes[token_id] = known
+        return known
+
+    def is_byte_fallback(self, token_id: int) -> bool:
+        """Whether the id is a single byte of a sentencepiece vocabulary, such as `<0xE2>`."""
+        token = self.token(token_id) or ""
+        return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
+    def chat(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Return the ids of a chat, ready for the assistant's answer.
+
+        Raises RequestError where the tokenizer has no chat template or the template refuses the
+        messages.
+        """
+        if not self.has_chat_template:
+            raise RequestError(
+                f"{self.name}: the tokenizer has no chat template; use an instruction-tuned "
+                "checkpoint, put a chat_template.jinja into its folder, or pass a plain prompt"
+            )
+        if not messages:
+            raise RequestError("no messages; a chat needs at least one")
+        try:
+            text = self._fast.apply_chat_template(
+                [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] if tools else None,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        # A template is a program of the checkpoint's author: it raises what it likes.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RequestError(
+                f"the chat template refuses these messages ({reason}); see the model's card "
+                "for the roles it knows and their order"
+            ) from error
+        # The template writes the special tokens itself.
+        return self.encode(text, add_special_tokens=False)
+
+    def same_as(self, other: Tokenizer) -> str | None:
+        """Return None where both give the same ids for the same text, else the first difference.
+
+        A draft's tokens are compared with the target's by id, so one differing id is enough to
+        make every acceptance meaningless.
+        """
+        mine: dict[str, int] = self._backend.get_vocab()
+        its: dict[str, int] = other._backend.get_vocab()
+        if mine != its:
+            return _vocabulary_difference(mine, its)
+        for text in _PROBES:
+            a, b = self.encode(text), other.encode(text)
+            if a != b:
+                at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+                at = min(len(a), len(b)) if at is None else at
+                return (
+                    f"the same vocabulary, but {text[:24]!r}… is split differently "
+                    f"from token {at} on"
+                )
+        return None
+
+
+def _vocabulary_difference(mine: dict[str, int], its: dict[str, int]) -> str:
+    if len(mine) != len(its):
+        return f"{len(mine)} tokens against {len(its)}"
+    mine_by_id = {i: token for token, i in mine.items()}
+    its_by_id = {i: token for token, i in its.items()}
+    ids = sorted(mine_by_id.keys() | its_by_id.keys())
+    first = next(i for i in ids if mine_by_id.get(i) != its_by_id.get(i))
+    return f"token {first} is {mine_by_id.get(first)!r} against {its_by_id.get(first)!r}"
+
+
+def _is_byte_level(decoder: Any) -> bool:
+    """Whether ids decode to bytes one by one, so that text is the bytes' concatenation."""
+    if decoder is None:
+        return False
+    state = json.loads(decoder.__getstate__())
+    parts = state["decoders"] if state.get("type") == "Sequence" else [state]
+    return bool(parts) and all(part.get("type") == "ByteLevel" for part in parts)
+
+
+def _bytes_of(token: str) -> bytes:
+    """Return a byte-level token's bytes; an added token outside the alphabet stands for itself."""
+    try:
+        return bytes(_BYTES[character] for character in token)
+    except KeyError:
+        return token.encode()

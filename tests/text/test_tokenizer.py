@@ -1,0 +1,103 @@
+"""The tokenizer wrapper: loading and its errors, chat, and when two tokenizers are the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import tiny_tokenizer
+from tokenizer_kinds import byte_level, tokenizer, wrap
+from transformers import AutoTokenizer
+
+from paceline.errors import CheckpointError, RequestError
+from paceline.text import Tokenizer
+
+
+def test_round_trip_and_sizes(tmp_path: Path) -> None:
+    loaded = Tokenizer.load(tiny_tokenizer(tmp_path))
+    text = "def f():\n    return '🙂'\n"
+    assert loaded.decode(loaded.encode(text)) == text
+    assert loaded.vocab_size == len(loaded) == 259
+    assert loaded.eos_ids == (257,)
+    assert loaded.decode([*loaded.encode("a"), 257]) == "a"
+    assert loaded.decode([*loaded.encode("a"), 257], skip_special_tokens=False) == "a<|eos|>"
+
+
+def test_token_bytes_agree_with_the_library(tmp_path: Path) -> None:
+    loaded = Tokenizer.load(tiny_tokenizer(tmp_path))
+    assert [loaded.token_bytes(i) for i in range(256)] == [bytes([i]) for i in range(256)]
+    assert loaded.token_bytes(257) == b""
+    assert loaded.token_bytes(100_000) == b""
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (None, "no such folder"),
+        ({}, "no tokenizer"),
+        ({"config.json": '{"model_type": "llama"}'}, "no tokenizer"),
+        ({"tokenizer.json": '{"version": "1.0", "mod'}, "cannot be loaded"),
+        ({"tokenizer.json": "[]"}, "cannot be loaded"),
+    ],
+)
+def test_a_folder_without_a_tokenizer(
+    tmp_path: Path, files: dict[str, str] | None, words: str
+) -> None:
+    folder = tmp_path / "model"
+    if files is not None:
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_text(content)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        Tokenizer.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_lone_surrogate_is_a_clear_error() -> None:
+    with pytest.raises(RequestError, match="surrogate at character 1"):
+        tokenizer("byte_level").encode("a\ud800")
+
+
+def test_chat_is_what_transformers_makes_of_it(tmp_path: Path) -> None:
+    loaded = Tokenizer.load(tiny_tokenizer(tmp_path))
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "日本?"}]
+    reference = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    assert loaded.chat(messages) == list(reference)
+
+
+def test_chat_errors(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no chat template"):
+        tokenizer("byte_level").chat([{"role": "user", "content": "hi"}])
+    tiny_tokenizer(tmp_path)
+    with pytest.raises(RequestError, match="no messages"):
+        Tokenizer.load(tmp_path).chat([])
+    strict = wrap(
+        byte_level(),
+        "strict",
+        chat_template="{{ raise_exception('roles must\nalternate') }}",
+    )
+    with pytest.raises(RequestError, match="roles must alternate"):
+        strict.chat([{"role": "user", "content": "hi"}])
+
+
+def test_same_as(tmp_path: Path) -> None:
+    plain = Tokenizer.load(tiny_tokenizer(tmp_path / "a"))
+    assert plain.same_as(Tokenizer.load(tiny_tokenizer(tmp_path / "b"))) is None
+    swapped = Tokenizer.load(tiny_tokenizer(tmp_path / "c", swap=(65, 66)))
+    assert plain.same_as(swapped) == "token 65 is 'A' against 'B'"
+    assert plain.same_as(tokenizer("byte_level")) == "259 tokens against 389"
+
+
+def test_same_as_sees_other_merges() -> None:
+    """One vocabulary, other merges: only what the tokenizer does tells them apart."""
+    state = json.loads(byte_level(added=False).to_str())
+    state["model"]["merges"].reverse()
+    from tokenizers import Tokenizer as Backend
+
+    other = wrap(Backend.from_str(json.dumps(state)), "reversed")
+    difference = wrap(byte_level(added=False), "plain").same_as(other)
+    assert difference is not None
+    assert "split differently" in difference
