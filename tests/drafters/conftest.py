@@ -46,8 +46,8 @@ class World:
     def rows(
         self, texts: Sequence[Sequence[int]], slots: Sequence[int], limits: Limits, slack: int = 0
     ) -> Rows:
-        """Rows whose slots hold `texts`; past them, and in other slots, stands a stale token."""
-        tokens = torch.full((limits.slots, limits.max_length), 3)
+        """Rows whose slots hold `texts`; past them, and in other slots, stands no token."""
+        tokens = torch.full((limits.slots, limits.max_length), 10**6)
         for slot, text in zip(slots, texts, strict=True):
             tokens[slot, : len(text)] = torch.tensor(text, dtype=torch.int64)
         return Rows(

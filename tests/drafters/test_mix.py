@@ -83,12 +83,12 @@ def test_first_part_with_a_draft(counts: list[list[int]], scored: list[bool]) ->
 
 
 def test_sources_of_a_mix_inside_a_mix() -> None:
-    inner = MixDrafter((Part(1, (0, 0, 1)), Part(2, (0, 1, 1))))
-    mix = MixDrafter((Part(3, (1, 0, 0)), inner, Part(4, (1, 1, 1))))
+    inner = MixDrafter((Part(1, (0, 0, 1, 0)), Part(2, (0, 1, 1, 0))))
+    mix = MixDrafter((Part(3, (1, 0, 0, 0)), inner, Part(4, (1, 1, 1, 1))))
     assert mix.sources == ("part",) * 4
     draft = mix.propose(None, 2, None)  # type: ignore[arg-type]
-    assert draft.source.tolist() == [0, 2, 1]
-    assert draft.tokens[:, 0].tolist() == [3, 2, 1]
+    assert draft.source.tolist() == [0, 2, 1, 3]
+    assert draft.tokens[:, 0].tolist() == [3, 2, 1, 4]
 
 
 def test_needs_are_the_union() -> None:

@@ -55,7 +55,12 @@ def bound(
 
 @given(
     data=st.lists(
-        st.tuples(st.lists(st.integers(0, 3), min_size=1, max_size=5), TEXT, TEXT, st.booleans()),
+        st.tuples(
+            st.lists(st.integers(0, 3), min_size=1, max_size=5),
+            TEXT,
+            TEXT,
+            st.none() | st.integers(0, 4),
+        ),
         min_size=1,
         max_size=4,
     ),
@@ -65,7 +70,7 @@ def bound(
 )
 def test_equals_the_loop_over_rounds(
     world: Any,
-    data: list[tuple[list[int], list[int], list[int], bool]],
+    data: list[tuple[list[int], list[int], list[int], int | None]],
     sizes: tuple[int, int],
     steps: list[int],
     k: int,
@@ -77,13 +82,14 @@ def test_equals_the_loop_over_rounds(
     drafter.bind(None, limits)  # type: ignore[arg-type]
     slots = list(range(len(data), 0, -1))
     oracles, fulls = [], []
-    for slot, (prompt, prediction, answer, as_predicted) in zip(slots, data, strict=True):
+    for slot, (prompt, prediction, answer, cut) in zip(slots, data, strict=True):
         drafter.admit(slot, world.request(prompt, prediction))
         oracles.append(Oracle(prediction, len(prompt), least, most))
         # Half of the answers are the prediction with something else in its middle.
-        half = len(prediction) // 2
-        mixed = [*prediction[:half], *answer[:4], *prediction[half:]]
-        fulls.append([*prompt, *(mixed if as_predicted else answer)])
+        if cut is not None:
+            half = len(prediction) // 2
+            answer = [*prediction[:half], *answer[:4], *prediction[half + cut :]]
+        fulls.append([*prompt, *answer])
     lengths = [len(item[0]) for item in data]
     for step in steps:
         texts = [full[:n] for full, n in zip(fulls, lengths, strict=True)]
@@ -171,6 +177,25 @@ def test_goes_back_where_only_there_it_matches(world: Any) -> None:
     assert world.propose(drafter, world.rows([text], [1], limits), 2) == [[14, 15]]
 
 
+def test_one_token_is_enough_straight_on(world: Any) -> None:
+    """After a replaced token one right token is enough, elsewhere two; also before any draft."""
+    prediction = [10, 11, 12, 13, 14, 15]
+    limits = world.limits(2, 40, 2)
+    for drafted in (True, False):
+        drafter = bound(world, [0, 0, 0], prediction, 40, 2)
+        if drafted:
+            world.propose(drafter, world.rows([[0, 0, 0]], [1], limits), 2)
+        replaced = world.rows([[0, 0, 0, 10, 41]], [1], limits)
+        assert world.propose(drafter, replaced, 2) == [[]]
+        straight = world.rows([[0, 0, 0, 10, 41, 12]], [1], limits)
+        assert world.propose(drafter, straight, 2) == [[13, 14]]
+        drafter = bound(world, [0, 0, 0], prediction, 40, 2)
+        elsewhere = world.rows([[0, 0, 0, 10, 41, 13]], [1], limits)
+        assert world.propose(drafter, elsewhere, 2) == [[]]
+        elsewhere = world.rows([[0, 0, 0, 10, 41, 13, 14]], [1], limits)
+        assert world.propose(drafter, elsewhere, 2) == [[15]]
+
+
 def test_asking_twice_changes_nothing(world: Any) -> None:
     prediction = words(40)
     drafter = bound(world, [0], prediction, 60, 4)
@@ -201,10 +226,16 @@ def test_too_long_a_prediction_is_cut_and_the_slot_may_be_full(world: Any) -> No
 
 
 def test_a_shorter_prediction_leaves_nothing_of_a_longer_one(world: Any) -> None:
-    drafter = bound(world, [0], list(range(10, 30)), 40, 4)
-    drafter.admit(1, world.request([0], [10, 11]))
-    limits = world.limits(2, 40, 4)
-    assert world.propose(drafter, world.rows([[0]], [1], limits), 4) == [[10, 11]]
+    """The output meets more of the prediction that was there before than of the present one."""
+    limits = world.limits(3, 40, 4)
+    drafter = PredictedDrafter()
+    drafter.bind(None, limits)  # type: ignore[arg-type]
+    drafter.admit(1, world.request([0], [30, 31, 32, 33, 34, 35, 1, 5, 6, 36]))
+    drafter.admit(2, world.request([0], range(40)))
+    drafter.release(1)
+    drafter.admit(1, world.request([0], [10, 11, 5, 6, 7]))
+    rows = world.rows([[0], [0, 10, 11, 1, 5, 6]], [2, 1], limits)
+    assert world.propose(drafter, rows, 4) == [[0, 1, 2, 3], [7]]
 
 
 @pytest.mark.parametrize("token", [-1, 50])
