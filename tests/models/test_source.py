@@ -33,7 +33,9 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "is a file; give the folder" in refusal(tmp_path / "file")
 
 
-@pytest.mark.parametrize("name", ["/no/such", "./no", "no", "a/b/c", "~/no", "", Path("a/b")])
+@pytest.mark.parametrize(
+    "name", ["/no/such", "/no/draft", "./no", "no", "a/b/c", "~/no", "", Path("a/b")]
+)
 def test_no_such_folder(name: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert refusal(name).startswith(f"no such folder: {name}; give a model folder, a hub id or")

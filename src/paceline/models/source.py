@@ -31,9 +31,8 @@ def resolve(source: str | Path) -> Path:
     if isinstance(source, Path) or not _HUB_ID.fullmatch(name) or path.parent.is_dir():
         choices = f"give a model folder, a hub id or one of {', '.join(BUNDLED)}"
         near = did_you_mean(name, BUNDLED)
-        raise CheckpointError(
-            f"no such folder: {name}" + (near if near.startswith("; did") else f"; {choices}")
-        )
+        guess = near.startswith("; did") and "/" not in name
+        raise CheckpointError(f"no such folder: {name}" + (near if guess else f"; {choices}"))
     return _download(name)
 
 
