@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.speculation.mutations import MUTANTS, Mutant, unrooted_noise, unrooted_proposal
 
 from paceline.lab.audit_enumeration import (
     Enumeration,
@@ -12,6 +11,7 @@ from paceline.lab.audit_enumeration import (
     Text,
     random_pair,
 )
+from paceline.lab.audit_mutations import MUTANTS, Mutant, unrooted_noise, unrooted_proposal
 from paceline.speculation.verify import RULES, Rule
 from paceline.types import RuleName
 

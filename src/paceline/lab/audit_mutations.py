@@ -1,4 +1,8 @@
-"""Rules broken on purpose. The suites must tell every one of them from a sound rule."""
+"""Rules broken on purpose, each as it has been shipped somewhere or might be.
+
+A suite that does not tell every one of them from a sound rule proves nothing. They differ from
+the sound rule in one function; nothing in the program uses them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ Noise = Callable[[Rule, Tensor, Tensor, Tensor, int, torch.dtype], VerifyNoise]
 Proposal = Callable[[Rule, Tensor, Tensor, Tensor, int, torch.dtype], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Mutant:
     """A rule with some of its functions replaced."""
 
