@@ -110,8 +110,8 @@ def test_joint_law_of_three_tokens(
 @pytest.mark.parametrize("name", sorted(MUTANTS.keys() - SUBTLE))
 def test_mutants_are_rejected(name: str) -> None:
     mutant: Mutant = MUTANTS[name]
-    results = [joint_test(mutant, pair(seed, torch.float64), 4, 30_000) for seed in range(2)]
-    assert min(r.p_value for r in results) < 1e-6
+    results = (joint_test(mutant, pair(seed, torch.float64), 4, 80_000) for seed in range(2))
+    assert any(r.p_value < 1e-5 for r in results)
 
 
 @pytest.mark.parametrize("rule", NAMES)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -61,6 +62,7 @@ def _bisect(rising: Callable[[float], float], goal: float, high: float) -> float
     return high
 
 
+@lru_cache(maxsize=4096)
 def least_total_variation(samples: int, bins: int, alpha: float, power: float) -> float:
     """Return the total variation d such that every law at least d away is rejected with `power`.
 
