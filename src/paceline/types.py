@@ -85,6 +85,11 @@ class KVSpec:
     head_dim: int
     dtype: torch.dtype
 
+    @property
+    def bundle(self) -> int:
+        """Key heads that lie side by side in the cache and share one matrix product."""
+        return 2 if self.kv_heads % 2 == 0 else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Needs:

@@ -19,7 +19,7 @@ from paceline.kv.pools import KVPool
 from paceline.models.decoder import Decoder
 from paceline.models.loading import resolve
 from paceline.models.opening import open_decoder
-from paceline.speculation.window import single, tail
+from paceline.speculation.window import ahead, step, tail
 from paceline.text import Tokenizer
 from paceline.types import Draft, Limits, Needs, Rows, TargetOut, Verdict, Window
 
@@ -75,14 +75,15 @@ class ModelDrafter(Drafter):
         hidden = hidden.view(-1, width, hidden.shape[-1])[:, -1]  # [B, d]
         drafted = rows.length.new_empty(rows.length.shape[0], 0)
         scores: list[Tensor] = []
-        for ahead in range(k):
+        places = ahead(rows, k)
+        for node in range(k):
             logits = fit(self._model.head(hidden), self._vocab)
             token, score = draw.step(logits, drafted)
             drafted = torch.cat((drafted, token.unsqueeze(1)), 1)
             if score is not None:
                 scores.append(score)
-            if ahead + 1 < k:
-                hidden = self._model.forward(single(rows, token, ahead), self._pool)[0]
+            if node + 1 < k:
+                hidden = self._model.forward(step(places, node, token), self._pool)[0]
         count = torch.full_like(rows.length, k)
         stored = torch.stack(scores, 1) if scores else None  # [B, k, V]
         return Draft(drafted, count, torch.zeros_like(count), stored)

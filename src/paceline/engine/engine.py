@@ -254,7 +254,7 @@ class Engine:
             self._loop.step()
 
     def _cancel(self, sequence: Sequence) -> None:
-        with self._lock:
+        with self._lock, torch.inference_mode():
             self._loop.drop(sequence)
 
     # --- measuring and closing ---

@@ -15,7 +15,7 @@ from paceline.engine.outbox import Committed, Reader
 from paceline.engine.prefill import prefill_chunk
 from paceline.engine.round import Machine, Plan, draft_next, run_round
 from paceline.engine.scheduler import Scheduler, Sequence
-from paceline.errors import NumericsError
+from paceline.errors import NumericsError, PacelineError
 from paceline.types import SamplingFlags, SequenceStats, TokenLogprob, Verdict
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,11 @@ class Loop:
         stop_ids = tuple(sorted(self._readers[id(sequence)].stop_ids))
         base = sequence.slot * self.machine.pool.page_size
         slots.admit(sequence.slot, request, base, stop_ids, sequence.k)
-        self.machine.drafter.admit(sequence.slot, request)
         sequence.stats.prompt_tokens = len(request.prompt)
+        try:
+            self.machine.drafter.admit(sequence.slot, request)
+        except PacelineError as error:
+            self.drop(sequence, error)
 
     def _prefill(self, sequence: Sequence) -> None:
         """Read the next chunk; after the last, draft for the first round and join."""

@@ -6,28 +6,45 @@ Page 0 is scratch: nodes that are not valid write there, and nobody reads it.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from paceline.types import KVSpec
 
 
+class LayerCache(NamedTuple):
+    """One layer's keys and values, each [Hkv / bundle, pages · page_size, bundle · D].
+
+    A bundle of heads at one position is one row, so that a page's extent of it is a dense
+    matrix, which oneDNN multiplies without a copy.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+
 class KVPool:
-    """One model's cache: `layers[i]` is [2·Hkv, pages·page_size, D], keys first."""
+    """One model's cache."""
 
     def __init__(self, spec: KVSpec, pages: int, page_size: int, device: torch.device) -> None:
         self.spec, self.page_size = spec, page_size
-        shape = (2 * spec.kv_heads, pages * page_size, spec.head_dim)
+        bundle = spec.bundle
+        shape = (spec.kv_heads // bundle, pages * page_size, bundle * spec.head_dim)
+
         # Zeros, not empty: masked columns are multiplied by 0, and 0 · NaN would be NaN.
-        self.layers: tuple[Tensor, ...] = tuple(
-            torch.zeros(shape, dtype=spec.dtype, device=device) for _ in range(spec.layers)
-        )
+        def empty() -> Tensor:
+            return torch.zeros(shape, dtype=spec.dtype, device=device)
+
+        self.layers = tuple(LayerCache(empty(), empty()) for _ in range(spec.layers))
 
     def clear(self, page: int) -> None:
         """Zero one page, so that what is not finite in it cannot reach the page's next owner."""
         first = page * self.page_size
         for layer in self.layers:
-            layer[:, first : first + self.page_size].zero_()
+            layer.keys[:, first : first + self.page_size].zero_()
+            layer.values[:, first : first + self.page_size].zero_()
 
 
 def kv_bytes(spec: KVSpec, positions: int) -> int:

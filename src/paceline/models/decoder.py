@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paceline.kv.pools import KVPool
+from paceline.kv.pools import KVPool, LayerCache
 from paceline.models.config import ModelConfig
 from paceline.models.loading import LayerWeights, Weights
 from paceline.models.rope import table
 from paceline.ops.activation import silu_mul
-from paceline.ops.attention import AttentionPlan, attend, plan_attention, write_kv
+from paceline.ops.attention import AttentionPlan, Masks, attend, write_kv
 from paceline.ops.linear import make_linear
 from paceline.ops.norm import RMSNorm
 from paceline.ops.rotary import rotate
@@ -30,21 +30,35 @@ def kv_spec(config: ModelConfig, dtype: torch.dtype) -> KVSpec:
 class Decoder:
     """A decoder-only language model. `forward` gives hidden states, `head` logits."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, max_length: int) -> None:
-        """max_length: positions that the rotary table is made for."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        max_length: int,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
+        """max_length: positions to serve. kv_dtype: of the cache and the attention products;
+        None: the weights'."""
         self.config = config
         self.embedding = weights.embedding  # [V, d]
         dtype = self.embedding.dtype
         self._compute = torch.promote_types(dtype, torch.float32)
-        self.spec = kv_spec(config, dtype)
+        self.spec = kv_spec(config, kv_dtype or dtype)
         self._layers = [
             _Layer(config, layer, sliding)
             for layer, sliding in zip(weights.layers, config.windows, strict=True)
         ]
         self._final_norm = RMSNorm(weights.final_norm, config.rms_norm_eps)
         self._head = make_linear(weights.head)
-        self._turns = self._make_turns(max_length)
-        self._sliding = frozenset(config.windows)
+        device = self.embedding.device
+        self._turns = table(config, max_length, self._compute).to(device)  # [L, D/2]
+        self._masks = Masks(
+            frozenset(config.windows),
+            config.heads // config.kv_heads * self.spec.bundle,
+            max_length,
+            self.spec.dtype,
+            device,
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -56,15 +70,6 @@ class Decoder:
         """d."""
         return self.config.hidden_size
 
-    def _make_turns(self, max_length: int) -> Tensor:
-        """[max_length, Hq + Hkv, D/2] complex: the rotation, with the attention scale for q."""
-        config = self.config
-        turn = table(config, max_length, self._compute).to(self.embedding.device)[:, None]
-        scale = config.head_dim**-0.5
-        return torch.cat(
-            [turn.expand(-1, config.heads, -1) * scale, turn.expand(-1, config.kv_heads, -1)], 1
-        )
-
     def forward(
         self, window: Window, pool: KVPool, features: tuple[int, ...] = ()
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -74,9 +79,8 @@ class Decoder:
         in `features` (0 is the embedding, i the output of layer i) the states [B, W, d].
         """
         batch, width = window.ids.shape
-        groups = self.config.heads // self.config.kv_heads
-        plan = plan_attention(window, self._sliding, groups, self.spec.dtype)
-        turn = self._turns.index_select(0, window.position.reshape(-1))  # [R, Hq+Hkv, D/2]
+        plan = self._masks.plan(window)
+        turn = self._turns.index_select(0, window.position.reshape(-1)).unsqueeze(1)  # [R, 1, D/2]
         x = F.embedding(window.ids.reshape(-1), self.embedding)  # [R, d]
         kept = {0: x} if 0 in features else {}
         for number, (layer, cache) in enumerate(zip(self._layers, pool.layers, strict=True), 1):
@@ -108,7 +112,7 @@ class _Layer:
         self._down = make_linear(weights.down, weights.down_bias)
         self._sliding = sliding
 
-    def forward(self, x: Tensor, turn: Tensor, cache: Tensor, plan: AttentionPlan) -> Tensor:
+    def forward(self, x: Tensor, turn: Tensor, cache: LayerCache, plan: AttentionPlan) -> Tensor:
         """x [R, d] -> [R, d]; writes this layer's keys and values."""
         heads, turned = self._heads, self._heads + self._kv_heads
         qkv = self._qkv(self._attention_norm(x)).to(self._compute)
@@ -117,6 +121,6 @@ class _Layer:
             qkv[:, :heads] = self._q_norm(qkv[:, :heads])
             qkv[:, heads:turned] = self._k_norm(qkv[:, heads:turned])
         rotate(qkv[:, :turned], turn)
-        write_kv(cache, qkv[:, heads:], plan.address)
-        x = self._o.add(attend(qkv[:, :heads], cache, plan, self._sliding), x)
+        write_kv(*cache, qkv[:, heads:], plan.address)
+        x = self._o.add(attend(qkv[:, :heads], *cache, plan, self._sliding, x.dtype), x)
         return self._down.add(silu_mul(self._gate_up(self._mlp_norm(x))), x)

@@ -1,9 +1,10 @@
 """Attention of a window's rows over the cached keys and values, and the write into that cache.
 
-The cache of a layer is one tensor [2·Hkv, N, D], all keys' heads and then all values', so that
-one indexed copy writes both and a head's keys are contiguous. In bfloat16 both products run in
-oneDNN, whose sums do not depend on the number of rows nor on how far the masked tail reaches;
-the extent is a multiple of `BLOCK` for the same reason.
+Key heads lie in the cache in bundles (`KVSpec.bundle`): one product serves all query heads of a
+bundle, each padded with zeros where the other heads' keys stand. That is one dense product where
+a batched one would copy the cache. In bfloat16 the products run in oneDNN, whose sums do not
+depend on the number of rows nor on how far the masked tail reaches; the extent is a multiple of
+`BLOCK` for the same reason.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class AttentionPlan:
     """What all layers of one forward pass share.
 
     width W; address [B·W]; spans per row (first address, extent); masks: per sliding window
-    size (None is full attention) and row, an additive mask [G·W, extent].
+    size (None is full attention) and row, an additive mask [c·G·W, extent].
     """
 
     width: int
@@ -32,50 +33,86 @@ class AttentionPlan:
     masks: dict[int | None, tuple[Tensor, ...]]
 
 
-def plan_attention(
-    window: Window, sliding: frozenset[int | None], groups: int, dtype: torch.dtype
-) -> AttentionPlan:
-    """Make the masks of a forward pass once, for every layer kind in `sliding`.
+class Masks:
+    """Makes the masks of a forward pass: one gather a row from a constant strip.
 
-    groups: query heads per key head. A node sees the committed text before the window's root
-    and its own ancestors; in a chain that is every position up to its own.
+    The mask of position p over columns 0..L-1 is a stretch of one vector of zeros and then
+    minus infinities, L long for every p; the strip's view [L, L] is a Toeplitz matrix over 2·L
+    stored numbers.
     """
-    width = window.ids.shape[1]
-    spans = tuple((start, -(-bound // BLOCK) * BLOCK) for start, bound in window.spans)
-    masks: dict[int | None, tuple[Tensor, ...]] = dict.fromkeys(sliding, ())
-    for row, (_, extent) in enumerate(spans):
-        columns = torch.arange(extent, device=window.ids.device)
-        position = window.position[row, :, None]  # [W, 1]
-        visible = columns <= position  # [W, extent]
-        for size in sliding:
-            seen = visible if size is None else visible & (columns > position - size)
-            mask = torch.zeros(width, extent, dtype=dtype, device=columns.device)
-            mask.masked_fill_(~seen, float("-inf"))
-            masks[size] = (*masks[size], mask.repeat(groups, 1))
-    return AttentionPlan(width, window.address.reshape(-1), spans, masks)
+
+    def __init__(
+        self,
+        sliding: frozenset[int | None],
+        groups: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """sliding: window sizes some layer has (None: all it can see). groups: query heads per
+        bundle of key heads, c·G. length: L, the most positions there will be."""
+        self._groups, self._length = groups, -(-length // BLOCK) * BLOCK
+        size = self._length
+        self._views: dict[int | None, Tensor] = {}
+        for window in sliding:
+            strip = torch.full((2 * size,), float("-inf"), dtype=dtype, device=device)
+            strip[max(0, size - (window or size)) : size] = 0.0
+            # Row L-1-p starts there in the strip, so that column p is its last zero.
+            self._views[window] = strip.as_strided((size, size), (1, 1))
+
+    def plan(self, window: Window) -> AttentionPlan:
+        """The plan for `window`, a chain: a node sees every position up to its own."""
+        assert window.ancestors is None, "masks for trees are not made yet"
+        width = window.ids.shape[1]
+        # Rounding the extent up never reaches the next page: pages are multiples of BLOCK.
+        spans = tuple((start, -(-bound // BLOCK) * BLOCK) for start, bound in window.spans)
+        begin = (self._length - 1 - window.position).repeat(1, self._groups)  # [B, c·G·W]
+        masks = {
+            size: tuple(
+                view[:, :extent].index_select(0, begin[row])
+                for row, (_, extent) in enumerate(spans)
+            )
+            for size, view in self._views.items()
+        }
+        return AttentionPlan(width, window.address.reshape(-1), spans, masks)
 
 
-def write_kv(cache: Tensor, kv: Tensor, address: Tensor) -> None:
-    """cache [2·Hkv, N, D]; kv [R, 2·Hkv, D] in any float dtype; address [R] int64."""
-    cache.index_copy_(1, address, kv.transpose(0, 1).to(cache.dtype))
+def write_kv(keys: Tensor, values: Tensor, kv: Tensor, address: Tensor) -> None:
+    """Write a window. keys, values [P, N, c·D] with P bundles of c heads; kv [R, 2·Hkv, D] in any
+    float dtype, keys first; address [R] int64."""
+    bundles, _, size = keys.shape
+    pair = kv.reshape(kv.shape[0], 2, bundles, size).to(keys.dtype).permute(1, 2, 0, 3)
+    keys.index_copy_(1, address, pair[0])
+    values.index_copy_(1, address, pair[1])
 
 
-def attend(query: Tensor, cache: Tensor, plan: AttentionPlan, sliding: int | None) -> Tensor:
-    """Scaled dot-product attention with the scale already in the query.
+def attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    plan: AttentionPlan,
+    sliding: int | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Scaled dot-product attention of a window over the cache.
 
-    query [B·W, Hq, D] in any float dtype; returns [B·W, Hq·D] in the cache's dtype.
+    query [B·W, Hq, D] in any float dtype; keys, values [P, N, c·D]; returns [B·W, Hq·D] in
+    `dtype`.
     """
     rows, heads, size = query.shape
-    width, kv_heads = plan.width, cache.shape[0] // 2
-    groups = heads // kv_heads
-    out = torch.empty(rows, heads * size, dtype=cache.dtype, device=cache.device)
-    # [B, W, Hkv, G, D] -> [B, Hkv, G, W, D]: one product per key head serves its whole group.
-    query = query.view(-1, width, kv_heads, groups, size).permute(0, 2, 3, 1, 4)
-    target = out.view(-1, width, kv_heads, groups, size).permute(0, 2, 3, 1, 4)
+    width, bundles, c = plan.width, keys.shape[0], keys.shape[2] // size
+    shape = (rows // width, width, bundles, c, heads // (bundles * c), size)
+    out = torch.empty(rows, heads * size, dtype=dtype, device=keys.device)
+    # [B, W, P, c, G, D] -> [B, P, G, W, D, c]
+    order = (0, 2, 4, 1, 5, 3)
+    query, target = query.view(shape).permute(order), out.view(shape).permute(order)
     for row, (start, extent) in enumerate(plan.spans):
-        page = cache[:, start : start + extent]
-        q = cache.new_empty(kv_heads, groups, width, size).copy_(query[row])
-        scores = torch.bmm(q.view(kv_heads, groups * width, size), page[:kv_heads].mT)
-        weights = scores.add_(plan.masks[sliding][row]).softmax(-1)
-        target[row].copy_(torch.bmm(weights, page[kv_heads:]).view(kv_heads, groups, width, size))
+        mask = plan.masks[sliding][row]  # [c·G·W, extent]
+        for bundle in range(bundles):
+            wide = keys.new_zeros(c, shape[4], width, c, size)
+            torch.mul(query[row, bundle], size**-0.5, out=wide.diagonal(dim1=0, dim2=3))
+            page = slice(start, start + extent)
+            scores = torch.mm(wide.view(-1, c * size), keys[bundle, page].t())
+            mixed = torch.mm(scores.add_(mask).softmax(-1), values[bundle, page])
+            target[row, bundle].copy_(mixed.view_as(wide).diagonal(dim1=0, dim2=3))
     return out

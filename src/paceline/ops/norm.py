@@ -24,5 +24,6 @@ class RMSNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return [..., d] in x's dtype."""
-        length = torch.linalg.vector_norm(x, 2, -1, True, dtype=self._accumulate)
-        return torch.div(x, length.hypot_(self._floor)).mul_(self._gain).to(x.dtype)
+        wide = x.to(self._accumulate)
+        length = torch.linalg.vector_norm(wide, 2, -1, True).hypot_(self._floor)
+        return torch.div(wide, length).mul_(self._gain).to(x.dtype)

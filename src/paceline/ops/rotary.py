@@ -12,5 +12,6 @@ from torch import Tensor
 
 def rotate(heads: Tensor, turn: Tensor) -> None:
     """Turn `heads` in place. heads [R, H, D] float32 or float64, its last dimension contiguous;
-    turn [R, H or 1, D/2] complex, which may carry a scale."""
-    torch.view_as_complex(heads.unflatten(-1, (-1, 2))).mul_(turn)
+    turn [R, 1, D/2] complex."""
+    rows, count, size = heads.shape
+    torch.view_as_complex(heads.view(rows, count, size // 2, 2)).mul_(turn)

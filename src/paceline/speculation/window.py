@@ -44,17 +44,30 @@ def tail(rows: Rows, width: int) -> Window:
     return Window(ids, position, address, valid, rows.spans)
 
 
-def single(rows: Rows, ids: Tensor, ahead: int) -> Window:
-    """One drafted token a row, `ahead` positions behind the last committed token's place + 1.
+def ahead(rows: Rows, k: int) -> Window:
+    """Places for k tokens past the committed text, as one window whose ids are not known yet.
 
-    ids [B]; ahead 0 is the first position that is not committed yet.
+    A drafter takes it node by node with `step`. ids are zeros [B, k].
     """
-    position = (rows.length + ahead).unsqueeze(1)
+    node = torch.arange(k, device=rows.length.device)
+    place = rows.length.unsqueeze(1) + node  # [B, k]
     limit = rows.tokens.shape[1] - 1
-    valid = position <= limit
-    position = position.clamp(max=limit)
-    address = torch.where(valid, rows.base.unsqueeze(1) + position, torch.zeros_like(position))
-    return Window(ids.unsqueeze(1), position, address, valid, rows.spans)
+    valid = place <= limit
+    position = place.clamp(max=limit)
+    address = torch.where(valid, rows.base.unsqueeze(1) + position, node)
+    return Window(torch.zeros_like(place), position, address, valid, rows.spans)
+
+
+def step(window: Window, node: int, ids: Tensor) -> Window:
+    """Node `node` of `ahead`'s window alone, holding ids [B]."""
+    here = slice(node, node + 1)
+    return Window(
+        ids.unsqueeze(1),
+        window.position[:, here],
+        window.address[:, here],
+        window.valid[:, here],
+        window.spans,
+    )
 
 
 def cut(tokens: Tensor, n: Tensor, stop_ids: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
