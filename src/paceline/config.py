@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self, get_args
 
+import torch
+
 from paceline.errors import ConfigError, did_you_mean
 from paceline.models.opening import parse_dtype
 from paceline.types import RuleName, SamplingParams
@@ -50,8 +52,9 @@ class EngineConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("target", "drafter", "device"):
-            _text(name, getattr(self, name))
+        _text("target", self.target)
+        _text("drafter", self.drafter)
+        _device(self.device)
         if self.draft is not None:
             _text("draft", self.draft)
         _whole("k", self.k, 0, MAX_K)
@@ -162,6 +165,18 @@ def _known(given: Iterable[str], known: Iterable[str], what: str) -> None:
 def _text(name: str, value: object) -> None:
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{name} must be a text of at least one character, not {value!r}")
+
+
+def _device(value: object) -> None:
+    _text("device", value)
+    try:
+        kind = torch.device(str(value)).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be cpu or cuda (cuda:1 for the second), not {value!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {value!r}: torch sees no CUDA device here; use cpu")
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -1,0 +1,76 @@
+"""The command `paceline`: one file a command, nothing here but how they hang together.
+
+A user's mistake is one line on standard error and exit status 2; Ctrl-C is exit status 130. What
+a command reports goes to standard output, what it is busy with to standard error.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from paceline import PacelineError, __version__
+from paceline.cli import demo, generate, info
+from paceline.cli.common import fail, stderr
+
+
+class _Group(TyperGroup):
+    """Turns what a command raises into a line and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:  # click's context, which typer does not export
+        try:
+            return super().invoke(ctx)
+        except PacelineError as error:
+            fail(str(error), error.exit_status)
+        except KeyboardInterrupt:
+            stderr.print("interrupted")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # The reader of our output has gone (`| head`); Python would complain once more when
+            # it flushes at exit.
+            sys.stdout = None
+            raise typer.Exit(141) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    name="paceline",
+    help="Lossless speculative decoding: the target's own text, sooner.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"paceline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and stop."
+    ),
+) -> None:
+    pass
+
+
+app.command()(demo.demo)
+app.command()(generate.generate)
+app.command()(info.info)
+
+
+def main() -> None:
+    """Run the command line."""
+    # A terminal that cannot show a character shows a question mark, not a traceback.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    app()

@@ -1,0 +1,161 @@
+"""What the commands share: consoles, the options that open an engine, how one is opened."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.text import Text
+
+from paceline import ConfigError, Engine
+from paceline.config import load_toml
+
+stdout = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+MINI_TARGET, MINI_DRAFT = "mini-target", "mini-draft"
+
+Target = Annotated[
+    str | None,
+    typer.Option("--target", "-t", help="Checkpoint folder, bundled model or hub id.",
+                 rich_help_panel="Models", show_default=MINI_TARGET),
+]  # fmt: skip
+Drafter = Annotated[
+    str | None,
+    typer.Option("--drafter", "-d", help="none, model, ngram, predicted …; or several, as in "
+                 "ngram+model.", rich_help_panel="Models"),
+]  # fmt: skip
+Draft = Annotated[
+    str | None,
+    typer.Option("--draft", help="The draft model of --drafter model; mini-draft for mini-target.",
+                 rich_help_panel="Models"),
+]  # fmt: skip
+K = Annotated[
+    int | None,
+    typer.Option("--k", "-k", help="Draft tokens a round; 0 is plain decoding.",
+                 rich_help_panel="Models", show_default="5"),
+]  # fmt: skip
+Rule = Annotated[
+    str | None,
+    typer.Option("--rule", help="match (the same text at the same seed), reject or block.",
+                 rich_help_panel="Models", show_default="match"),
+]  # fmt: skip
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", help="bfloat16, float32 or float64.", rich_help_panel="Models",
+                 show_default="bfloat16"),
+]  # fmt: skip
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu or cuda.", rich_help_panel="Models", show_default="cpu"),
+]  # fmt: skip
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", help="CPU threads.", rich_help_panel="Models",
+                 show_default="measured at start"),
+]  # fmt: skip
+MaxLength = Annotated[
+    int | None,
+    typer.Option("--max-length", help="Positions a text may have, prompt included.",
+                 rich_help_panel="Models", show_default="the model's own"),
+]  # fmt: skip
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML file with engine options; options given here win.",
+                 rich_help_panel="Models"),
+]  # fmt: skip
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="One JSON object as the last line of standard output."),
+]
+
+
+def fail(message: str, status: int = 2) -> NoReturn:
+    """Print `error: message` on standard error and end with `status`."""
+    stderr.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    raise typer.Exit(status)
+
+
+def engine_options(config: Path | None, **given: object) -> dict[str, Any]:
+    """Return the options for `Engine`: the file's, over them those given; None is not given.
+
+    Without a target the bundled pair is meant, and with a draft model the drafter "model".
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if config is not None:
+        read = load_toml(config, **chosen)
+        return {name: getattr(read, name) for name in read.__dataclass_fields__}
+    chosen.setdefault("target", MINI_TARGET)
+    if chosen["target"] == MINI_TARGET and "draft" not in chosen:
+        # Harmless for drafters without a draft model.
+        chosen["draft"] = MINI_DRAFT
+    if "drafter" not in chosen:
+        chosen["drafter"] = "model" if "draft" in chosen else "none"
+    return chosen
+
+
+@contextmanager
+def open_engine(options: dict[str, Any]) -> Iterator[Engine]:
+    """Open an engine, saying so on a terminal meanwhile; close it at the end."""
+    with busy(f"opening {options['target']}"):
+        engine = Engine(**options)
+    with engine:
+        yield engine
+
+
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    """Show `text` on standard error while the block runs, on a terminal only."""
+    if not stderr.is_terminal:
+        yield
+        return
+    # Nothing that moves: a thread drawing it would disturb what is being measured.
+    with Live(Text(f"{text} …", "dim"), console=stderr, auto_refresh=False, transient=True):
+        yield
+
+
+def read_text(argument: str | None, file: Path | None, what: str) -> str:
+    """Return the text given as an argument, in a file or on standard input, whichever it is."""
+    if argument is not None and file is not None:
+        raise ConfigError(f"{what}: give the text or --file, not both")
+    if argument is not None and argument != "-":
+        return argument
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise ConfigError(f"{file}: cannot be read ({reason})") from error
+    if argument is None and sys.stdin.isatty():
+        raise ConfigError(f"no {what}; give it as an argument, with --file or on standard input")
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError:
+        raise ConfigError("standard input: not UTF-8 text") from None
+
+
+def write_json(value: dict[str, Any]) -> None:
+    """Print one object on one line of standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def versions() -> dict[str, str]:
+    """Return what a figure depends on: Python and the packages that compute."""
+    names = ("paceline", "torch", "transformers", "tokenizers")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def ratio(value: float | None, digits: int = 3) -> float | None:
+    """Round for JSON; None stays None."""
+    return None if value is None else round(value, digits)
