@@ -55,7 +55,7 @@ class ModelDrafter(Drafter):
                     f"({difference}): choose a draft made for this target"
                 )
         self._model = open_decoder(
-            self.options.path, self.options.dtype, limits.device, limits.max_length
+            self.options.path, self.options.dtype, limits.device, limits.max_length, steady=False
         )
         self._vocab = target.vocab_size
         self._pool = KVPool(self._model.spec, limits.pages, limits.page_size, limits.device)

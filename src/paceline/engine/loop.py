@@ -15,6 +15,7 @@ from paceline.engine.outbox import Committed, Reader
 from paceline.engine.prefill import prefill_chunk
 from paceline.engine.round import Machine, Plan, draft_next, run_round
 from paceline.engine.scheduler import Scheduler, Sequence
+from paceline.engine.slots import Batch
 from paceline.errors import NumericsError, PacelineError
 from paceline.types import SamplingFlags, SequenceStats, TokenLogprob, Verdict
 
@@ -31,7 +32,7 @@ class Loop:
     totals: SequenceStats = field(default_factory=SequenceStats)
     _readers: dict[int, Reader] = field(default_factory=dict)
     _sequences: dict[int, Sequence] = field(default_factory=dict)
-    _plan: tuple[tuple[int, ...], Plan] | None = None
+    _batch: tuple[tuple[str, ...], Batch] | None = None
 
     def submit(self, sequence: Sequence, reader: Reader) -> None:
         """Queue a sequence; its events appear in `reader`."""
@@ -87,12 +88,15 @@ class Loop:
         page = self.machine.pool.page_size
         reach = 2 * k + 2
         spans = tuple((s.slot * page, min(s.length + reach, limits.max_length)) for s in running)
-        index = torch.tensor([s.slot for s in running], device=limits.device)
-        return Plan(index, spans, _flags(running), k, k)
+        requests = tuple(s.request.id for s in running)
+        if self._batch is None or self._batch[0] != requests:
+            index = torch.tensor([s.slot for s in running], device=limits.device)
+            self._batch = (requests, self.machine.slots.batch(index))
+        return Plan(self._batch[1], spans, _flags(running), k, k)
 
     def _round(self, running: list[Sequence]) -> None:
         plan = self._make_plan(running, max(s.k for s in running))
-        drafts = self.machine.slots.draft(plan.index, plan.k)
+        drafts = self.machine.slots.draft(plan.batch.index, plan.k)
         drafted, sources = drafts.count.tolist(), drafts.source.tolist()
         began = time.perf_counter()
         rows: list[Committed] = []

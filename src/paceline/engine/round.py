@@ -17,10 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from paceline.drafters.base import Drafter
-from paceline.engine.slots import Slots
+from paceline.engine.slots import Batch, Slots
 from paceline.kv.pools import KVPool
 from paceline.models.decoder import Decoder
 from paceline.speculation.proposal import ProposalDraw
@@ -45,11 +44,11 @@ class Machine:
 class Plan:
     """What the host decides before a round, from what it knew before the round's tokens.
 
-    index [B]: the slots of the rows; spans: see `Window`; flags: stages some row needs; k: draft
+    batch: the rows and their constants; spans: see `Window`; flags: stages some row needs; k: draft
     tokens the window holds at most; next_k: draft tokens to propose for the next round.
     """
 
-    index: Tensor
+    batch: Batch
     spans: tuple[tuple[int, int], ...]
     flags: SamplingFlags
     k: int
@@ -61,17 +60,18 @@ def run_round(machine: Machine, plan: Plan, outbox: Callable[[Verdict], None]) -
     window, out, verdict = verify_and_commit(machine, plan)
     outbox(verdict)
     if plan.next_k:
-        rows = machine.slots.rows(plan.index, plan.spans, fresh=plan.k + 1)
+        rows = machine.slots.rows(plan.batch, plan.spans, fresh=plan.k + 1)
         machine.drafter.observe(window, out, verdict, rows)
         draft_next(machine, plan, fresh=plan.k + 1)
 
 
 def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, Verdict]:
     """The first half of a round: one target pass, one verdict, committed to the slots."""
-    slots, target, index = machine.slots, machine.target, plan.index
-    rows = slots.rows(index, plan.spans, fresh=1)
-    draft = slots.draft(index, plan.k)
-    window = assemble(rows, draft, slots.active[index])
+    slots, target, batch = machine.slots, machine.target, plan.batch
+    index = batch.index
+    rows = slots.rows(batch, plan.spans, fresh=1)
+    draft, active = slots.draft(index, plan.k), slots.active[index]
+    window = assemble(rows, draft, active)
     hidden, features = target.forward(window, machine.pool, machine.drafter.needs.features)
     logits = target.head(hidden).view(*window.ids.shape, -1)  # [B, W, V]
 
@@ -80,10 +80,10 @@ def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, 
     if plan.flags.penalties:
         history = History(slots.prompt_seen[index], slots.counts[index], window.ids, None)
     scores = distribution(
-        logits, slots.sampling(index), plan.flags, drawn_at, history, machine.rule.needs_q
+        logits, batch.sampling, plan.flags, drawn_at, history, machine.rule.needs_q
     )
     noise = machine.rule.noise(
-        slots.seed[index],
+        batch.seed,
         rows.length - 1,
         drawn_at,
         logits.shape[-1],
@@ -93,10 +93,10 @@ def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, 
     tokens, accepted, evaluated = machine.rule.verify(scores, draft, noise)
 
     given = accepted + 1
-    n, ended = cut(tokens, given, slots.stop_ids[index], slots.limit[index] - rows.length)
+    n, ended = cut(tokens, given, batch.sampling.stop_ids, batch.limit - rows.length)
     node = torch.arange(tokens.shape[1], device=index.device)
     broken = (failed(logits, scores) & (node < given.unsqueeze(1))).any(1)  # [B]
-    n = torch.where(broken | ~slots.active[index], 0, n)
+    n = torch.where(broken | ~active, 0, n)
     logprobs = None
     if plan.flags.logprobs >= 0:
         logprobs = top_logprobs(logits, tokens, plan.flags.logprobs)
@@ -113,16 +113,17 @@ def draft_next(machine: Machine, plan: Plan, fresh: int) -> None:
     fresh: tokens, at most, that were committed since the drafter last saw a row. Also run once
     after prefill, so that a request's first round verifies a whole window.
     """
-    slots, index = machine.slots, plan.index
-    rows = slots.rows(index, plan.spans, fresh)
+    slots, batch = machine.slots, plan.batch
+    index = batch.index
+    rows = slots.rows(batch, plan.spans, fresh)
     penalties = plan.flags.penalties
     draw = ProposalDraw(
         rule=machine.rule,
-        params=slots.sampling(index),
+        params=batch.sampling,
         flags=plan.flags,
-        seeds=slots.seed[index],
+        seeds=batch.seed,
         length=rows.length,
         prompt_seen=slots.prompt_seen[index] if penalties else None,
         counts=slots.counts[index] if penalties else None,
     )
-    slots.keep_draft(index, machine.drafter.propose(rows, plan.next_k, draw))
+    slots.keep_draft(batch, machine.drafter.propose(rows, plan.next_k, draw))

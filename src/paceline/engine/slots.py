@@ -6,6 +6,8 @@ drafts. Slot 0 is scratch and never active.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,21 @@ from paceline.types import Draft, Limits, Request, Rows, SamplingParams, Verdict
 
 MAX_BIAS = 300
 MAX_STOP_IDS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Per-request constants of the rows of a round, gathered once while its rows stay the same.
+
+    index [B] slot numbers; base, seed, limit, k_limit [B] int64; sampling: see `SamplingTensors`.
+    """
+
+    index: Tensor
+    base: Tensor
+    seed: Tensor
+    limit: Tensor
+    k_limit: Tensor
+    sampling: SamplingTensors
 
 
 class Slots:
@@ -80,25 +97,33 @@ class Slots:
         """The request in `slot` is gone; what is in flight for it commits nothing more."""
         self.active[slot] = False
 
-    def rows(self, index: Tensor, spans: tuple[tuple[int, int], ...], fresh: int) -> Rows:
-        """The read-only view of the slots `index` [B] that windows and drafters are made from."""
-        return Rows(index, self.tokens, self.length[index], self.base[index], spans, fresh)
-
-    def sampling(self, index: Tensor) -> SamplingTensors:
-        """The sampling parameters of the rows `index` [B]."""
-        return SamplingTensors(
-            temperature=self.temperature[index],
-            top_p=self.top_p[index],
-            min_p=self.min_p[index],
-            repetition=self.repetition[index],
-            presence=self.presence[index],
-            frequency=self.frequency[index],
-            top_k=self.top_k[index],
-            bias_ids=self.bias_ids[index],
-            bias_values=self.bias_values[index],
-            stop_ids=self.stop_ids[index],
-            min_position=self.min_position[index],
+    def batch(self, index: Tensor) -> Batch:
+        """Gather what does not change while the requests in the slots `index` [B] run."""
+        return Batch(
+            index=index,
+            base=self.base[index],
+            seed=self.seed[index],
+            limit=self.limit[index],
+            k_limit=self.k_limit[index],
+            sampling=SamplingTensors(
+                temperature=self.temperature[index],
+                top_p=self.top_p[index],
+                min_p=self.min_p[index],
+                repetition=self.repetition[index],
+                presence=self.presence[index],
+                frequency=self.frequency[index],
+                top_k=self.top_k[index],
+                bias_ids=self.bias_ids[index],
+                bias_values=self.bias_values[index],
+                stop_ids=self.stop_ids[index],
+                min_position=self.min_position[index],
+            ),
         )
+
+    def rows(self, batch: Batch, spans: tuple[tuple[int, int], ...], fresh: int) -> Rows:
+        """The read-only view that windows and drafters are made from."""
+        length = self.length[batch.index]
+        return Rows(batch.index, self.tokens, length, batch.base, spans, fresh)
 
     def draft(self, index: Tensor, k: int) -> Draft:
         """The waiting draft of the rows `index` [B], its first k tokens."""
@@ -106,12 +131,12 @@ class Slots:
         count = self.draft_count[index].clamp_(max=k)
         return Draft(self.draft_tokens[index, :k], count, self.draft_source[index], scores)
 
-    def keep_draft(self, index: Tensor, draft: Draft) -> None:
+    def keep_draft(self, batch: Batch, draft: Draft) -> None:
         """Store the next draft; rows that may not speculate, or that ended, get count 0."""
-        k = draft.tokens.shape[1]
+        index, k = batch.index, draft.tokens.shape[1]
         self.draft_tokens[index, :k] = draft.tokens
-        room = self.limit[index] - self.length[index] - 1
-        count = torch.minimum(torch.minimum(draft.count, self.k_limit[index]), room.clamp_(min=0))
+        room = batch.limit - self.length[index] - 1
+        count = torch.minimum(torch.minimum(draft.count, batch.k_limit), room.clamp_(min=0))
         self.draft_count[index] = count
         self.draft_source[index] = draft.source
         if self.draft_scores is not None and draft.scores is not None:

@@ -10,9 +10,11 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 
+Name = TypeVar("Name", bound=Hashable)
 ALPHA = 1e-3  # of all tests of a report together
 POWER = 0.9
 LEAST_EXPECTED = 5.0
@@ -115,7 +117,7 @@ def g_test(
 
 
 def g_test_of(
-    observed: Mapping[Hashable, int], expected: Mapping[Hashable, float], alpha: float = ALPHA
+    observed: Mapping[Name, int], expected: Mapping[Name, float], alpha: float = ALPHA
 ) -> GTest:
     """`g_test` of counts by name; a name without an expected probability has probability 0."""
     names = list(observed.keys() | expected.keys())

@@ -15,7 +15,7 @@ from paceline.models.config import ModelConfig
 from paceline.models.loading import LayerWeights, Weights
 from paceline.models.rope import table
 from paceline.ops.activation import silu_mul
-from paceline.ops.attention import AttentionPlan, Masks, attend, write_kv
+from paceline.ops.attention import AttentionPlan, Planner, attend, write_kv
 from paceline.ops.linear import make_linear
 from paceline.ops.norm import RMSNorm
 from paceline.ops.rotary import rotate
@@ -35,29 +35,26 @@ class Decoder:
         config: ModelConfig,
         weights: Weights,
         max_length: int,
-        kv_dtype: torch.dtype | None = None,
+        steady: bool = True,
     ) -> None:
-        """max_length: positions to serve. kv_dtype: of the cache and the attention products;
-        None: the weights'."""
+        """max_length: positions to serve. steady: see `ops.linear.make_linear`; False is for
+        drafts, which then compute and cache in float32 at least."""
         self.config = config
         self.embedding = weights.embedding  # [V, d]
         dtype = self.embedding.dtype
         self._compute = torch.promote_types(dtype, torch.float32)
-        self.spec = kv_spec(config, kv_dtype or dtype)
+        self._stream = dtype if steady else self._compute
+        self.spec = kv_spec(config, self._stream)
         self._layers = [
-            _Layer(config, layer, sliding)
+            _Layer(config, layer, sliding, steady)
             for layer, sliding in zip(weights.layers, config.windows, strict=True)
         ]
         self._final_norm = RMSNorm(weights.final_norm, config.rms_norm_eps)
-        self._head = make_linear(weights.head)
+        self._head = make_linear(weights.head, steady=steady)
         device = self.embedding.device
         self._turns = table(config, max_length, self._compute).to(device)  # [L, D/2]
-        self._masks = Masks(
-            frozenset(config.windows),
-            config.heads // config.kv_heads * self.spec.bundle,
-            max_length,
-            self.spec.dtype,
-            device,
+        self._planner = Planner(
+            self.spec, config.heads, frozenset(config.windows), max_length, self._stream, device
         )
 
     @property
@@ -79,9 +76,9 @@ class Decoder:
         in `features` (0 is the embedding, i the output of layer i) the states [B, W, d].
         """
         batch, width = window.ids.shape
-        plan = self._masks.plan(window)
+        plan = self._planner.plan(window)
         turn = self._turns.index_select(0, window.position.reshape(-1)).unsqueeze(1)  # [R, 1, D/2]
-        x = F.embedding(window.ids.reshape(-1), self.embedding)  # [R, d]
+        x = F.embedding(window.ids.reshape(-1), self.embedding).to(self._stream)  # [R, d]
         kept = {0: x} if 0 in features else {}
         for number, (layer, cache) in enumerate(zip(self._layers, pool.layers, strict=True), 1):
             x = layer.forward(x, turn, cache, plan)
@@ -97,19 +94,21 @@ class Decoder:
 class _Layer:
     """One block: attention and MLP, each with its norm and residual."""
 
-    def __init__(self, config: ModelConfig, weights: LayerWeights, sliding: int | None) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: LayerWeights, sliding: int | None, steady: bool
+    ) -> None:
         self._heads, self._kv_heads = config.heads, config.kv_heads
         self._size = config.head_dim
         self._compute = torch.promote_types(weights.qkv.dtype, torch.float32)
         eps = config.rms_norm_eps
         self._attention_norm = RMSNorm(weights.attention_norm, eps)
-        self._qkv = make_linear(weights.qkv, weights.qkv_bias)
+        self._qkv = make_linear(weights.qkv, weights.qkv_bias, steady)
         self._q_norm = None if weights.q_norm is None else RMSNorm(weights.q_norm, eps)
         self._k_norm = None if weights.k_norm is None else RMSNorm(weights.k_norm, eps)
-        self._o = make_linear(weights.o, weights.o_bias)
+        self._o = make_linear(weights.o, weights.o_bias, steady)
         self._mlp_norm = RMSNorm(weights.mlp_norm, eps)
-        self._gate_up = make_linear(weights.gate_up, weights.gate_up_bias)
-        self._down = make_linear(weights.down, weights.down_bias)
+        self._gate_up = make_linear(weights.gate_up, weights.gate_up_bias, steady)
+        self._down = make_linear(weights.down, weights.down_bias, steady)
         self._sliding = sliding
 
     def forward(self, x: Tensor, turn: Tensor, cache: LayerCache, plan: AttentionPlan) -> Tensor:
@@ -122,5 +121,5 @@ class _Layer:
             qkv[:, heads:turned] = self._k_norm(qkv[:, heads:turned])
         rotate(qkv[:, :turned], turn)
         write_kv(*cache, qkv[:, heads:], plan.address)
-        x = self._o.add(attend(qkv[:, :heads], *cache, plan, self._sliding, x.dtype), x)
+        x = self._o.add(attend(qkv[:, :heads], *cache, plan, self._sliding), x)
         return self._down.add(silu_mul(self._gate_up(self._mlp_norm(x))), x)

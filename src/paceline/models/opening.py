@@ -27,11 +27,17 @@ def parse_dtype(name: str) -> torch.dtype:
 
 
 def open_decoder(
-    source: str, dtype: str, device: torch.device, max_length: int, extra_bytes: int = 0
+    source: str,
+    dtype: str,
+    device: torch.device,
+    max_length: int,
+    extra_bytes: int = 0,
+    steady: bool = True,
 ) -> Decoder:
     """Open the checkpoint `source` (a folder, a bundled model's name or a hub id).
 
     max_length: positions to serve. extra_bytes: other memory that must fit beside the weights.
+    steady: False for drafts, see `Decoder`.
     Raises CheckpointError before any weight is read where it cannot be loaded.
     """
     began = time.perf_counter()
@@ -40,7 +46,7 @@ def open_decoder(
     config = ModelConfig.from_folder(path)
     check(path, config, kind, device, extra_bytes)
     with torch.inference_mode():
-        decoder = Decoder(config, load(path, config, kind, device), max_length)
+        decoder = Decoder(config, load(path, config, kind, device), max_length, steady)
     if max_length > config.max_length:
         log.warning(
             "%s was trained for %d positions and is opened for %d",

@@ -14,27 +14,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paceline.types import Window
+from paceline.types import KVSpec, Window
 
 BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """What all layers of one forward pass share.
+    """What all layers of one forward pass share, work space included.
 
-    width W; address [B·W]; spans per row (first address, extent); masks: per sliding window
-    size (None is full attention) and row, an additive mask [c·G·W, extent].
+    address [B·W]; spans per row (first address, extent); masks: per sliding window size (None is
+    full attention) and row, an additive mask [c·G·W, extent] for bundles of c key heads with G
+    query heads each. wide [c, G, W, c, D] holds one row's queries, each beside zeros in place of
+    the other heads' keys; diagonal [G, W, D, c] is where it is written. out [B·W, Hq·D] is what
+    `attend` returns, overwritten by the next layer, and places [B, P, G, W, D, c] a view of it.
     """
 
-    width: int
     address: Tensor
     spans: tuple[tuple[int, int], ...]
     masks: dict[int | None, tuple[Tensor, ...]]
+    wide: Tensor
+    diagonal: Tensor
+    out: Tensor
+    places: Tensor
 
 
-class Masks:
-    """Makes the masks of a forward pass: one gather a row from a constant strip.
+# [B, W, P, c, G, D] -> [B, P, G, W, D, c]
+_ORDER = (0, 2, 4, 1, 5, 3)
+
+
+class Planner:
+    """Makes plans: a mask is one gather from a constant strip.
 
     The mask of position p over columns 0..L-1 is a stretch of one vector of zeros and then
     minus infinities, L long for every p; the strip's view [L, L] is a Toeplitz matrix over 2·L
@@ -43,19 +53,23 @@ class Masks:
 
     def __init__(
         self,
+        spec: KVSpec,
+        heads: int,
         sliding: frozenset[int | None],
-        groups: int,
         length: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """sliding: window sizes some layer has (None: all it can see). groups: query heads per
-        bundle of key heads, c·G. length: L, the most positions there will be."""
-        self._groups, self._length = groups, -(-length // BLOCK) * BLOCK
-        size = self._length
+        """heads: Hq. sliding: window sizes some layer has (None: all it can see). length: L, the
+        most positions there will be. dtype: of the queries and of what `attend` returns."""
+        self._size, self._dtype = spec.head_dim, dtype
+        self._c, self._bundles = spec.bundle, spec.kv_heads // spec.bundle
+        self._groups = heads // spec.kv_heads
+        self._length = size = -(-length // BLOCK) * BLOCK
+        self._kv_dtype = spec.dtype
         self._views: dict[int | None, Tensor] = {}
         for window in sliding:
-            strip = torch.full((2 * size,), float("-inf"), dtype=dtype, device=device)
+            strip = torch.full((2 * size,), float("-inf"), dtype=spec.dtype, device=device)
             strip[max(0, size - (window or size)) : size] = 0.0
             # Row L-1-p starts there in the strip, so that column p is its last zero.
             self._views[window] = strip.as_strided((size, size), (1, 1))
@@ -63,10 +77,10 @@ class Masks:
     def plan(self, window: Window) -> AttentionPlan:
         """The plan for `window`, a chain: a node sees every position up to its own."""
         assert window.ancestors is None, "masks for trees are not made yet"
-        width = window.ids.shape[1]
+        rows, width = window.ids.shape
         # Rounding the extent up never reaches the next page: pages are multiples of BLOCK.
         spans = tuple((start, -(-bound // BLOCK) * BLOCK) for start, bound in window.spans)
-        begin = (self._length - 1 - window.position).repeat(1, self._groups)  # [B, c·G·W]
+        begin = (self._length - 1 - window.position).repeat(1, self._groups * self._c)
         masks = {
             size: tuple(
                 view[:, :extent].index_select(0, begin[row])
@@ -74,7 +88,14 @@ class Masks:
             )
             for size, view in self._views.items()
         }
-        return AttentionPlan(width, window.address.reshape(-1), spans, masks)
+        c, groups, device = self._c, self._groups, window.ids.device
+        shape = (c, groups, width, c, self._size)
+        wide = torch.zeros(shape, dtype=self._kv_dtype, device=device)
+        count = self._bundles * c * groups * self._size
+        out = torch.empty(rows * width, count, dtype=self._dtype, device=device)
+        places = out.view(rows, width, self._bundles, c, groups, self._size).permute(_ORDER)
+        diagonal = wide.diagonal(dim1=0, dim2=3)
+        return AttentionPlan(window.address.reshape(-1), spans, masks, wide, diagonal, out, places)
 
 
 def write_kv(keys: Tensor, values: Tensor, kv: Tensor, address: Tensor) -> None:
@@ -82,37 +103,29 @@ def write_kv(keys: Tensor, values: Tensor, kv: Tensor, address: Tensor) -> None:
     float dtype, keys first; address [R] int64."""
     bundles, _, size = keys.shape
     pair = kv.reshape(kv.shape[0], 2, bundles, size).to(keys.dtype).permute(1, 2, 0, 3)
-    keys.index_copy_(1, address, pair[0])
-    values.index_copy_(1, address, pair[1])
+    new_keys, new_values = pair.unbind()
+    keys.index_copy_(1, address, new_keys)
+    values.index_copy_(1, address, new_values)
 
 
 def attend(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    plan: AttentionPlan,
-    sliding: int | None,
-    dtype: torch.dtype,
+    query: Tensor, keys: Tensor, values: Tensor, plan: AttentionPlan, sliding: int | None
 ) -> Tensor:
     """Scaled dot-product attention of a window over the cache.
 
-    query [B·W, Hq, D] in any float dtype; keys, values [P, N, c·D]; returns [B·W, Hq·D] in
-    `dtype`.
+    query [B·W, Hq, D] float32 or float64; keys, values [P, N, c·D]. Returns plan.out [B·W, Hq·D],
+    which the next call overwrites.
     """
-    rows, heads, size = query.shape
-    width, bundles, c = plan.width, keys.shape[0], keys.shape[2] // size
-    shape = (rows // width, width, bundles, c, heads // (bundles * c), size)
-    out = torch.empty(rows, heads * size, dtype=dtype, device=keys.device)
-    # [B, W, P, c, G, D] -> [B, P, G, W, D, c]
-    order = (0, 2, 4, 1, 5, 3)
-    query, target = query.view(shape).permute(order), out.view(shape).permute(order)
+    batch, bundles, groups, width, size, c = plan.places.shape
+    query = query.view(batch, width, bundles, c, groups, size).permute(_ORDER)
+    flat = plan.wide.view(-1, c * size)
     for row, (start, extent) in enumerate(plan.spans):
-        mask = plan.masks[sliding][row]  # [c·G·W, extent]
+        mask = plan.masks[sliding][row]
         for bundle in range(bundles):
-            wide = keys.new_zeros(c, shape[4], width, c, size)
-            torch.mul(query[row, bundle], size**-0.5, out=wide.diagonal(dim1=0, dim2=3))
-            page = slice(start, start + extent)
-            scores = torch.mm(wide.view(-1, c * size), keys[bundle, page].t())
-            mixed = torch.mm(scores.add_(mask).softmax(-1), values[bundle, page])
-            target[row, bundle].copy_(mixed.view_as(wide).diagonal(dim1=0, dim2=3))
-    return out
+            page = keys[bundle].narrow(0, start, extent)
+            torch.mul(query[row, bundle], size**-0.5, out=plan.diagonal)
+            scores = torch.mm(flat, page.t())
+            page = values[bundle].narrow(0, start, extent)
+            mixed = torch.mm(scores.add_(mask).softmax(-1), page)
+            plan.places[row, bundle].copy_(mixed.view_as(plan.wide).diagonal(dim1=0, dim2=3))
+    return plan.out

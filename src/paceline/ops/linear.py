@@ -17,6 +17,8 @@ from torch import Tensor
 # Packing asks for the row count it is to be best at: a verify window.
 _PACK_ROWS = 8
 _PACKED_DTYPES = (torch.bfloat16, torch.float32)
+# Elements up to which a float32 copy stays in a core's cache and beats half the bytes.
+_SMALL = 1 << 19
 
 
 class Linear(Protocol):
@@ -31,15 +33,28 @@ class Linear(Protocol):
         ...
 
 
-def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
+def make_linear(weight: Tensor, bias: Tensor | None = None, steady: bool = True) -> Linear:
     """Make the product with `weight` [out, in] and optional `bias` [out], fastest for its device.
 
+    steady: a row's sum may not depend on the number of rows (what a target needs for the same
+    text with and without speculation), and x has the weight's dtype. A draft needs no such
+    promise: with steady False x and the result are float32 for bfloat16 weights, and small
+    matrices are kept in float32, where torch has the shortest way for one row.
     The caller may drop its reference to `weight`: a packed product keeps its own copy.
     """
-    on_cpu = weight.device.type == "cpu" and weight.dtype in _PACKED_DTYPES
-    if on_cpu and torch.backends.mkldnn.is_available() and _can_pack(weight):
+    packs = (
+        weight.device.type == "cpu"
+        and weight.dtype in _PACKED_DTYPES
+        and torch.backends.mkldnn.is_available()
+        and _can_pack(weight)
+    )
+    if not packs:
+        return DenseLinear(weight, bias)
+    if steady or weight.dtype != torch.bfloat16:
         return PackedLinear(weight, bias)
-    return DenseLinear(weight, bias)
+    if weight.numel() > _SMALL:
+        return CastLinear(PackedLinear(weight, bias))
+    return RowLinear(weight.float(), None if bias is None else bias.float())
 
 
 def _can_pack(weight: Tensor) -> bool:
@@ -79,3 +94,29 @@ class PackedLinear:
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         y: Tensor = self._sum(x, residual, self._weight, self._bias, "add")
         return y
+
+
+class CastLinear:
+    """A bfloat16 product for a float32 caller."""
+
+    def __init__(self, inner: Linear) -> None:
+        self._inner = inner
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._inner(x.to(torch.bfloat16)).float()
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self(x).add_(residual)
+
+
+class RowLinear:
+    """float32: torch's matrix-vector product for one row, the packed one for more."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._one, self._many = DenseLinear(weight, bias), PackedLinear(weight, bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._one(x) if x.shape[0] == 1 else self._many(x)
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self._one.add(x, residual) if x.shape[0] == 1 else self._many.add(x, residual)
