@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from paceline.text import Detokenizer, StopStrings, Tokenizer
 from paceline.types import Completion, Event, FinishReason, Request, SequenceStats, TokenLogprob
 
+# Prompt tokens a detokenizer is shown, so that it knows whether a word goes on.
+_CONTEXT = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Committed:
@@ -48,7 +51,7 @@ class Reader:
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None:
-            self._text = _TextEnd(self.tokenizer, self.request.params.stop)
+            self._text = _TextEnd(self.tokenizer, self.request)
 
     def take(self, row: Committed) -> int:
         """Add what one round committed for this request, as one event.
@@ -134,10 +137,10 @@ class Reader:
 class _TextEnd:
     """Detokenizes and looks for stop strings; finds at which token a stop string is complete."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-        self._detokenizer = Detokenizer(tokenizer)
-        self._stops = StopStrings(stop)
-        self._searching = bool(stop)
+    def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
+        self._detokenizer = Detokenizer(tokenizer, request.prompt[-_CONTEXT:])
+        self._stops = StopStrings(request.params.stop)
+        self._searching = bool(request.params.stop)
 
     def take(self, ids: list[int], unchecked: int) -> tuple[str, int, str | None]:
         """Add tokens, the first `unchecked` of which may not complete a stop string.

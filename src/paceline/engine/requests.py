@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+from paceline.config import check_sampling
 from paceline.engine.slots import MAX_BIAS, MAX_STOP_IDS
 from paceline.errors import RequestError
 from paceline.text import Tokenizer
@@ -63,6 +64,7 @@ def _check_ids(what: str, ids: Sequence[int], vocab_size: int) -> None:
 
 
 def _check_params(params: SamplingParams, limits: Limits, eos_ids: frozenset[int]) -> None:
+    check_sampling(params)
     _check_ids("logit_bias", [token for token, _ in params.logit_bias], limits.vocab_size)
     _check_ids("stop_token_ids", params.stop_token_ids, limits.vocab_size)
     if len(params.logit_bias) > MAX_BIAS:
