@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import secrets
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from paceline.config import EngineConfig
 from paceline.drafters import Drafter, create
 from paceline.engine.loop import Loop
 from paceline.engine.outbox import Reader
-from paceline.engine.requests import Prompt, build_request
+from paceline.engine.requests import Prompt, as_prompts, build_request
 from paceline.engine.round import Machine
 from paceline.engine.scheduler import Scheduler, Sequence
 from paceline.engine.slots import Slots
@@ -197,7 +197,7 @@ class Engine:
         prompts: one prompt or a list of prompts (text, token ids or chat messages each). See
         `stream`. A request that fails raises its error after the others have finished.
         """
-        every = _as_list(prompts)
+        every = as_prompts(prompts)
         pairs = [self._submit(prompt, params, prediction, k) for prompt in every]
         try:
             for _, reader in pairs:
@@ -297,13 +297,3 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _as_list(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
-    """Tell one prompt (text, ids, messages) from a list of prompts."""
-    if isinstance(prompts, str):
-        return [prompts]
-    items = list(prompts)
-    if items and isinstance(items[0], int | Mapping):
-        return [items]  # type: ignore[list-item]
-    return items  # type: ignore[arg-type]

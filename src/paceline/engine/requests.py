@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from paceline.config import check_sampling
 from paceline.engine.slots import MAX_BIAS, MAX_STOP_IDS
@@ -49,7 +49,7 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
         return tokenizer.encode(prompt, add_special_tokens=True)
     items = list(prompt)
     if items and isinstance(items[0], Mapping):
-        return tokenizer.chat([dict(item) for item in items])  # type: ignore[arg-type, call-overload]
+        return tokenizer.chat([dict(item) for item in items if isinstance(item, Mapping)])
     if any(isinstance(item, bool) or not isinstance(item, int) for item in items):
         raise RequestError("a prompt is text, a list of token ids or a list of chat messages")
     return [item for item in items if isinstance(item, int)]
@@ -71,3 +71,12 @@ def _check_params(params: SamplingParams, limits: Limits, eos_ids: frozenset[int
         raise RequestError(f"logit_bias has {len(params.logit_bias)} entries; at most {MAX_BIAS}")
     if len(eos_ids | set(params.stop_token_ids)) > MAX_STOP_IDS:
         raise RequestError(f"too many stop_token_ids; at most {MAX_STOP_IDS - len(eos_ids)}")
+
+
+def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Tell one prompt (text, token ids, messages) from a list of prompts."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not prompts or isinstance(prompts[0], int | Mapping):
+        return [cast(Prompt, prompts)]
+    return list(cast(Sequence[Prompt], prompts))

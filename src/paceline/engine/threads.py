@@ -36,7 +36,8 @@ def choose_threads(work: Callable[[], object]) -> int:
 def _median_time(work: Callable[[], object], threads: int) -> float:
     torch.set_num_threads(threads)
     work()  # the first call builds kernels for this number of threads
-    samples, end = [], time.perf_counter() + _SECONDS
+    samples: list[float] = []
+    end = time.perf_counter() + _SECONDS
     while len(samples) < _REPEATS and (not samples or time.perf_counter() < end):
         began = time.perf_counter()
         work()

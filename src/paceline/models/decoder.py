@@ -16,7 +16,7 @@ from paceline.models.loading import LayerWeights, Weights
 from paceline.models.rope import table
 from paceline.ops.activation import silu_mul
 from paceline.ops.attention import AttentionPlan, Planner, attend, write_kv
-from paceline.ops.linear import make_linear
+from paceline.ops.linear import make_linear, packs
 from paceline.ops.norm import RMSNorm
 from paceline.ops.rotary import rotate
 from paceline.types import KVSpec, Window
@@ -43,6 +43,7 @@ class Decoder:
         self.embedding = weights.embedding  # [V, d]
         dtype = self.embedding.dtype
         self._compute = torch.promote_types(dtype, torch.float32)
+        steady = steady or not packs(dtype, self.embedding.device)
         self._stream = dtype if steady else self._compute
         self.spec = kv_spec(config, self._stream)
         self._layers = [

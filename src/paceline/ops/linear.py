@@ -16,7 +16,6 @@ from torch import Tensor
 
 # Packing asks for the row count it is to be best at: a verify window.
 _PACK_ROWS = 8
-_PACKED_DTYPES = (torch.bfloat16, torch.float32)
 # Elements up to which a float32 copy stays in a core's cache and beats half the bytes.
 _SMALL = 1 << 19
 
@@ -33,34 +32,32 @@ class Linear(Protocol):
         ...
 
 
+def packs(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `make_linear` packs weights of this dtype on this device."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype is torch.float32
+
+
 def make_linear(weight: Tensor, bias: Tensor | None = None, steady: bool = True) -> Linear:
     """Make the product with `weight` [out, in] and optional `bias` [out], fastest for its device.
 
     steady: a row's sum may not depend on the number of rows (what a target needs for the same
     text with and without speculation), and x has the weight's dtype. A draft needs no such
-    promise: with steady False x and the result are float32 for bfloat16 weights, and small
-    matrices are kept in float32, where torch has the shortest way for one row.
+    promise: with steady False, which only weights that pack allow, x and the result are float32,
+    and small matrices are kept in float32, where torch has the shortest way for one row.
     The caller may drop its reference to `weight`: a packed product keeps its own copy.
     """
-    packs = (
-        weight.device.type == "cpu"
-        and weight.dtype in _PACKED_DTYPES
-        and torch.backends.mkldnn.is_available()
-        and _can_pack(weight)
-    )
-    if not packs:
+    if not packs(weight.dtype, weight.device):
+        assert steady, "only weights that pack have a quicker product"
         return DenseLinear(weight, bias)
     if steady or weight.dtype != torch.bfloat16:
         return PackedLinear(weight, bias)
     if weight.numel() > _SMALL:
         return CastLinear(PackedLinear(weight, bias))
     return RowLinear(weight.float(), None if bias is None else bias.float())
-
-
-def _can_pack(weight: Tensor) -> bool:
-    if weight.dtype is torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return True
 
 
 class DenseLinear:
