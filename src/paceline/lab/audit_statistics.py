@@ -71,7 +71,7 @@ def least_total_variation(samples: int, bins: int, alpha: float, power: float) -
     With n samples the noncentrality is n·χ², and χ² = Σ δ²/p is at least 4·d² for any deviation
     δ of total variation d (Cauchy and Schwarz), so the bound holds for all of them.
     """
-    if bins < 2:
+    if bins < 2 or samples == 0:
         return 1.0
     df = bins - 1
     critical = _bisect(lambda x: -chi2_sf(x, df), -alpha, df + 10.0)
@@ -89,6 +89,8 @@ def g_test(
     A token that cannot occur but did fails at once: p is 0.
     """
     n = float(sum(counts))
+    if n == 0:
+        return GTest(0.0, 0, 0, 1.0, 0.0, 1.0)
     pairs = sorted(zip(expected, counts, strict=True), reverse=True)
     if any(p <= 0 and c > 0 for p, c in pairs):
         return GTest(math.inf, len(pairs), int(n), 0.0, 1.0, 1.0)

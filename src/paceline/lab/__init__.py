@@ -1,0 +1,1 @@
+"""Measurements and proofs on top of the public engine."""
