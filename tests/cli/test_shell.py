@@ -12,9 +12,9 @@ import pytest
 from commands import Call, Pair, one_line_error
 
 
-def test_version_and_help(shell: Call) -> None:
+def test_version_and_help(shell: Call, call: Call) -> None:
     assert shell("--version").out.startswith("paceline ")
-    assert "generate" in shell("--help").out
+    assert "generate" in call("--help").out
 
 
 @pytest.mark.parametrize(

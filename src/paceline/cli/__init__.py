@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from paceline import PacelineError, __version__
-from paceline.cli import demo, generate, info
+from paceline.cli import audit, demo, generate, info
 from paceline.cli.common import fail, stderr
 
 
@@ -64,6 +64,7 @@ def _root(
 
 app.command()(demo.demo)
 app.command()(generate.generate)
+app.command()(audit.audit)
 app.command()(info.info)
 
 

@@ -20,8 +20,13 @@ from rich.text import Text
 from paceline import ConfigError, Engine
 from paceline.config import load_toml
 
+# Piped output has no screen to fit, so its tables get the width they need.
+_PIPED_WIDTH = 120
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
+for _console in (stdout, stderr):
+    if not _console.is_terminal:
+        _console.width = _PIPED_WIDTH
 
 MINI_TARGET, MINI_DRAFT = "mini-target", "mini-draft"
 

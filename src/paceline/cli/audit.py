@@ -1,0 +1,219 @@
+"""`paceline audit`: is speculation exact on this pair? Runs the four parts and prints the evidence.
+
+Knows how to show a report, and nothing of how it is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from paceline import ConfigError
+from paceline.cli import common
+from paceline.cli.common import engine_options, write_json
+from paceline.cli.demo import draw
+from paceline.lab.audit import AuditOptions, AuditReport, EnumerationReport, MutationReport
+from paceline.lab.audit import Progress as Report
+from paceline.lab.audit import audit as run_audit
+from paceline.lab.audit_identity import IdentityOptions, IdentityReport
+from paceline.lab.audit_laws import LawOptions, LawReport
+from paceline.lab.audit_pair import Pair
+
+# Tokens of each prompt: a few dozen give the models something to go on and keep a run short.
+PROMPT_TOKENS = 48
+DIVERGENCES_SHOWN = 10
+QUICK = AuditOptions(
+    seeds=1,
+    laws=LawOptions(settings=LawOptions().settings[:2], samples=200, texts=16),
+    identity=IdentityOptions(settings=IdentityOptions().settings[:2], ks=(0, 1, 5, 8), tokens=16),
+)
+
+
+def audit(
+    prompts: Annotated[int, typer.Option("--prompts", help="How many.", min=1, max=64)] = 4,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", help="Your own prompts: JSON lines with a field prompt."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Draws the bundled prompts.", min=0)] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer settings, lengths and samples.")
+    ] = False,
+    json_: common.Json = False,
+    target: common.Target = None,
+    draft: common.Draft = None,
+    threads: common.Threads = None,
+    max_length: common.MaxLength = None,
+) -> None:
+    """Test that speculation changes nothing: enumeration, statistics, identity, mutations.
+
+    Every rule, several drafters and K from 0 to 8 on your own pair; prints what was tested, how
+    many cases, and p-values. Exit status 1 if a part fails.
+    """
+    options = engine_options(None, target=target, draft=draft, threads=threads)
+    pair = Pair(options["target"], options.get("draft"), max_length, threads)
+    texts = [row["prompt"] for row in (draw(seed, prompts) if file is None else read(file))]
+    console = common.stderr if json_ else common.stdout
+    with common.busy(f"opening {pair.target}"), pair.open("none", dtype="float32") as engine:
+        ids = [tuple(engine.tokenizer.encode(text)[-PROMPT_TOKENS:]) for text in texts[:prompts]]
+    with _progress() as progress:
+        report = run_audit(pair, ids, QUICK if quick else AuditOptions(), progress)
+    show(report, console)
+    if json_:
+        write_json(dataclasses.asdict(report) | {"versions": common.versions()})
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    """Return the rows of a JSON lines file. Raises ConfigError, naming the line."""
+    rows = []
+    lines = common.read_text(None, file, "prompts").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["prompt"], str) or not row["prompt"]:
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(
+                f'{file}, line {number}: write {{"prompt": "…"}}, one object a line'
+            ) from None
+        rows.append(row)
+    if not rows:
+        raise ConfigError(f'{file} is empty: write {{"prompt": "…"}}, one object a line')
+    return rows
+
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    """Show how far the audit is on standard error, on a terminal only."""
+    console = common.stderr
+    with Progress(
+        console=console, auto_refresh=False, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("")
+
+        def step(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total, refresh=True)
+
+        yield step
+
+
+def show(report: AuditReport, console: Console) -> None:
+    """Print the four parts and the verdict."""
+    for table in (
+        enumeration(report.enumeration),
+        laws(report.laws),
+        identity(report.identity),
+        mutations(report.mutations),
+    ):
+        console.print(table)
+    _divergences(report.identity, console)
+    failed = [
+        name
+        for name in ("enumeration", "laws", "identity", "mutations")
+        if not getattr(report, name).passed
+    ]
+    verdict = f"[bold red]failed: {', '.join(failed)}[/]" if failed else "[green]passed[/]"
+    console.print(f"audit {verdict}")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in _WORDS else "right", overflow="fold")
+    return table
+
+
+_WORDS = ("rule", "drafter", "setting", "test", "broken on purpose", "dtype", "")
+
+
+def _mark(passed: bool) -> str:
+    return "[green]ok[/]" if passed else "[bold red]FAILED[/]"
+
+
+def enumeration(report: EnumerationReport) -> Table:
+    """Part (a), a row a rule."""
+    table = _table(
+        f"(a) enumeration: the joint law over rounds, exactly; {len(report.results)} cases, "
+        f"{report.cells} cells",
+        "rule", "cases", "cells", "worst total variation", "",
+    )  # fmt: skip
+    for rule in dict.fromkeys(result.rule for result in report.results):
+        rows = [result for result in report.results if result.rule == rule]
+        table.add_row(
+            rule, str(len(rows)), str(sum(r.cells for r in rows)),
+            f"{max(r.total_variation for r in rows):.3g}", _mark(all(r.passed for r in rows)),
+        )  # fmt: skip
+    return table
+
+
+def laws(report: LawReport) -> Table:
+    """Part (b), a row a test."""
+    table = _table(
+        f"(b) statistics: {len(report.tests)} G-tests against the target's own law; alpha "
+        f"{report.alpha:g} for all together (Holm);\nleast TV: a total variation that would have "
+        f"been found with a probability of {report.power:.0%}",
+        "rule", "drafter", "test", "setting", "samples", "bins", "p", "adj. p", "least TV", "",
+    )  # fmt: skip
+    for test in report.tests:
+        g = test.test
+        table.add_row(
+            test.rule, test.drafter, test.kind, test.setting, str(g.samples), str(g.bins),
+            f"{g.p_value:.3g}", f"{test.adjusted:.3g}", f"{g.least_total_variation:.3f}",
+            _mark(test.passed),
+        )  # fmt: skip
+    return table
+
+
+def identity(report: IdentityReport) -> Table:
+    """Part (c), a row a dtype."""
+    table = _table(
+        "(c) identity under match: the same text for every drafter and K",
+        "dtype", "texts", "tokens", "differ", "rate", "",
+    )  # fmt: skip
+    for result in report.results:
+        told = _mark(result.passed) if result.asserted else "counted"
+        table.add_row(
+            result.dtype, str(result.texts), str(result.tokens), str(len(result.divergences)),
+            f"{result.rate:.2%}", told,
+        )  # fmt: skip
+    return table
+
+
+def _divergences(report: IdentityReport, console: Console) -> None:
+    """Print where texts first differ, and by how much the winner won there."""
+    for result in report.results:
+        for d in result.divergences[:DIVERGENCES_SHOWN]:
+            console.print(
+                f"  {result.dtype}: {d.drafter}, K = {d.k}, {d.setting}, prompt {d.prompt}: token "
+                f"{d.index} is {d.speculative_token}, plain {d.plain_token}; margin {d.margin:.2g}",
+                markup=False, soft_wrap=True,
+            )  # fmt: skip
+        more = len(result.divergences) - DIVERGENCES_SHOWN
+        if more > 0:
+            console.print(f"  {result.dtype}: {more} more (all of them with --json)")
+
+
+def mutations(report: MutationReport) -> Table:
+    """Part (d), a row a broken rule."""
+    table = _table(
+        "(d) mutations: rules broken on purpose, which (a) must find",
+        "broken on purpose", "total variation", "",
+    )  # fmt: skip
+    for result in report.results:
+        table.add_row(
+            result.name, f"{result.total_variation:.3g}",
+            "[green]found[/]" if result.found else "[bold red]NOT FOUND[/]",
+        )  # fmt: skip
+    return table
