@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ CPU = torch.device("cpu")
 def read(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, Weights]:
     config = ModelConfig.from_folder(folder)
     check(folder, config, dtype, CPU)
-    return config, load(folder, config, dtype, CPU)
+    weights = load(folder, config, dtype, CPU)
+    return config, replace(weights, layers=tuple(weights.layers))
 
 
 def interleaved(rows: Tensor, head_dim: int) -> Tensor:

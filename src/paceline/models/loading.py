@@ -9,6 +9,7 @@ and k are permuted, so their products do not change. Must not know how the weigh
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,13 @@ class LayerWeights:
 @dataclass(frozen=True, slots=True)
 class Weights:
     """A model's weights. embedding [V, d]; final_norm [d]; head [V, d], the same tensor object
-    as `embedding` when the two are tied."""
+    as `embedding` when the two are tied. layers is read as it is walked, once: who packs a layer
+    and drops it never holds the weights twice."""
 
     embedding: Tensor
     final_norm: Tensor
     head: Tensor
-    layers: tuple[LayerWeights, ...]
+    layers: Iterable[LayerWeights]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +179,16 @@ def load(path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.devi
         head = ends.get("head")
         if head is None:
             head = reader.tied_head(embedding)
-        layers = tuple(_load_layer(reader, config, number) for number in range(config.layers))
+    layers = _load_layers(path, config, dtype, device)
     return Weights(embedding, ends["final_norm"], head, layers)
+
+
+def _load_layers(
+    path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> Iterator[LayerWeights]:
+    with _Reader(path, dtype, device) as reader:
+        for number in range(config.layers):
+            yield _load_layer(reader, config, number)
 
 
 def _load_layer(reader: _Reader, config: ModelConfig, number: int) -> LayerWeights:
