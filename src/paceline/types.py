@@ -204,14 +204,17 @@ class Verdict:
     """What the rule decided, cut at the end of the sequence and at the limit.
 
     tokens [B, W]; n [B] tokens committed (accepted + 1 before the cut; 0 for an idle row); path
-    [B, W] the window node after which each token stands; accepted [B] draft tokens that were
-    committed; evaluated [B] draft tokens the rule tested, up to the cut; ended [B] the row goes
-    idle; failed [B] it met logits that are not finite or wholly masked.
+    [B, W] the window node after which each token stands; drafted, source [B] the draft's count
+    and drafter; accepted [B] draft tokens that were committed; evaluated [B] draft tokens the
+    rule tested, up to the cut; ended [B] the row goes idle; failed [B] it met logits that are not
+    finite or wholly masked.
     """
 
     tokens: Tensor
     n: Tensor
     path: Tensor
+    drafted: Tensor
+    source: Tensor
     accepted: Tensor
     evaluated: Tensor
     ended: Tensor

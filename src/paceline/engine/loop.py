@@ -96,16 +96,13 @@ class Loop:
 
     def _round(self, running: list[Sequence]) -> None:
         plan = self._make_plan(running, max(s.k for s in running))
-        drafts = self.machine.slots.draft(plan.batch.index, plan.k)
-        drafted, sources = drafts.count.tolist(), drafts.source.tolist()
         began = time.perf_counter()
         rows: list[Committed] = []
         settled: list[float] = []
 
         def outbox(verdict: Verdict) -> None:
             settled.append(time.perf_counter())
-            names = self.machine.drafter.sources
-            rows.extend(_to_host(verdict, drafted, [names[s] for s in sources], running))
+            rows.extend(_to_host(verdict, self.machine.drafter.sources, running))
 
         run_round(self.machine, plan, outbox)
         ended = time.perf_counter()
@@ -159,19 +156,20 @@ def _flags(running: list[Sequence]) -> SamplingFlags:
 
 
 def _to_host(
-    verdict: Verdict, drafted: list[int], sources: list[str], running: list[Sequence]
+    verdict: Verdict, sources: tuple[str, ...], running: list[Sequence]
 ) -> list[Committed]:
     """Read one verdict: the round's only transfer to the host."""
     tokens, n = verdict.tokens.tolist(), verdict.n.tolist()
     accepted, evaluated = verdict.accepted.tolist(), verdict.evaluated.tolist()
     failed, rows = verdict.failed.tolist(), []
-    ended = verdict.ended.tolist()
+    ended, drafted = verdict.ended.tolist(), verdict.drafted.tolist()
+    source = verdict.source.tolist()
     for row, sequence in enumerate(running):
         wanted = sequence.request.params.logprobs
         rows.append(
             Committed(
                 token_ids=tuple(tokens[row][: n[row]]),
-                source=sources[row],
+                source=sources[source[row]],
                 drafted=drafted[row],
                 evaluated=evaluated[row],
                 accepted=accepted[row],

@@ -102,7 +102,18 @@ def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, 
         logprobs = top_logprobs(logits, tokens, plan.flags.logprobs)
     path = node.expand_as(tokens)
     accepted, evaluated = torch.minimum(accepted, n), torch.minimum(evaluated, n)
-    verdict = Verdict(tokens, n, path, accepted, evaluated, ended | broken, broken, logprobs)
+    verdict = Verdict(
+        tokens=tokens,
+        n=n,
+        path=path,
+        drafted=draft.count,
+        source=draft.source,
+        accepted=accepted,
+        evaluated=evaluated,
+        ended=ended | broken,
+        failed=broken,
+        logprobs=logprobs,
+    )
     slots.commit(index, verdict, plan.flags.penalties)
     return window, TargetOut(logits, features), verdict
 
