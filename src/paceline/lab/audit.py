@@ -24,6 +24,21 @@ from paceline.lab.audit_pair import Pair
 from paceline.speculation.verify import RULES, Rule
 from paceline.types import RuleName
 
+__all__ = [
+    "AuditOptions",
+    "AuditReport",
+    "EnumerationReport",
+    "IdentityOptions",
+    "LawOptions",
+    "MutationReport",
+    "Pair",
+    "audit",
+    "audit_enumeration",
+    "audit_identity",
+    "audit_laws",
+    "audit_mutations",
+]
+
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 SIZES = ((2, 1, 5), (2, 2, 5), (2, 3, 5), (3, 2, 4))  # vocabulary, K, tokens compared
 

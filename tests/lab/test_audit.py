@@ -1,0 +1,179 @@
+"""The audit on a tiny pair: it passes a sound engine and fails a broken one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.helpers import tiny_checkpoint
+
+from paceline import SamplingParams
+from paceline.lab.audit import (
+    AuditOptions,
+    Pair,
+    audit,
+    audit_enumeration,
+    audit_identity,
+    audit_laws,
+    audit_mutations,
+)
+from paceline.lab.audit_identity import IdentityOptions, top_two_margin
+from paceline.lab.audit_laws import LawOptions, bin_of, expected_bins, places, recurrences
+from paceline.lab.audit_mutations import BLOCK, MUTANTS, REJECT
+from paceline.lab.audit_pair import Job, teacher_forced, write
+from paceline.speculation.verify import RULES
+from paceline.types import RuleName
+
+PROMPTS = (tuple(b"def add(a"), tuple(b"import os"), tuple(b"x = 1"))
+WARM = SamplingParams(temperature=1.0)
+SMALL = LawOptions(settings=(WARM,), samples=250, texts=16, text_tokens=60, k=3)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folder = tmp_path_factory.mktemp("pair")
+    target = tiny_checkpoint(folder / "target", seed=0)
+    draft = tiny_checkpoint(folder / "draft", seed=1)
+    return Pair(str(target), str(draft), max_length=192, threads=1)
+
+
+def test_enumeration_and_mutations_pass() -> None:
+    seen: list[tuple[str, int, int]] = []
+    report = audit_enumeration(1, lambda *step: seen.append(step))
+    assert report.passed
+    assert report.worst == 0
+    assert report.cells > 1000
+    assert seen[-1][1] == seen[-1][2] == len(report.results) == 36
+    mutations = audit_mutations()
+    assert mutations.passed
+    assert len(mutations.results) == len(MUTANTS)
+
+
+def test_laws_of_a_sound_engine_pass(pair: Pair) -> None:
+    steps: list[tuple[str, int, int]] = []
+    report = audit_laws(pair, PROMPTS, SMALL, lambda *step: steps.append(step))
+    assert report.passed, [t for t in report.tests if not t.passed]
+    assert steps[-1][1] == steps[-1][2] == len(report.tests) == 18
+    for test in report.tests:
+        assert test.adjusted >= test.test.p_value
+        assert test.test.least_total_variation < 0.35
+    assert all(rate is not None and rate > 0 for rate in report.acceptance_rate.values())
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        ("match", "match, off by one"),
+        ("match", "match, same numbers every round"),
+        ("reject", "reject, residual is p"),
+        ("reject", "reject, p and q swapped"),
+        ("block", "block, token-wise acceptance"),
+    ],
+)
+def test_laws_of_a_broken_engine_fail(
+    pair: Pair, rule: RuleName, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RULES, rule, MUTANTS[name])
+    options = LawOptions(
+        settings=(WARM,), rules=(rule,), samples=250, texts=24, text_tokens=60, k=3
+    )
+    assert not audit_laws(pair, PROMPTS, options).passed
+
+
+def test_identity_of_a_sound_engine(pair: Pair) -> None:
+    options = IdentityOptions(dtypes=("float64", "bfloat16"), ks=(0, 1, 4, 8), tokens=16)
+    report = audit_identity(pair, PROMPTS, options)
+    assert report.passed
+    asserted, counted = report.results
+    assert asserted.asserted
+    assert not asserted.divergences
+    assert asserted.texts == (1 + 7 * 4) * len(PROMPTS) * len(options.settings)
+    assert set(asserted.drafters) >= {"none", "random", "ngram", "predicted", "replay", "model"}
+    assert not counted.asserted
+    assert counted.rate == len(counted.divergences) / counted.texts
+
+
+def test_identity_finds_what_depends_on_the_draft(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RULES, "match", MUTANTS["match, off by one"])
+    options = IdentityOptions(dtypes=("float64",), ks=(0, 3), tokens=12)
+    report = audit_identity(pair, PROMPTS, options)
+    assert not report.passed
+    for found in report.results[0].divergences:
+        assert found.k == 3
+        assert found.plain_token != found.speculative_token
+        assert found.margin >= 0
+
+
+def test_identity_shows_other_rules_keep_the_law_not_the_text(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reject and block under identity differ when drawing and not when greedy."""
+    options = IdentityOptions(dtypes=("float64",), ks=(0, 3), tokens=12)
+    for rule in (REJECT, BLOCK):
+        monkeypatch.setitem(RULES, "match", rule)
+        found = audit_identity(pair, PROMPTS, options).results[0].divergences
+        assert found
+        assert all(d.setting != "greedy" for d in found)
+
+
+def test_margin_is_that_of_the_draw(pair: Pair) -> None:
+    params = SamplingParams(temperature=0.7, seed=5, repetition_penalty=1.3)
+    with pair.open("none", dtype="float64", k=0) as engine:
+        (text,) = write(engine, [Job(PROMPTS[0], params, 12)])
+        for n in range(12):
+            assert top_two_margin(engine, PROMPTS[0], tuple(text[:n]), params) > 0
+        greedy = SamplingParams()
+        margin = top_two_margin(engine, PROMPTS[0], (), greedy)
+        best = engine.score(PROMPTS[0])[..., -1, :].flatten().topk(2).values
+        assert margin == pytest.approx(float(best[0] - best[1]))
+
+
+def test_teacher_forced_scores_are_the_engines(pair: Pair) -> None:
+    """Greedy text is the argmax of the teacher-forced scores, penalties included."""
+    params = SamplingParams(repetition_penalty=1.5, frequency_penalty=0.5, presence_penalty=0.1)
+    with pair.open("none", dtype="float64", k=0) as engine:
+        (text,) = write(engine, [Job(PROMPTS[1], params, 20)])
+        scores = teacher_forced(engine, PROMPTS[1], text, params)
+        assert scores[:-1].argmax(-1).tolist() == text
+
+
+def test_bins_hold_every_text_once(pair: Pair) -> None:
+    with pair.open("none", k=0) as engine:
+        bins = expected_bins(engine, PROMPTS[0], SamplingParams(temperature=0.4), 3, 5000)
+    assert sum(bins.values()) == pytest.approx(1.0)
+    assert any(len(name) == 3 and name[-1] >= 0 for name in bins)
+    for name in bins:
+        text = tuple(258 if token < 0 else token for token in name)
+        assert bin_of((*text, 258, 258)[:3], bins)[: len(name) - 1] == name[:-1]
+
+
+def test_places_and_recurrences() -> None:
+    assert recurrences((1, 2, 1, 3, 1, 2), [0.1, 0.2, 0.3, 0.7, 0.4, 0.1]) == pytest.approx(
+        [0.5, 0.4]
+    )
+
+    class Uniform:
+        """An engine whose law is the same four tokens everywhere."""
+
+        def score(self, tokens: list[int]) -> torch.Tensor:
+            return torch.tensor([0.4, 0.1, 0.3, 0.2]).log().expand(1, len(tokens), 4)
+
+    class Half:
+        def random(self) -> float:
+            return 0.5
+
+    u = places(Uniform(), (0,), (0, 1, 2, 3), WARM, Half())  # type: ignore[arg-type]
+    assert u == pytest.approx([0.2, 0.95, 0.55, 0.8])
+
+
+def test_whole_audit(pair: Pair) -> None:
+    options = AuditOptions(
+        seeds=1,
+        laws=LawOptions(settings=(WARM,), rules=("match",), samples=100, texts=8, text_tokens=30),
+        identity=IdentityOptions(dtypes=("float64",), ks=(0, 2), tokens=8),
+    )
+    report = audit(pair, PROMPTS, options)
+    assert report.passed
+    assert report.laws.passed
+    assert report.enumeration.passed
