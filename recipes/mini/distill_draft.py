@@ -20,18 +20,23 @@ import torch
 import torch.nn.functional as F
 from agreement import coupled_agreement, summarise
 from data import Stream, Vocabulary, load_ids
-from model import DRAFTS, TARGET, TINY, Llama, generate, load, save, to_hf
+from model import DRAFTS, GROWN, TARGET, TINY, Llama, generate, grow, load, save, to_hf
 from optim import Optimizer, schedule
 from torch import Tensor
 
+COOL = (0.8, 0.4)  # temperatures of the total variation: sampling, and nearly greedy
+LONG = 2048  # every fifth step is corpus text of this length, so that the draft knows far positions
 
-def distance(draft: Tensor, target: Tensor, variation: Tensor, cool: float = 0.7) -> Tensor:
-    """KL(p || q) + variation * TV(p, q at temperature `cool`), averaged; logits [N, V]."""
+
+def distance(draft: Tensor, target: Tensor, variation: Tensor) -> Tensor:
+    """KL(p || q) + variation * TV(p, q), the latter at COOL temperatures; logits [N, V]."""
     draft, target = draft.float(), target.float()
     log_p, log_q = F.log_softmax(target, -1), F.log_softmax(draft, -1)
-    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
-    apart = (F.softmax(target / cool, -1) - F.softmax(draft / cool, -1)).abs().sum(-1) / 2
-    return (divergence + variation * apart).mean()
+    total = (log_p.exp() * (log_p - log_q)).sum(-1)
+    for heat in COOL:
+        apart = F.softmax(target / heat, -1) - F.softmax(draft / heat, -1)
+        total = total + variation / len(COOL) * apart.abs().sum(-1) / 2
+    return total.mean()
 
 
 def loss_of(draft: Llama, ids: Tensor, target_logits: Tensor, variation: Tensor) -> Tensor:
@@ -41,8 +46,18 @@ def loss_of(draft: Llama, ids: Tensor, target_logits: Tensor, variation: Tensor)
 
 
 @torch.no_grad()
-def target_logits(target: Llama, ids: Tensor) -> Tensor:
+def logits_of(target: Llama, ids: Tensor) -> Tensor:
     return target.logits(target(ids))
+
+
+def start(name: str, init: Path | None) -> Llama:
+    """A candidate: new, from `init`, or grown from a shallower one there without changing it."""
+    shape = DRAFTS[name]
+    if init is None or not (init / name).exists() and name not in GROWN:
+        return Llama(shape)
+    if (init / name).exists():
+        return load(init / name, shape)
+    return grow(load(init / GROWN[name], DRAFTS[GROWN[name]]), shape)
 
 
 class OwnText:
@@ -62,7 +77,7 @@ class OwnText:
         ends = stream.lines[draw].clamp(min=prompt)  # prompts end at a line end
         offsets = torch.arange(-prompt, 0, device=ends.device)
         prompts = stream.ids[ends[:, None] + offsets]
-        choices = torch.tensor([0.0, 0.0, 0.8, 1.0], device=ends.device)
+        choices = torch.tensor([0.0, 0.8, 0.8, 1.0], device=ends.device)
         temperature = choices[torch.arange(self.rows, device=ends.device) % 4]
         new = self.window - prompt
         self.parts.append(generate(target, prompts, new, temperature, seed=number).to(torch.int16))
@@ -112,7 +127,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8.0, help="for the whole command")
     parser.add_argument("--own-seconds", type=float, default=100, help="of generating")
     parser.add_argument("--own-rows", type=int, default=4096)
-    parser.add_argument("--own-share", type=float, default=0.7, help="of each batch, at the end")
+    parser.add_argument("--own-share", type=float, default=0.8, help="of each batch, at the end")
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--matrix-lr", type=float, default=0.02)
@@ -133,16 +148,13 @@ def main() -> None:
     torch.manual_seed(args.seed)
     limit = began + 60 * args.minutes
     target = load(args.target, TINY if args.tiny else TARGET).to(device).eval().requires_grad_(False)
-    drafts = {}
-    for name in args.candidates.split(","):
-        shape = DRAFTS[name]
-        drafts[name] = (load(args.init / name, shape) if args.init else Llama(shape)).to(device)
+    drafts = {name: start(name, args.init).to(device) for name in args.candidates.split(",")}
     words = Vocabulary.read(args.data / "tokenizer", device)
     stream = Stream(load_ids(args.data / f"{args.split}.u16.xz"), words, device, args.seed)
     held = torch.from_numpy(load_ids(args.data / "held_out.u16.xz")).to(device)
     prompts = held_out_prompts(held, words, args.prompts)
     wrap = (lambda f: f) if args.eager else partial(torch.compile, dynamic=False)
-    teach = wrap(target_logits)
+    teach = wrap(logits_of)
     losses = {name: wrap(loss_of) for name in drafts}
     optimizers = {
         name: Optimizer(d.named_parameters(), args.matrix_lr, args.other_lr, 0.01)
@@ -150,7 +162,7 @@ def main() -> None:
     }
     print(f"ready after {time.monotonic() - began:.0f} s", flush=True)
 
-    own = OwnText(args.own_rows, (64, 128, 256), args.window)
+    own = OwnText(args.own_rows, tuple(args.window * i // 8 for i in (2, 3, 5)), args.window)
     stop, made = time.monotonic() + args.own_seconds, 0
     while time.monotonic() < stop:
         made += own.add(target, stream, words)
@@ -164,10 +176,11 @@ def main() -> None:
     while step < total:
         done = step / total
         mine = round(args.rows * args.own_share * min(1.0, max(0.25, 2.5 * done)))
-        ids = torch.cat((
-            own.batch(mine, stream.generator),
-            stream.batch(args.rows - mine, args.window)[:, :-1],
-        ))
+        if step % 5 == 4:
+            ids = stream.batch(max(8, args.rows * args.window // LONG), LONG)[:, :-1]
+        else:
+            text = stream.batch(args.rows - mine, args.window)[:, :-1]
+            ids = torch.cat((own.batch(mine, stream.generator), text))
         answers = teach(target, ids)
         variation = torch.tensor(args.variation * min(1.0, 4 * done), device=device)
         values = {}

@@ -23,10 +23,16 @@ RESULTS = HERE / "results"
 
 
 def config_of(shape: Shape) -> dict[str, object]:
-    """config.json of a tied Llama in bfloat16."""
+    """config.json of a tied Llama in bfloat16.
+
+    transformers' LlamaConfig refuses a hidden size that the number of heads does not divide, though
+    the head dimension is given. Mistral without a sliding window is the same computation under the
+    same tensor names and has no such rule, so that is what such a shape is called.
+    """
+    plain = shape.hidden % shape.heads == 0
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": False,
+        "architectures": ["LlamaForCausalLM" if plain else "MistralForCausalLM"],
+        **({"attention_bias": False, "mlp_bias": False} if plain else {"sliding_window": None}),
         "attention_dropout": 0.0,
         "bos_token_id": None,
         "dtype": "bfloat16",
@@ -37,13 +43,11 @@ def config_of(shape: Shape) -> dict[str, object]:
         "initializer_range": 0.02,
         "intermediate_size": shape.intermediate,
         "max_position_embeddings": shape.positions,
-        "mlp_bias": False,
-        "model_type": "llama",
+        "model_type": "llama" if plain else "mistral",
         "num_attention_heads": shape.heads,
         "num_hidden_layers": shape.layers,
         "num_key_value_heads": shape.kv_heads,
         "pad_token_id": 1,
-        "pretraining_tp": 1,
         "rms_norm_eps": EPS,
         "rope_parameters": {"rope_theta": THETA, "rope_type": "default"},
         "rope_theta": THETA,

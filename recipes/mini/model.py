@@ -42,7 +42,9 @@ DRAFTS = {
     "a": Shape(hidden=192, layers=2, heads=3, kv_heads=1, intermediate=512),
     "b": Shape(hidden=256, layers=1, heads=4, kv_heads=1, intermediate=640),
     "c": Shape(hidden=128, layers=2, heads=2, kv_heads=1, intermediate=384),
+    "d": Shape(hidden=192, layers=3, heads=3, kv_heads=1, intermediate=512),
 }
+GROWN = {"d": "a"}  # candidates that can start from a trained shallower one
 TINY = Shape(hidden=64, layers=2, heads=2, kv_heads=1, intermediate=128, head_dim=32)
 
 
@@ -219,6 +221,22 @@ def from_hf(model: Llama, tensors: dict[str, Tensor]) -> None:
         block.down.copy_(tensors[at + "mlp.down_proj.weight"])
         block.norm_attention.copy_(tensors[at + "input_layernorm.weight"])
         block.norm_mlp.copy_(tensors[at + "post_attention_layernorm.weight"])
+
+
+@torch.no_grad()
+def grow(small: Llama, shape: Shape) -> Llama:
+    """A deeper model that computes what `small` computes: its new layers add nothing yet."""
+    model = Llama(shape)
+    model.embed.copy_(small.embed)
+    model.norm.copy_(small.norm)
+    for i, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        if i < len(small.blocks):
+            block.load_state_dict(small.blocks[i].state_dict())
+        else:
+            block.out.zero_()
+            block.down.zero_()
+    return model
 
 
 def save(tensors: dict[str, Tensor], folder: Path) -> None:
