@@ -17,6 +17,8 @@ from torch import Tensor
 from paceline.types import KVSpec, Window
 
 BLOCK = 64
+# Work space is kept for windows up to this width; wider ones are prefill, where it costs nothing.
+_KEPT_WIDTH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Planner:
         self._length = size = -(-length // BLOCK) * BLOCK
         self._kv_dtype = spec.dtype
         self._views: dict[int | None, Tensor] = {}
+        self._spaces: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         for window in sliding:
             strip = torch.full((2 * size,), float("-inf"), dtype=spec.dtype, device=device)
             strip[max(0, size - (window or size)) : size] = 0.0
@@ -88,14 +91,23 @@ class Planner:
             )
             for size, view in self._views.items()
         }
-        c, groups, device = self._c, self._groups, window.ids.device
-        shape = (c, groups, width, c, self._size)
-        wide = torch.zeros(shape, dtype=self._kv_dtype, device=device)
+        space = self._spaces.get((rows, width))
+        if space is None:
+            space = self._work_space(rows, width, window.ids.device)
+            if width <= _KEPT_WIDTH:
+                self._spaces[rows, width] = space
+        return AttentionPlan(window.address.reshape(-1), spans, masks, *space)
+
+    def _work_space(
+        self, rows: int, width: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """wide, diagonal, out and places of a plan. The zeros in `wide` are never overwritten."""
+        c, groups = self._c, self._groups
+        wide = torch.zeros(c, groups, width, c, self._size, dtype=self._kv_dtype, device=device)
         count = self._bundles * c * groups * self._size
         out = torch.empty(rows * width, count, dtype=self._dtype, device=device)
         places = out.view(rows, width, self._bundles, c, groups, self._size).permute(_ORDER)
-        diagonal = wide.diagonal(dim1=0, dim2=3)
-        return AttentionPlan(window.address.reshape(-1), spans, masks, wide, diagonal, out, places)
+        return wide, wide.diagonal(dim1=0, dim2=3), out, places
 
 
 def write_kv(keys: Tensor, values: Tensor, kv: Tensor, address: Tensor) -> None:
