@@ -135,6 +135,7 @@ class SamplingFlags:
 
     A stage that is off for every row is the identity, so leaving it out changes no value.
     draws: some row has a temperature above 0. penalties, bias, truncation: some row uses them.
+    top_k, top_p: where truncation is on, some row uses this one (True is always safe).
     min_tokens: some row may still be below its minimum. logprobs: most top tokens asked, or -1.
     """
 
@@ -142,6 +143,8 @@ class SamplingFlags:
     penalties: bool = False
     bias: bool = False
     truncation: bool = False
+    top_k: bool = True
+    top_p: bool = True
     min_tokens: bool = False
     logprobs: int = -1
 

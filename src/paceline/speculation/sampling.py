@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paceline.speculation.truncation import truncate
 from paceline.types import Logprobs, SamplingFlags
 
 NEG_INF = float("-inf")
@@ -91,7 +92,12 @@ def distribution(
     temperature = params.temperature.to(x.dtype).view(-1, 1, 1)
     scores = x.sub(x.amax(-1, keepdim=True)).div_(temperature.masked_fill(greedy, 1.0))
     if flags.truncation:
-        scores = _truncate(scores, params)
+        scores = truncate(
+            scores,
+            params.top_k if flags.top_k else None,
+            params.top_p if flags.top_p else None,
+            params.min_p,
+        )
     return torch.where(greedy, _one_hot(x), scores)
 
 
@@ -153,30 +159,6 @@ def _penalize(x: Tensor, params: SamplingTensors, history: History) -> Tensor:
     now = counts.gather(1, ids[:, 1:]).unsqueeze(1) + extra
     known = history.prompt_seen.gather(1, ids[:, 1:]).unsqueeze(1) | (now > 0)
     return out.scatter_(2, at, _penalty(x.gather(2, at), known, now, rates))
-
-
-def _truncate(scores: Tensor, params: SamplingTensors) -> Tensor:
-    """Remove tokens by top-k, then top-p of what is left, then min-p; changes scores in place.
-
-    Tokens are ranked by score, lower ids first among equals. top-k keeps the first k; top-p the
-    shortest run from the front whose probability reaches p, at least one token; min-p removes
-    what is less probable than min_p times the best. transformers does the same, but for exact
-    ties at the cut. Scores arrive with their best at 0.
-    """
-    v = scores.shape[-1]
-    dtype = scores.dtype
-    ranked, ids = torch.sort(scores, dim=-1, descending=True, stable=True)
-    rank = torch.arange(v, device=scores.device)
-    k = torch.where(params.top_k > 0, params.top_k, v).view(-1, 1, 1)
-    mass = ranked.masked_fill(rank >= k, NEG_INF).softmax(-1)  # [B, W, V]
-    p = torch.where(params.top_p < 1, params.top_p, float("inf")).to(dtype).view(-1, 1, 1)
-    run = mass.cumsum(-1).sub_(mass) < p  # the mass before each token has not reached p
-    run = run.logical_and_(rank < k).logical_or_(rank == 0)
-    last = run.sum(-1, keepdim=True).sub_(1)  # [B, W, 1]: both cuts keep a run from the front
-    edge, edge_id = ranked.gather(-1, last), ids.gather(-1, last)
-    tied_out = (scores == edge).logical_and_(rank > edge_id)
-    floor = torch.maximum(edge, params.min_p.to(dtype).log().view(-1, 1, 1))
-    return scores.masked_fill_((scores < floor).logical_or_(tied_out), NEG_INF)
 
 
 def _one_hot(x: Tensor) -> Tensor:
