@@ -20,25 +20,40 @@ from paceline.cli import common
 from paceline.cli.common import engine_options, open_engine, ratio, write_json
 from paceline.cli.panels import Panels, Writing
 
-# A function's end, as the next thing at the left margin shows it.
+# The next thing at the left margin: what was being written is finished.
 STOPS = ("\ndef ", "\nclass ", "\n@", "\nif __name__")
 
 
 @dataclass(slots=True)
+class Way:
+    """All prompts written once, one way. Seconds are wall clock: of the whole, and without the
+    reading of the prompts, which speculation neither shortens nor lengthens."""
+
+    tokens: int = 0
+    whole: float = 0.0
+    writing: float = 0.0
+
+    def add(self, done: Completion, seconds: float) -> None:
+        self.tokens += len(done.token_ids)
+        self.whole += seconds
+        self.writing += seconds - done.stats.prefill_seconds
+
+
+@dataclass(slots=True)
+class Repeat:
+    """One time round: every prompt plain and speculative, in turn."""
+
+    plain: Way = field(default_factory=Way)
+    fast: Way = field(default_factory=Way)
+
+
+@dataclass(slots=True)
 class Measurement:
-    """Timed completions of the drawn prompts. Seconds are wall clock, prompt included."""
+    """Timed completions of the drawn prompts, a `Repeat` each time round."""
 
-    plain_seconds: list[float] = field(default_factory=list)  # one a repeat
-    fast_seconds: list[float] = field(default_factory=list)
-    plain: list[Completion] = field(default_factory=list)  # of the first repeat
-    fast: list[Completion] = field(default_factory=list)
+    repeats: list[Repeat] = field(default_factory=list)
+    fast: list[Completion] = field(default_factory=list)  # of the first repeat
     identical: bool = True
-
-    def rates(self) -> tuple[list[float], list[float]]:
-        """Return tokens a second, plain and speculative, one number a repeat."""
-        plain = sum(len(done.token_ids) for done in self.plain)
-        fast = sum(len(done.token_ids) for done in self.fast)
-        return [plain / s for s in self.plain_seconds], [fast / s for s in self.fast_seconds]
 
     def by_position(self) -> list[float]:
         """Return the acceptance at each draft position, given that all before were accepted."""
@@ -128,33 +143,28 @@ def measure(
     result = Measurement()
     first: dict[int, Completion] = {}
 
-    def run(number: int, k: int) -> tuple[float, Completion]:
+    def run(number: int, k: int, way: Way) -> Completion:
         began = time.perf_counter()
         done = engine.generate(rows[number]["prompt"], params, k=k)[0]
-        seconds = time.perf_counter() - began
+        way.add(done, time.perf_counter() - began)
         same = first.setdefault(number, done).token_ids == done.token_ids
         result.identical = result.identical and same
-        return seconds, done
+        return done
 
     console = common.stderr
     with Progress(
         console=console, auto_refresh=False, transient=True, disable=not console.is_terminal
     ) as progress:
         task = progress.add_task("timing", total=repeats * len(rows))
-        for repeat in range(repeats):
-            plain_seconds = fast_seconds = 0.0
+        for _ in range(repeats):
+            result.repeats.append(Repeat())
             for number in range(len(rows)):
-                seconds, plain = run(number, 0)
-                plain_seconds += seconds
-                seconds, fast = run(number, engine.config.k)
-                fast_seconds += seconds
-                if repeat == 0:
-                    result.plain.append(plain)
-                    result.fast.append(fast)
+                run(number, 0, result.repeats[-1].plain)
+                done = run(number, engine.config.k, result.repeats[-1].fast)
+                if len(result.repeats) == 1:
+                    result.fast.append(done)
                 progress.advance(task)
                 progress.refresh()
-            result.plain_seconds.append(plain_seconds)
-            result.fast_seconds.append(fast_seconds)
     return result
 
 
@@ -163,8 +173,10 @@ def summary(
 ) -> dict[str, Any]:
     """Return the figures as one JSON object."""
     config = engine.config
-    plain, fast = measured.rates()
+    plain = [r.plain.tokens / r.plain.writing for r in measured.repeats]
+    fast = [r.fast.tokens / r.fast.writing for r in measured.repeats]
     gains = [f / p for f, p in zip(fast, plain, strict=True)]
+    whole = [r.plain.whole / r.fast.whole for r in measured.repeats]
     stats = [done.stats for done in measured.fast]
     drafted, evaluated = sum(s.drafted for s in stats), sum(s.evaluated for s in stats)
     accepted, emitted = sum(s.accepted for s in stats), sum(s.emitted for s in stats)
@@ -174,6 +186,7 @@ def summary(
         "speedup": ratio(statistics.median(gains)),
         "speedup_min": ratio(min(gains)),
         "speedup_max": ratio(max(gains)),
+        "speedup_with_prompt": ratio(statistics.median(whole)),
         "acceptance_rate": ratio(accepted / evaluated if evaluated else None, 4),
         "acceptance_by_position": [ratio(share, 4) for share in measured.by_position()],
         "draft_efficiency": ratio(accepted / drafted if drafted else None, 4),
@@ -182,6 +195,7 @@ def summary(
         "tok_s_plain": ratio(statistics.median(plain), 1),
         "tok_s_speculative": ratio(statistics.median(fast), 1),
         "tokens": emitted,
+        "natural_stops": sum(done.finish == "stop" for done in measured.fast),
         "dtype": config.dtype,
         "target": config.target,
         "drafter": config.drafter,
@@ -209,6 +223,7 @@ def table(result: dict[str, Any]) -> Table:
     shown.add_row(f"speculative, K = {result['k']}", f"{result['tok_s_speculative']:.0f} tok/s")
     spread = f"{result['speedup_min']:.2f} to {result['speedup_max']:.2f}"
     shown.add_row("speed-up", f"{result['speedup']:.2f} ({spread} over repeats)")
+    shown.add_row("with the prompt", f"{result['speedup_with_prompt']:.2f}")
     shown.add_row("acceptance rate", "nothing was drafted" if rate is None else f"{rate:.3f}")
     shown.add_row("by position", positions or "-")
     shown.add_row("tokens per round", f"{result['tokens_per_round']:.2f}")
