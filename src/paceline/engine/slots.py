@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paceline.speculation.sampling import SamplingTensors
+from paceline.speculation.sampling import SamplingTensors, one_hot_scores
 from paceline.types import Draft, Limits, Request, Rows, SamplingParams, Verdict
 
 MAX_BIAS = 300
@@ -139,8 +139,20 @@ class Slots:
         count = torch.minimum(torch.minimum(draft.count, batch.k_limit), room.clamp_(min=0))
         self.draft_count[index] = count
         self.draft_source[index] = draft.source
-        if self.draft_scores is not None and draft.scores is not None:
-            self.draft_scores[index, :k] = draft.scores.to(self.draft_scores.dtype)
+        if self.draft_scores is not None:
+            self.draft_scores[index, :k] = self._scores(draft)
+
+    def _scores(self, draft: Draft) -> Tensor:
+        """What the draft's tokens were drawn from [B, K, V]: a proposal without choice is one-hot,
+        whatever an earlier draft left in its place."""
+        assert self.draft_scores is not None
+        if draft.scores is not None:
+            return draft.scores.to(self.draft_scores.dtype)
+        shape = (*draft.tokens.shape, self.draft_scores.shape[2])
+        scores = torch.full(
+            shape, float("-inf"), dtype=self.draft_scores.dtype, device=draft.tokens.device
+        )
+        return scores.scatter_(2, draft.tokens.unsqueeze(2), 0.0)
 
     def commit(self, index: Tensor, verdict: Verdict, penalties: bool) -> None:
         """Append verdict.tokens[:, :n] to the rows `index` [B]; rows that ended go idle."""
