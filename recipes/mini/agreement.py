@@ -8,9 +8,10 @@ Owns that replay and the count of repeated text; knows nothing about training.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from data import Vocabulary
 from model import Llama, choose
-from torch import Tensor
 
 DRAFT_LENGTHS = (4, 5, 6, 8)
 REPEAT = 32  # tokens
@@ -21,7 +22,9 @@ def coupled_agreement(
     draft: Llama, ids: Tensor, start: int, temperature: Tensor, seed: int, rows: int = 64
 ) -> Tensor:
     """Whether the draft, with the target's own noise, names each token of ids[:, start:]."""
-    logits = torch.cat([draft.logits(draft(part[:, :-1]))[:, start - 1 :] for part in ids.split(rows)])
+    logits = torch.cat(
+        [draft.logits(draft(part[:, :-1]))[:, start - 1 :] for part in ids.split(rows)]
+    )
     agree = torch.empty(len(ids), ids.shape[1] - start, dtype=torch.bool, device=ids.device)
     for i in range(agree.shape[1]):
         agree[:, i] = choose(logits[:, i], temperature, seed, start + i) == ids[:, start + i]

@@ -37,7 +37,10 @@ PERMISSIVE = re.compile(
     re.IGNORECASE,
 )
 WORDINGS = (  # free-form licence fields and classifiers, in the order they are tried
-    (re.compile(r"affero|\bA?L?GPL|general public|mozilla|\bMPL|EUPL|CC.BY|propriet", re.I), "refused"),
+    (
+        re.compile(r"affero|\bA?L?GPL|general public|mozilla|\bMPL|EUPL|CC.BY|propriet", re.I),
+        "refused",
+    ),
     (re.compile(r"apache", re.I), "Apache-2.0"),
     (re.compile(r"\bMIT\b|Expat", re.I), "MIT"),
     (re.compile(r"\bBSD\b|redistribution and use in source", re.I), "BSD-3-Clause"),
@@ -52,9 +55,12 @@ VENDORED = re.compile(
     r"migrations|versions|_distutils|six|array_api_compat|array_api_extra|node_modules)(/|$)"
 )
 GENERATED = re.compile(
-    r"(auto[- ]?|automatically )generated|do not edit|generated (by|from|with) |_pb2|@generated", re.I
+    r"(auto[- ]?|automatically )generated|do not edit|generated (by|from|with) |_pb2|@generated",
+    re.I,
 )
-TESTS = re.compile(r"(^|/)(tests?|testing|_tests?|functional_tests)(/|$)|(^|/)(test_[^/]*|[^/]*_test|conftest)\.py$")
+TESTS = re.compile(
+    r"(^|/)(tests?|testing|_tests?|functional_tests)(/|$)|(^|/)(test_[^/]*|[^/]*_test|conftest)\.py$"
+)
 NOTICE = re.compile(r"copyright|licen[sc]e|SPDX|all rights reserved", re.I)
 TRIVIAL = re.compile(r"^(from|import|return|raise|except|else|try|@|#|class \w+:?$)\b")
 
@@ -96,8 +102,10 @@ def download(packages: Iterable[dict[str, str]], wheels: Path) -> None:
         pin = f"{entry['name']}=={entry['version']}"
         command = [sys.executable, "-m", "pip", "download", "-q", *PIP, "-d", str(wheels), pin]
         if subprocess.run(command, check=False).returncode:
-            raise SystemExit(f"pip could not download {pin}: see its message above; "
-                             "if the version was withdrawn, choose another one in packages.json")
+            raise SystemExit(
+                f"pip could not download {pin}: see its message above; "
+                "if the version was withdrawn, choose another one in packages.json"
+            )
 
 
 def licence_of(wheel: Path) -> str:
@@ -105,8 +113,11 @@ def licence_of(wheel: Path) -> str:
     with zipfile.ZipFile(wheel) as archive:
         name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         meta = HeaderParser().parsestr(archive.read(name).decode("utf-8", "replace"))
-        texts = [archive.read(n)[:3000].decode("utf-8", "replace") for n in archive.namelist()
-                 if re.search(r"dist-info/(licenses/)?(LICEN[CS]E|COPYING)[^/]*$", n, re.I)]
+        texts = [
+            archive.read(n)[:3000].decode("utf-8", "replace")
+            for n in archive.namelist()
+            if re.search(r"dist-info/(licenses/)?(LICEN[CS]E|COPYING)[^/]*$", n, re.I)
+        ]
     expression = meta.get("License-Expression")
     if expression:
         terms = re.split(r"\s+AND\s+|[()]", expression)
@@ -125,9 +136,14 @@ def licence_of(wheel: Path) -> str:
 def notices_of(wheel: Path) -> str:
     """The licence and notice files a wheel carries, joined."""
     with zipfile.ZipFile(wheel) as archive:
-        names = [n for n in archive.namelist()
-                 if re.search(r"dist-info/(licenses/)?(LICEN[CS]E|COPYING|NOTICE)[^/]*$", n, re.I)]
-        return "\n\n".join(archive.read(n).decode("utf-8", "replace").strip() for n in sorted(names))
+        names = [
+            n
+            for n in archive.namelist()
+            if re.search(r"dist-info/(licenses/)?(LICEN[CS]E|COPYING|NOTICE)[^/]*$", n, re.I)
+        ]
+        return "\n\n".join(
+            archive.read(n).decode("utf-8", "replace").strip() for n in sorted(names)
+        )
 
 
 def clean(text: str) -> str:
@@ -214,7 +230,7 @@ def unique(sources: Iterable[Source], refused: Counter[str], share: float = 0.4)
 
 
 def cap(sources: list[Source], limit: int, package_share: float, test_share: float) -> list[Source]:
-    """At most `limit` characters, of which one package or all tests get no more than their share."""
+    """At most `limit` characters; one package, and all tests, get no more than their share."""
     per_package: Counter[str] = Counter()
     total = tests = 0
     kept: list[Source] = []
@@ -233,7 +249,7 @@ def cap(sources: list[Source], limit: int, package_share: float, test_share: flo
 
 
 def hold_out(held: list[Source], train: list[Source], shared: int) -> tuple[list[Source], int]:
-    """Held-out files that share fewer than `shared` different content lines with the training text."""
+    """Held-out files that share fewer than `shared` different content lines with `train`."""
     known = {hash(line) for source in train for line in content_lines(source.text)}
     kept = []
     for source in held:
@@ -267,8 +283,10 @@ def build(packages: dict[str, list[dict[str, str]]], data: Path, limit: int) -> 
         for entry in packages[group]:
             wheel = find_wheel(data / "wheels", entry["name"], entry["version"])
             if wheel is None:
-                raise SystemExit(f"{entry['name']}=={entry['version']} is not in {data / 'wheels'}: "
-                                 "run the download step first")
+                raise SystemExit(
+                    f"{entry['name']}=={entry['version']} is not in {data / 'wheels'}: "
+                    "run the download step first"
+                )
             licence = licence_of(wheel)
             files: list[Source] = []
             if not licence.startswith("refused"):
@@ -285,20 +303,30 @@ def build(packages: dict[str, list[dict[str, str]]], data: Path, limit: int) -> 
     write(data / "held_out.jsonl.xz", held)
     characters = sum(len(s.text) for s in train)
     return {
-        "train": {"files": len(train), "characters": characters,
-                  "test_share": sum(len(s.text) for s in train if s.is_test) / characters},
-        "held_out": {"files": len(held), "characters": sum(len(s.text) for s in held),
-                     "dropped_for_ten_shared_lines": dropped},
+        "train": {
+            "files": len(train),
+            "characters": characters,
+            "test_share": sum(len(s.text) for s in train if s.is_test) / characters,
+        },
+        "held_out": {
+            "files": len(held),
+            "characters": sum(len(s.text) for s in held),
+            "dropped_for_ten_shared_lines": dropped,
+        },
         "refused_files": dict(refused.most_common()),
         "packages": table,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("step", choices=("download", "build"))
     parser.add_argument("--data", type=Path, default=Path(".data"))
-    parser.add_argument("--limit", type=int, default=350_000_000, help="characters of training text")
+    parser.add_argument(
+        "--limit", type=int, default=350_000_000, help="characters of training text"
+    )
     args = parser.parse_args()
     packages = json.loads((HERE / "packages.json").read_text())
     if args.step == "download":

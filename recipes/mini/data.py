@@ -65,7 +65,7 @@ class Vocabulary:
         return starts
 
     def stops(self, ids: Tensor) -> Tensor:
-        """True where a completion ends: <|endoftext|>, or def, class, if or @ in column 0; [B, T]."""
+        """True where a completion ends: <|endoftext|>, or def, class, if, @ in column 0; [B, T]."""
         stop = ids == END_ID
         stop[:, 1:] |= self.ends_line[ids[:, :-1]] & self.opens_stop[ids[:, 1:]]
         return stop
@@ -112,9 +112,13 @@ class Stream:
         return text
 
     def _shuffle(self) -> None:
-        order = torch.randperm(len(self.starts), generator=self.generator, device=self.starts.device)
+        order = torch.randperm(
+            len(self.starts), generator=self.generator, device=self.starts.device
+        )
         self.text = self.ids[ranges(self.starts[order], self.lengths[order])]
-        self.cursor = int(torch.randint(2048, (), generator=self.generator, device=self.text.device))
+        self.cursor = int(
+            torch.randint(2048, (), generator=self.generator, device=self.text.device)
+        )
         self.epoch += 1
 
     def _draw(self, source: Tensor, starts: Tensor, length: int) -> Tensor:
@@ -133,12 +137,18 @@ class Stream:
         device = self.ids.device
         starts = self.cursor + length * torch.arange(running, device=device)
         self.cursor += running * length
-        lines = self.lines[self._random(len(self.lines), some)].clamp(max=len(self.ids) - length - 1)
+        lines = self.lines[self._random(len(self.lines), some)].clamp(
+            max=len(self.ids) - length - 1
+        )
         from_line = self._draw(self.ids, lines, length)
         half = some // 2
         if half:  # half of them as if a file began there
             begun = from_line.new_full((half, 1), END_ID)
             from_line[:half] = torch.cat((begun, from_line[:half, :-1]), dim=1)
         at = self._random(len(self.snippets) - length - 1, some)
-        parts = (self._draw(self.text, starts, length), from_line, self._draw(self.snippets, at, length))
+        parts = (
+            self._draw(self.text, starts, length),
+            from_line,
+            self._draw(self.snippets, at, length),
+        )
         return torch.cat(parts)

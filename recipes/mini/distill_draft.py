@@ -18,11 +18,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from agreement import coupled_agreement, summarise
 from data import Stream, Vocabulary, load_ids
 from model import DRAFTS, GROWN, TARGET, TINY, Llama, generate, grow, load, save, to_hf
-from optim import Optimizer, schedule
-from torch import Tensor
+from optim import Optimizer, Pace
 
 COOL = (0.8, 0.4)  # temperatures of the total variation: sampling, and nearly greedy
 LONG = 2048  # every fifth step is corpus text of this length, so that the draft knows far positions
@@ -53,7 +54,7 @@ def logits_of(target: Llama, ids: Tensor) -> Tensor:
 def start(name: str, init: Path | None) -> Llama:
     """A candidate: new, from `init`, or grown from a shallower one there without changing it."""
     shape = DRAFTS[name]
-    if init is None or not (init / name).exists() and name not in GROWN:
+    if init is None or (not (init / name).exists() and name not in GROWN):
         return Llama(shape)
     if (init / name).exists():
         return load(init / name, shape)
@@ -66,9 +67,10 @@ class OwnText:
     def __init__(self, rows: int, lengths: tuple[int, ...], window: int) -> None:
         self.rows, self.lengths, self.window = rows, lengths, window
         self.parts: list[Tensor] = []
+        self.made = 0  # tokens
 
-    def add(self, target: Llama, stream: Stream, words: Vocabulary) -> int:
-        """One more batch; the prompt length alternates; returns the tokens generated."""
+    def add(self, target: Llama, stream: Stream) -> None:
+        """One more batch; the prompt length alternates."""
         number = len(self.parts)
         prompt = self.lengths[number % len(self.lengths)]
         draw = torch.randint(
@@ -81,7 +83,7 @@ class OwnText:
         temperature = choices[torch.arange(self.rows, device=ends.device) % 4]
         new = self.window - prompt
         self.parts.append(generate(target, prompts, new, temperature, seed=number).to(torch.int16))
-        return self.rows * new
+        self.made += self.rows * new
 
     def ready(self) -> None:
         self.text = torch.cat(self.parts)
@@ -117,7 +119,9 @@ def measure(
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path(".data"))
     parser.add_argument("--split", default="train", help="train, or part where little can travel")
     parser.add_argument("--target", type=Path, required=True, help="the target's checkpoint folder")
@@ -136,88 +140,99 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=768)
     parser.add_argument("--new", type=int, default=192)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--tiny", action="store_true", help="a very small target, to try the command")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a very small target, to try the command"
+    )
     parser.add_argument("--eager", action="store_true", help="do not compile")
     return parser.parse_args()
+
+
+def own_text(target: Llama, stream: Stream, args: argparse.Namespace) -> OwnText:
+    """As much of the target's own text as `own_seconds` allow."""
+    own = OwnText(args.own_rows, tuple(args.window * i // 8 for i in (2, 3, 5)), args.window)
+    stop = time.monotonic() + args.own_seconds
+    while time.monotonic() < stop:
+        own.add(target, stream)
+        if target.embed.is_cuda:
+            torch.cuda.synchronize()
+    own.ready()
+    return own
+
+
+def distill(
+    target: Llama, drafts: dict[str, Llama], stream: Stream, own: OwnText, args: argparse.Namespace
+) -> list[dict[str, float]]:
+    """Train every candidate until the time is up; returns the losses, every hundred steps."""
+    wrap = (lambda f: f) if args.eager else partial(torch.compile, dynamic=False)
+    teach, losses = wrap(logits_of), {name: wrap(loss_of) for name in drafts}
+    optimizers = {
+        name: Optimizer(d.named_parameters(), args.matrix_lr, args.other_lr, 0.01)
+        for name, d in drafts.items()
+    }
+    pace = Pace(args.deadline - 30)
+    history: list[dict[str, float]] = []
+    step, more = 0, True
+    while more:
+        done = step / pace.steps
+        if step % 5 == 4:
+            ids = stream.batch(max(8, args.rows * args.window // LONG), LONG)[:, :-1]
+        else:
+            mine = round(args.rows * args.own_share * min(1.0, max(0.25, 2.5 * done)))
+            text = stream.batch(args.rows - mine, args.window)[:, :-1]
+            ids = torch.cat((own.batch(mine, stream.generator), text))
+        answers = teach(target, ids)
+        variation = torch.tensor(args.variation * min(1.0, 4 * done), device=ids.device)
+        values = {}
+        for name, draft in drafts.items():
+            loss = losses[name](draft, ids, answers, variation)
+            loss.backward()
+            optimizers[name].step(pace.share(step))
+            values[name] = loss.detach()
+        step += 1
+        more = pace.more(step, sum(values.values(), start=torch.zeros_like(variation)))
+        if step % 100 == 0:
+            history.append({"step": step, **{n: v.item() for n, v in values.items()}})
+            if step % 500 == 0:
+                print(history[-1], flush=True)
+    history.append({"step": step, **{n: v.item() for n, v in values.items()}})
+    return history
 
 
 def main() -> None:
     began = time.monotonic()
     args = arguments()
+    args.deadline = began + 60 * args.minutes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
-    limit = began + 60 * args.minutes
-    target = load(args.target, TINY if args.tiny else TARGET).to(device).eval().requires_grad_(False)
+    target = load(args.target, TINY if args.tiny else TARGET).to(device).requires_grad_(False)
     drafts = {name: start(name, args.init).to(device) for name in args.candidates.split(",")}
     words = Vocabulary.read(args.data / "tokenizer", device)
     stream = Stream(load_ids(args.data / f"{args.split}.u16.xz"), words, device, args.seed)
     held = torch.from_numpy(load_ids(args.data / "held_out.u16.xz")).to(device)
-    prompts = held_out_prompts(held, words, args.prompts)
-    wrap = (lambda f: f) if args.eager else partial(torch.compile, dynamic=False)
-    teach = wrap(logits_of)
-    losses = {name: wrap(loss_of) for name in drafts}
-    optimizers = {
-        name: Optimizer(d.named_parameters(), args.matrix_lr, args.other_lr, 0.01)
-        for name, d in drafts.items()
-    }
     print(f"ready after {time.monotonic() - began:.0f} s", flush=True)
-
-    own = OwnText(args.own_rows, tuple(args.window * i // 8 for i in (2, 3, 5)), args.window)
-    stop, made = time.monotonic() + args.own_seconds, 0
-    while time.monotonic() < stop:
-        made += own.add(target, stream, words)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-    own.ready()
-    print(f"{made} tokens of the target's own after {time.monotonic() - began:.0f} s", flush=True)
-
-    history: list[dict[str, float]] = []
-    step, total, mark, probe = 0, 5000, 0.0, 40
-    while step < total:
-        done = step / total
-        mine = round(args.rows * args.own_share * min(1.0, max(0.25, 2.5 * done)))
-        if step % 5 == 4:
-            ids = stream.batch(max(8, args.rows * args.window // LONG), LONG)[:, :-1]
-        else:
-            text = stream.batch(args.rows - mine, args.window)[:, :-1]
-            ids = torch.cat((own.batch(mine, stream.generator), text))
-        answers = teach(target, ids)
-        variation = torch.tensor(args.variation * min(1.0, 4 * done), device=device)
-        values = {}
-        for name, draft in drafts.items():
-            loss = losses[name](draft, ids, answers, variation)
-            loss.backward()
-            optimizers[name].step(schedule(step, total, warmup=100))
-            values[name] = loss.detach()
-        step += 1
-        if step in (probe // 2, probe):
-            print(step, {n: float(v) for n, v in values.items()}, flush=True)
-            now = time.monotonic()
-            if step == probe:
-                pace = (now - mark) / (probe - probe // 2)
-                total = step + int(0.98 * (limit - 30 - now) / pace)
-                print(f"{pace * 1e3:.1f} ms a step, {total} steps", flush=True)
-            mark = now
-        elif step % 100 == 0:
-            history.append({"step": step, **{n: float(v) for n, v in values.items()}})
-            if step % 500 == 0:
-                print(history[-1], f"{time.monotonic() - began:.0f} s", flush=True)
-            if time.monotonic() > limit - 15:
-                print("out of time before the last step", flush=True)
-                break
+    own = own_text(target, stream, args)
+    print(f"{own.made} own tokens after {time.monotonic() - began:.0f} s", flush=True)
+    history = distill(target, drafts, stream, own, args)
     for name, draft in drafts.items():
         save(to_hf(draft), args.out / name)
     result = {
-        "arguments": {k: str(v) for k, v in vars(args).items()}, "steps": step, "own_tokens": made,
+        "arguments": {k: str(v) for k, v in vars(args).items()},
+        "steps": history[-1]["step"],
+        "own_tokens": own.made,
         "parameters": {n: sum(p.numel() for p in d.parameters()) for n, d in drafts.items()},
-        "shapes": {n: {k: getattr(d.shape, k) for k in d.shape.__slots__} for n, d in drafts.items()},
-        "seconds": time.monotonic() - began, "torch": torch.__version__,
+        "shapes": {
+            n: {k: getattr(d.shape, k) for k in d.shape.__slots__} for n, d in drafts.items()
+        },
+        "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "history": history,
-        "held_out": measure(target, drafts, prompts, words, args.new),
+        "held_out": measure(
+            target, drafts, held_out_prompts(held, words, args.prompts), words, args.new
+        ),
+        "seconds": time.monotonic() - began,
     }
     (args.out / "distill.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({"steps": step, "held_out": result["held_out"]}))
+    print(json.dumps({"steps": result["steps"], "held_out": result["held_out"]}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Held-out loss, next-token accuracy and acceptance of the pair, on a CPU.
 
-The target continues held-out prompts (greedy, and sampled with seeded Gumbel noise) until a natural
-stop or 256 new tokens; the draft is then asked at every position with the same noise, and the rounds
-of a fixed-K engine are replayed from its answers. Stops are found in text, not in tokens.
+The target continues held-out prompts (greedy, and sampled with seeded Gumbel noise) until a
+natural stop or 256 new tokens; the draft is then asked at every position with the same noise, and
+the rounds of a fixed-K engine are replayed from its answers. Stops are found in the text.
 
     python recipes/mini/evaluate.py --target .data/target --drafts .data/drafts
 """
@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
 from agreement import figures, repeated
 from corpus import HERE
 from data import END_ID, load_ids
 from model import DRAFTS, TARGET, Llama, choose, load
 from prompts import draw
-from tokenizers import Tokenizer
-from torch import Tensor
 from train_target import evaluate
 
 STOPS = ("\ndef ", "\nclass ", "\n@", "\nif __name__", "<|endoftext|>")
@@ -72,9 +73,7 @@ def agreement(draft: Llama, completion: Completion, heat: float) -> list[bool]:
     ]
 
 
-def acceptance(
-    completions: list[Completion], draft: Llama, heat: float
-) -> dict[str, object]:
+def acceptance(completions: list[Completion], draft: Llama, heat: float) -> dict[str, object]:
     """Figures over all completions, those that stop, and those that stop and repeat nothing."""
     agree = [agreement(draft, c, heat) for c in completions]
     again = [repeated(c.ids[None])[0, c.prompt :] for c in completions]
@@ -94,7 +93,9 @@ def acceptance(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path(".data"))
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--drafts", type=Path, required=True, help="a folder of candidates")
@@ -119,10 +120,17 @@ def main() -> None:
         completions = [
             complete(target, tokenizer, row["prompt"], heat, seed=i) for i, row in enumerate(rows)
         ]
-        result[f"temperature {heat}"] = {n: acceptance(completions, d, heat) for n, d in drafts.items()}
+        result[f"temperature {heat}"] = {
+            n: acceptance(completions, d, heat) for n, d in drafts.items()
+        }
         if heat < 1:
             result[f"samples {heat}"] = [
-                {"id": r["id"], "stopped": c.stopped, "prompt_end": r["prompt"][-200:], "text": c.text}
+                {
+                    "id": r["id"],
+                    "stopped": c.stopped,
+                    "prompt_end": r["prompt"][-200:],
+                    "text": c.text,
+                }
                 for r, c in zip(rows[:16], completions, strict=False)
             ]
         print(heat, f"{time.monotonic() - began:.0f} s", flush=True)
@@ -130,7 +138,8 @@ def main() -> None:
     summary = {
         n: {
             heat: {g: f.get("k", {}).get("5") for g, f in part[n].items() if isinstance(f, dict)}
-            for heat, part in result.items() if heat.startswith("temperature") and isinstance(part, dict)
+            for heat, part in result.items()
+            if heat.startswith("temperature") and isinstance(part, dict)
         }
         for n in drafts
     }

@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 
 import torch
+
 from corpus import HERE
 from model import DRAFTS, EPS, TARGET, THETA, Llama, Shape, load, save, to_hf
 from prompts import ASSETS
@@ -101,7 +102,9 @@ def read(name: str) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path(".data"))
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--drafts", type=Path, required=True)

@@ -163,7 +163,7 @@ def gumbel(rows: int, vocab: int, seed: int, position: int, device: torch.device
 
 def choose(logits: Tensor, temperature: Tensor, seed: int, position: int) -> Tensor:
     """argmax(logprob + T * noise) per row: greedy where T is 0, a sample at T elsewhere."""
-    noise = gumbel(*logits.shape, seed, position, logits.device)
+    noise = gumbel(logits.shape[0], logits.shape[1], seed, position, logits.device)
     return (logits.float() + temperature[:, None] * noise).argmax(-1)
 
 
@@ -185,7 +185,10 @@ def to_hf(model: Llama) -> dict[str, Tensor]:
     """bfloat16 tensors under the names transformers gives a tied Llama."""
     shape = model.shape
     width, spread = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    tensors = {"model.embed_tokens.weight": model.embed, "model.norm.weight": model.norm}
+    tensors: dict[str, Tensor] = {
+        "model.embed_tokens.weight": model.embed,
+        "model.norm.weight": model.norm,
+    }
     for i, block in enumerate(model.blocks):
         assert isinstance(block, Block)
         q, k, v = block.qkv.split((width, spread, spread))
@@ -254,7 +257,7 @@ def save(tensors: dict[str, Tensor], folder: Path) -> None:
     if len(shards) == 1:
         save_file(shards[0], folder / "model.safetensors", {"format": "pt"})
         return
-    where = {}
+    where: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, folder / file, {"format": "pt"})

@@ -16,8 +16,9 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from corpus import HERE, Source, find_wheel, licence_of, notices_of, read
 from tokenizers import Tokenizer
+
+from corpus import HERE, Source, find_wheel, licence_of, notices_of, read
 
 ASSETS = HERE.parents[1] / "src" / "paceline" / "assets"
 LEAST, MOST = 48, 320  # tokens of a prompt
@@ -47,7 +48,7 @@ def cuts(source: Source) -> Iterator[tuple[int, int]]:
 
 
 def prompt_of(source: Source, first: int, cut: int, tokenizer: Tokenizer) -> str | None:
-    """The longest run of whole lines ending at `cut` that fits, or None if the head alone does not."""
+    """The longest run of whole lines ending at `cut` that fits, or None if the head does not."""
     lines = source.text.split("\n")
 
     def text(start: int) -> str:
@@ -89,11 +90,19 @@ def draw(data: Path, count: int) -> list[dict[str, str]]:
             version = packages[name]["version"]
             wheel = find_wheel(data / "wheels", name, version)
             if wheel is None:
-                raise SystemExit(f"the wheel of {name} {version} is missing: run `corpus.py download`")
-            rows.append({
-                "id": f"{name}/{Path(source.path).stem}:{first}", "package": name, "version": version,
-                "licence": licence_of(wheel), "file": source.path, "prompt": prompt,
-            })
+                raise SystemExit(
+                    f"the wheel of {name} {version} is missing: run `corpus.py download`"
+                )
+            rows.append(
+                {
+                    "id": f"{name}/{Path(source.path).stem}:{first}",
+                    "package": name,
+                    "version": version,
+                    "licence": licence_of(wheel),
+                    "file": source.path,
+                    "prompt": prompt,
+                }
+            )
     return rows
 
 
@@ -108,7 +117,9 @@ def notice(rows: list[dict[str, str]], data: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path(".data"))
     parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--count", type=int, default=64)

@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from corpus import read
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from corpus import read
 
 VOCAB = 8192
 END = "<|endoftext|>"
@@ -46,7 +47,13 @@ CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "unk_token": None,
 }
-ODD_TEXTS = ("", "\n", "a\r\nb\n\n\n  \t x", "def f(x):\n    return 'é', \"日本語\", '🙂'\n", "\x00\x7f\u200b")
+ODD_TEXTS = (
+    "",
+    "\n",
+    "a\r\nb\n\n\n  \t x",
+    "def f(x):\n    return 'é', \"日本語\", '🙂'\n",
+    "\x00\x7f\u200b",
+)
 
 
 def sample(path: Path, share: float) -> Iterator[str]:
@@ -108,15 +115,17 @@ def encode(data: Path, name: str) -> dict[str, float]:
     characters = 0
     for source in read(data / f"{name}.jsonl.xz"):
         characters += len(source.text)
-        ids = tokenizer.encode(source.text).ids
-        chunks.append(np.asarray([*ids, end], dtype=np.uint16))
+        file = tokenizer.encode(source.text).ids
+        chunks.append(np.asarray([*file, end], dtype=np.uint16))
     ids = np.concatenate(chunks)
     store(data / f"{name}.u16.xz", ids)
     return {"tokens": len(ids), "characters_per_token": characters / len(ids)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("step", choices=("train", "encode", "part"))
     parser.add_argument("--data", type=Path, default=Path(".data"))
     parser.add_argument("--share", type=float, default=0.15, help="of the files the merges see")

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from data import Stream, Vocabulary, load_ids
-from model import TARGET, TINY, Llama, generate, load, save, to_hf
-from optim import Optimizer, schedule
 from tokenizers import Tokenizer
 from torch import Tensor
+
+from data import Stream, Vocabulary, load_ids
+from model import TARGET, TINY, Llama, generate, load, save, to_hf
+from optim import Optimizer, Pace
 
 
 def loss_of(model: Llama, windows: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ def samples(model: Llama, tokenizer: Tokenizer, device: torch.device) -> list[st
     """A few greedy completions, to be read by a person."""
     prompts = (
         'def read_json(path):\n    """Read a JSON file and return its content."""\n',
-        "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n",
+        "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def add(self, x):\n",
         "import os\n\n\ndef list_files(folder, suffix):\n",
         "def fibonacci(n):\n",
     )
@@ -60,7 +61,9 @@ def samples(model: Llama, tokenizer: Tokenizer, device: torch.device) -> list[st
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path(".data"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=8.6, help="for the whole command")
@@ -72,7 +75,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--decay", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", type=Path, help="a checkpoint folder to start from")
-    parser.add_argument("--tiny", action="store_true", help="a very small model, to try the command")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a very small model, to try the command"
+    )
     parser.add_argument("--eager", action="store_true", help="do not compile")
     return parser.parse_args()
 
@@ -90,58 +95,43 @@ def main() -> None:
     held = torch.from_numpy(load_ids(args.data / "held_out.u16.xz")).to(device)
     optimizer = Optimizer(model.named_parameters(), args.matrix_lr, args.other_lr, args.decay)
     compiled = loss_of if args.eager else torch.compile(loss_of)
-    limit = began + 60 * args.minutes
-    steps, probe, history = args.steps, 40, []
-    print(f"ready after {time.monotonic() - began:.0f} s, {stream.ids.numel()} tokens, "
-          f"{stream.snippets.numel()} in snippets", flush=True)
+    pace = Pace(began + 60 * args.minutes - 12, args.steps)
+    history: list[dict[str, float]] = []
+    print(f"ready after {time.monotonic() - began:.0f} s: {stream.ids.numel()} tokens", flush=True)
 
-    def report(step: int, final: bool) -> dict[str, object]:
-        result: dict[str, object] = {
+    def report(step: int) -> dict[str, object]:
+        result = {
             "shape": {k: getattr(shape, k) for k in shape.__slots__},
             "parameters": sum(p.numel() for p in model.parameters()),
-            "step": step, "steps": steps, "tokens": step * args.rows * args.length,
-            "epochs_of_running_text": stream.epoch, "arguments": {k: str(v) for k, v in vars(args).items()},
-            "seconds": time.monotonic() - began, "held_out": evaluate(model, held, args.length),
+            "step": step,
+            "steps": pace.steps,
+            "tokens": step * args.rows * args.length,
+            "epochs_of_running_text": stream.epoch,
+            "arguments": {k: str(v) for k, v in vars(args).items()},
+            "seconds": time.monotonic() - began,
+            "held_out": evaluate(model, held, args.length),
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             "history": history,
+            "samples": samples(model, tokenizer, device),
         }
-        if final:
-            result["samples"] = samples(model, tokenizer, device)
         save(to_hf(model), args.out)
         (args.out / "target.json").write_text(json.dumps(result, indent=1) + "\n")
         print(step, result["held_out"], f"{time.monotonic() - began:.0f} s", flush=True)
         return result
 
-    step, mark, total = 0, 0.0, steps or 5000
-    while step < total:
+    step, more = 0, True
+    while more:
         loss = compiled(model, stream.batch(args.rows, args.length))
         loss.backward()
-        optimizer.step(schedule(step, total, warmup=100))
+        optimizer.step(pace.share(step))
         step += 1
-        if step in (probe // 2, probe):
-            value = float(loss.detach())  # waits for the device
-            now = time.monotonic()
-            print(f"step {step}: loss {value:.3f} after {now - began:.0f} s", flush=True)
-            if step == probe:
-                pace = (now - mark) / (probe - probe // 2)
-                total = steps or step + int(0.985 * (limit - 12 - now) / pace)
-                print(f"{pace * 1e3:.1f} ms a step, {args.rows * args.length / pace:.0f} tokens/s, "
-                      f"{total} steps", flush=True)
-                steps = total
-            mark = now
-        elif step % 100 == 0:
-            history.append({"step": step, "loss": float(loss.detach()), "seconds": time.monotonic() - began})
-            if step % 500 == 0:
-                print(history[-1], flush=True)
-            if step % 1500 == 0:
-                report(step, final=False)
-            if time.monotonic() > limit:
-                print("out of time before the last step", flush=True)
-                break
-    result = report(step, final=True)
-    print("\n=====\n".join(result.pop("samples")))  # type: ignore[arg-type]
-    print(json.dumps({"steps": step, "held_out": result["held_out"]}))
+        more = pace.more(step, loss.detach())
+        if step % 100 == 0:
+            history.append({"step": step, "loss": loss.item(), "seconds": time.monotonic() - began})
+        if step % 2000 == 0:
+            report(step)
+    print(json.dumps({"steps": step, "held_out": report(step)["held_out"]}))
 
 
 if __name__ == "__main__":
