@@ -115,11 +115,13 @@ def _join_needs(parts: tuple[Drafter, ...]) -> Needs:
             f"drafter 'mix': only one part may keep a cache, not {' and '.join(cached)}; "
             "leave one out"
         )
+    bounded = [need.most for need in needs if need.most is not None]
     return Needs(
         features=tuple(sorted({layer for need in needs for layer in need.features})),
         kv=next((need.kv for need in needs if need.kv is not None), None),
         lookahead=max(need.lookahead for need in needs),
         scratch=max(need.scratch for need in needs),
         host=any(need.host for need in needs),
+        most=max(bounded) if len(bounded) == len(needs) else None,
         catch_up=max((need.catch_up for need in needs), key=_CATCH_UP.index),
     )

@@ -161,6 +161,12 @@ def _penalize(x: Tensor, params: SamplingTensors, history: History) -> Tensor:
     return out.scatter_(2, at, _penalty(x.gather(2, at), known, now, rates))
 
 
+def one_hot_scores(tokens: Tensor, vocab_size: int, dtype: torch.dtype) -> Tensor:
+    """Return the scores of a choice that was none: 0 at tokens [B, K], else −inf, [B, K, V]."""
+    scores = torch.full((*tokens.shape, vocab_size), NEG_INF, dtype=dtype, device=tokens.device)
+    return scores.scatter_(-1, tokens.unsqueeze(-1), 0.0)
+
+
 def _one_hot(x: Tensor) -> Tensor:
     """Return 0 at the argmax (the lowest id on ties), −inf elsewhere.
 
