@@ -130,13 +130,14 @@ class RandomDrafter(Drafter):
 
     name: ClassVar[str] = "random"
 
-    def __init__(self, seed: int = 0, vocab_size: int = VOCAB_SIZE) -> None:
+    def __init__(self, seed: int = 0, low: int = 0, high: int = VOCAB_SIZE) -> None:
+        """Tokens from low to high - 1."""
         self._generator = torch.Generator().manual_seed(seed)
-        self._vocab_size = vocab_size
+        self._low, self._high = low, high
 
     def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
         size = rows.index.shape[0]
-        tokens = torch.randint(self._vocab_size, (size, k), generator=self._generator)
+        tokens = torch.randint(self._low, self._high, (size, k), generator=self._generator)
         count = torch.randint(k + 1, (size,), generator=self._generator)
         return Draft(tokens, count, torch.zeros_like(count))
 
