@@ -58,7 +58,8 @@ class Arena:
             except (ContestantError, OSError) as error:
                 if name == "paceline":
                     raise
-                self._drop(name, str(error))
+                why = getattr(error, "strerror", None) or str(error)
+                self._drop(name, why if isinstance(error, ContestantError) else f"{why}: {name}")
                 continue
             self.threads = engine.info["threads"]
             failed = engine.info.get("failed", {})

@@ -20,13 +20,15 @@ from typing import Any
 import cpu_contestants as field
 import cpu_figures as figures
 import psutil
-from cpu_arena import Arena, draw, measure
+from cpu_arena import Arena, draw, measure, say
 from cpu_contestants import ContestantError
 from cpu_report import report
 
 from paceline import PacelineError
 from paceline.models.loading import resolve
 from paceline.text import Tokenizer
+
+QUIET = 0.15  # busy cores beside the contestants above which figures are not to be trusted
 
 
 def cpu_model() -> str:
@@ -89,6 +91,9 @@ def main() -> None:
             runs[dtype] = report(options, arena, prompts, measure(options, arena, prompts))
         finally:
             arena.close()
+    beside = max(run["other_busy_cores"] for run in runs.values())
+    if beside > QUIET:
+        say(f"warning: {beside:.2f} cores were busy beside the contestants; time this again alone")
     plain = {dtype: run["contestants"]["paceline plain"]["tok_s"] for dtype, run in runs.items()}
     judged = max(plain, key=lambda dtype: plain[dtype] or 0.0)
     settings = {k: v for k, v in vars(options).items() if k not in ("out", "openvino")}
@@ -97,6 +102,7 @@ def main() -> None:
         "benchmark": "cpu_pair",
         "judged_dtype": judged,
         "identical": runs[judged]["identical"],
+        "quiet": beside <= QUIET,
         "claims": {
             name: {"ratio": claim.get("end_to_end", {}).get("ratio"),
                    "interval": claim.get("end_to_end", {}).get("interval"),

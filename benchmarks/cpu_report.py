@@ -104,6 +104,9 @@ def report(
             sum(s.idle_cores * s.run["seconds"] for s in samples.rows)
             / sum(s.run["seconds"] for s in samples.rows), 4
         ),
+        "other_busy_cores": figures.rounded(
+            figures.median(s.other_cores for s in samples.rows), 3
+        ),
         "absent": arena.absent,
         "versions": {k: v for e in arena.engines.values() for k, v in e.info["versions"].items()},
     }  # fmt: skip
