@@ -116,7 +116,7 @@ def render(
     head = "\n".join(prompt.rstrip("\n").splitlines()[-4:])
     panels = []
     for writing in writings:
-        body = Text(head + "\n", style="dim") if head else Text()
+        body = Text().append(head + "\n" if head else "", "dim")
         body.append_text(coloured(writing, decode))
         lines = body.wrap(console, width - 4)
         panels.append(
