@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from paceline.lab.audit_enumeration import (
-    Enumeration,
-    EnumerationResult,
-    Schedule,
-    Text,
-    random_pair,
-)
+from paceline.lab.audit_enumeration import Enumeration, EnumerationResult
 from paceline.lab.audit_mutations import MUTANTS, Mutant, unrooted_noise, unrooted_proposal
+from paceline.lab.audit_reference import Schedule, Text, random_pair
 from paceline.speculation.verify import RULES, Rule
 from paceline.types import RuleName
 

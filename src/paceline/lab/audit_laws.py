@@ -53,10 +53,10 @@ class LawOptions:
 
     settings: tuple[SamplingParams, ...] = SETTINGS
     rules: tuple[RuleName, ...] = RULES
-    samples: int = 400
+    samples: int = 300
     tokens: int = 3
     texts: int = 32
-    text_tokens: int = 90
+    text_tokens: int = 72
     k: int = 5
     dtype: str = "float32"
     alpha: float = ALPHA
