@@ -148,11 +148,7 @@ class Slots:
         assert self.draft_scores is not None
         if draft.scores is not None:
             return draft.scores.to(self.draft_scores.dtype)
-        shape = (*draft.tokens.shape, self.draft_scores.shape[2])
-        scores = torch.full(
-            shape, float("-inf"), dtype=self.draft_scores.dtype, device=draft.tokens.device
-        )
-        return scores.scatter_(2, draft.tokens.unsqueeze(2), 0.0)
+        return one_hot_scores(draft.tokens, self.draft_scores.shape[2], self.draft_scores.dtype)
 
     def commit(self, index: Tensor, verdict: Verdict, penalties: bool) -> None:
         """Append verdict.tokens[:, :n] to the rows `index` [B]; rows that ended go idle."""
