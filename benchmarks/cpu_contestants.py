@@ -140,7 +140,7 @@ def openvino(ks: Sequence[int], dtype: str) -> tuple[list[Contestant], list[dict
     """Return the contestants and the pipelines they need.
 
     Plain on both attention back ends, speculative on the only one that has it (paged); each with
-    the key-value cache as the engine chooses it (8 bits) and in the dtype that is timed.
+    the key-value cache as the engine chooses it and in the dtype that is timed.
     """
     contestants, pipelines = [], []
     for cache in CACHES[dtype]:

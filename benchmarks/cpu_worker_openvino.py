@@ -49,6 +49,8 @@ class OpenVINO:
             scheduler = genai.SchedulerConfig()
             scheduler.enable_prefix_caching = False
             scheduler.cache_size = 1
+            # Whole prompts in one pass, as the pipeline does when no scheduler is given.
+            scheduler.max_num_batched_tokens = 4096
             options["scheduler_config"] = scheduler
         if pipeline["speculative"]:
             options["draft_model"] = genai.draft_model(request["draft"], "CPU", **properties)
