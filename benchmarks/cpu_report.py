@@ -61,18 +61,26 @@ def report(
 ) -> dict[str, Any]:
     """Return the figures of one dtype."""
     numbers, plain = list(range(len(prompts))), arena.contestants[0].name
-    shares = [
-        figures.repeated_share(row["ids"], samples.text(plain, n)) for n, row in enumerate(prompts)
-    ]
+    shares = {
+        c.name: [
+            figures.repeated_share(row["ids"], samples.text(c.name, n))
+            for n, row in enumerate(prompts)
+        ]
+        for c in arena.contestants
+    }
     tokens = [len(samples.text(plain, n)) for n in numbers]
-    fresh = [n for n in numbers if shares[n] == 0]
+    fresh = [n for n in numbers if not any(share[n] for share in shares.values())]
     contestants = {}
     for c in arena.contestants:
         contestants[c.name] = {
             **figures.summary(samples.of(c.name)),
+            "repeated_text_share": figures.rounded(
+                sum(r * len(samples.text(c.name, n)) for n, r in enumerate(shares[c.name]))
+                / sum(len(samples.text(c.name, n)) for n in numbers), 4
+            ),
             "against_paceline": figures.agreement(samples, plain, c.name, numbers),
             "same_text_each_repeat": figures.steady(samples, c.name),
-        }
+        }  # fmt: skip
     own = [c.name for c in arena.contestants if c.engine == "paceline"]
     natural = [row["natural"] for row in prompts]
     return {
@@ -86,13 +94,11 @@ def report(
         "contestants": contestants,
         "prompts": [
             {"id": row["id"], "prompt_tokens": len(row["ids"]), "new_tokens": tokens[n],
-             "natural_end": row["natural"], "repeated": figures.rounded(shares[n])}
+             "natural_end": row["natural"], "repeated": figures.rounded(shares[plain][n])}
             for n, row in enumerate(prompts)
         ],
         "natural_ends": None if None in natural else sum(natural),
-        "repeated_text_share": figures.rounded(
-            sum(s * t for s, t in zip(shares, tokens, strict=True)) / sum(tokens), 4
-        ),
+        "repeated_text_share": contestants[plain]["repeated_text_share"],
         "without_repeats": {
             "prompts": len(fresh),
             "claims": claims(samples, arena, fresh, options.seed) if fresh else None,
