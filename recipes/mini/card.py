@@ -82,25 +82,28 @@ Two small language models of Python code that were trained for each other, so th
 decoding can be shown and tested with no download. They complete a few lines plausibly; they are not
 a programming assistant, do not follow instructions, and should not be relied on for anything.
 
-* **mini-target**: {size(TARGET, target["parameters"])}. transformers' `LlamaConfig` refuses a hidden
-  size that the number of heads does not divide, so its `config.json` says `mistral` with no sliding
-  window, which is the same computation under the same tensor names.
-* **mini-draft**: {size(DRAFTS[candidate], drafts[candidate])}. Candidate `{candidate}` of the table below.
+* **mini-target**: {size(TARGET, target["parameters"])}.
+  transformers' `LlamaConfig` refuses a hidden size that the number of heads does not divide, so
+  its `config.json` says `mistral` with no sliding window: the same computation, the same names.
+* **mini-draft**: {size(DRAFTS[candidate], drafts[candidate])}.
+  It is candidate `{candidate}` of the table below.
 
-Both share a byte-level BPE tokenizer with {TARGET.vocab} entries; sequences up to {TARGET.positions} tokens.
+Both share a byte-level BPE tokenizer with {TARGET.vocab} entries and take up to
+{TARGET.positions} tokens.
 How they were made, step by step: `recipes/mini/` in the source tree.
 
 ## Training
 
 Text: {train["files"]} files, {train["characters"] / 1e6:.0f} million characters of Python from
 {len(used)} packages under MIT, BSD, Apache-2.0, PSF and similar licences (tests
-{train["test_share"]:.0%}); `PACKAGES.md` names every one with its version and licence. The target saw
+{train["test_share"]:.0%}); `PACKAGES.md` names every one with version and licence. The target saw
 {target["tokens"] / 1e6:.0f} million tokens in {target["seconds"] / 60:.1f} minutes on one
-{target["device"]}; the draft was distilled from it on that text and on the target's own continuations.
+{target["device"]}; the draft was distilled from it on that text and on the target's own
+continuations.
 
 Held out, as whole packages: {", ".join(p["name"] for p in unseen)} ({held["files"]} files;
-{held["dropped_for_ten_shared_lines"]} further ones were dropped because they share ten or more lines
-with the training text).
+{held["dropped_for_ten_shared_lines"]} further ones were dropped because they share ten or more
+lines with the training text).
 
 ## Figures on held-out code
 
@@ -113,8 +116,8 @@ Acceptance rate (accepted / evaluated) at K = {K} on completions of held-out cod
 until a natural stop (`<|endoftext|>`, or `def`, `class`, `@`, `if __name__` in column 0) or 256
 tokens; greedy at temperature 0, else both models draw with the same noise. {repeats["0.0"]:.0%} of
 the tokens of greedy completions lie in a run of 32 tokens that appeared before
-({repeats["0.8"]:.0%} at temperature 0.8, {repeats["1.0"]:.0%} at 1.0): a model this small loops when
-it is not stopped. The last two columns leave out completions with such a run, and count all of
+({repeats["0.8"]:.0%} at temperature 0.8, {repeats["1.0"]:.0%} at 1.0): a model this small loops
+when it is not stopped. The last two columns leave out completions with such a run, and count all of
 them, stopped or not.
 
 {acceptance_table(evaluation, names)}

@@ -2,7 +2,8 @@
 
 The target continues held-out prompts (greedy, and sampled with seeded Gumbel noise) until a
 natural stop or 256 new tokens; the draft is then asked at every position with the same noise, and
-the rounds of a fixed-K engine are replayed from its answers. Stops are found in the text.
+the rounds of a fixed-K engine are replayed from its answers. Stops are found in the text. The
+bfloat16 weights are multiplied in float32: bfloat16 logits tie too often to compare choices.
 
     python recipes/mini/evaluate.py --target .data/target --drafts .data/drafts
 """
@@ -16,16 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from agreement import figures, repeated
 from corpus import HERE
-from data import END_ID, load_ids
-from model import DRAFTS, TARGET, Llama, choose, load
+from data import load_ids
+from model import DRAFTS, TARGET, Block, Llama, choose, load, rms_norm
 from prompts import draw
 from train_target import evaluate
 
+MOST = 256  # new tokens
+BATCH = 32
 STOPS = ("\ndef ", "\nclass ", "\n@", "\nif __name__", "<|endoftext|>")
 
 
@@ -36,46 +40,88 @@ class Completion:
     ids: Tensor
     prompt: int
     stopped: bool
-    seed: int
     text: str
 
 
 @torch.no_grad()
-def complete(
-    target: Llama, tokenizer: Tokenizer, prompt: str, heat: float, seed: int, most: int = 256
-) -> Completion:
-    """Continue `prompt` until a stop (kept) or `most` new tokens."""
-    ids = tokenizer.encode(prompt).ids
-    start, stopped = len(ids), False
-    cache = target.new_cache(1, start + most)
-    temperature = torch.tensor([heat])
-    logits = target.logits(target(torch.tensor([ids]), cache)[:, -1])
-    while len(ids) < start + most and not stopped:
-        position = len(ids)
-        ids.append(int(choose(logits, temperature, seed, position)))
-        # One character before the completion, so that a stop may begin right at its start.
-        text = prompt[-1] + tokenizer.decode(ids[start:], skip_special_tokens=False)
-        stopped = ids[-1] == END_ID or any(stop in text for stop in STOPS)
-        if not stopped and len(ids) < start + most:
-            logits = target.step(torch.tensor(ids[-1:]), cache, position)
-    text = tokenizer.decode(ids[start:], skip_special_tokens=False)
-    return Completion(torch.tensor(ids), start, stopped, seed, text)
+def advance(
+    target: Llama, tokens: Tensor, cache: Tensor, slot: int, place: Tensor, hidden: Tensor
+) -> Tensor:
+    """Logits [B, V] after one token a row, at text positions `place`, in cache slot `slot`."""
+    x = F.embedding(tokens[:, None], target.embed).to(target.dtype)
+    cos, sin = target.cos[place, None, None], target.sin[place, None, None]  # [B, 1, 1, D]
+    mask = ~hidden[:, None, None, : slot + 1]
+    for i, block in enumerate(target.blocks):
+        assert isinstance(block, Block)
+        x = block.step(x, cos, sin, cache[i], slot, mask)
+    return target.logits(rms_norm(x, target.norm))[:, 0]
 
 
 @torch.no_grad()
-def agreement(draft: Llama, completion: Completion, heat: float) -> list[bool]:
-    """Whether the draft, with the target's noise, names each token of the completion."""
-    ids, temperature = completion.ids[None], torch.tensor([heat])
-    logits = draft.logits(draft(ids[:, :-1]))[:, completion.prompt - 1 :]
+def complete(
+    target: Llama, tokenizer: Tokenizer, prompts: list[str], heat: float, seed: int
+) -> list[Completion]:
+    """Continue a batch of prompts until each has a stop (kept) or MOST new tokens.
+
+    Prompts end in the same cache slot, whatever their length; the slots before a shorter one are
+    hidden, and its rotary positions start at 0.
+    """
+    encoded = [tokenizer.encode(prompt).ids for prompt in prompts]
+    lengths = torch.tensor([len(ids) for ids in encoded])
+    width, rows = int(lengths.max()), len(prompts)
+    cache = target.new_cache(rows, width + MOST)
+    hidden = torch.arange(width + MOST) < (width - lengths)[:, None]
+    logits = torch.empty(rows, target.shape.vocab)
+    for row, ids in enumerate(encoded):
+        own = target.new_cache(1, len(ids))
+        logits[row] = target.logits(target(torch.tensor([ids]), own)[:, -1])[0]
+        cache[:, :, row, :, width - len(ids) : width] = own[:, :, 0]
+        cache[:, :, row, :, : width - len(ids)] = 0
+    new: list[list[int]] = [[] for _ in prompts]
+    done = [False] * rows
+    for i in range(MOST):
+        tokens = choose(logits, torch.full((rows,), heat), seed, i)
+        for row, token in enumerate(tokens.tolist()):
+            if done[row]:
+                continue
+            new[row].append(token)
+            # From the prompt's last character on: a stop may begin where the completion does.
+            tail = tokenizer.decode(new[row][-16:], skip_special_tokens=False)
+            text = prompts[row][-1] + tail if len(new[row]) <= 16 else tail
+            done[row] = any(stop in text for stop in STOPS)
+        if all(done):
+            break
+        if i + 1 < MOST:
+            logits = advance(target, tokens, cache, width + i, lengths + i, hidden)
     return [
-        bool(choose(logits[:, i], temperature, completion.seed, completion.prompt + i)[0] == token)
-        for i, token in enumerate(ids[0, completion.prompt :].tolist())
+        Completion(torch.tensor(ids + made), len(ids), stopped, tokenizer.decode(made, False))
+        for ids, made, stopped in zip(encoded, new, done, strict=True)
     ]
 
 
-def acceptance(completions: list[Completion], draft: Llama, heat: float) -> dict[str, object]:
+@torch.no_grad()
+def agreement(
+    draft: Llama, completions: list[Completion], heat: float, seed: int
+) -> list[list[bool]]:
+    """Whether the draft, with the target's noise, names each token of a batch of completions."""
+    vocab, rows = draft.shape.vocab, len(completions)
+    logits = torch.zeros(rows, MOST, vocab)
+    for row, c in enumerate(completions):
+        answer = draft.logits(draft(c.ids[None, :-1]))[0, c.prompt - 1 :]
+        logits[row, : len(answer)] = answer
+    agree: list[list[bool]] = [[] for _ in completions]
+    for i in range(max(len(c.ids) - c.prompt for c in completions)):
+        tokens = choose(logits[:, i], torch.full((rows,), heat), seed, i).tolist()
+        for row, c in enumerate(completions):
+            if c.prompt + i < len(c.ids):
+                agree[row].append(tokens[row] == int(c.ids[c.prompt + i]))
+    return agree
+
+
+def acceptance(batches: list[list[Completion]], draft: Llama, heat: float) -> dict[str, object]:
     """Figures over all completions, those that stop, and those that stop and repeat nothing."""
-    agree = [agreement(draft, c, heat) for c in completions]
+    agree = [a for i, batch in enumerate(batches) for a in agreement(draft, batch, heat, seed=i)]
+    completions = [c for batch in batches for c in batch]
     again = [repeated(c.ids[None])[0, c.prompt :] for c in completions]
     stopped = [a for a, c in zip(agree, completions, strict=True) if c.stopped]
     fresh = [
@@ -99,15 +145,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(".data"))
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--drafts", type=Path, required=True, help="a folder of candidates")
-    parser.add_argument("--count", type=int, default=192, help="prompts drawn by prompts.py's rule")
+    parser.add_argument("--count", type=int, default=160, help="prompts drawn by prompts.py's rule")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="evaluate", help="of the file under results/")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     began = time.monotonic()
     tokenizer = Tokenizer.from_file(str(args.data / "tokenizer" / "tokenizer.json"))
-    target = load(args.target, TARGET).eval()
-    drafts = {n: load(args.drafts / n, s) for n, s in DRAFTS.items() if (args.drafts / n).exists()}
+    target = load(args.target, TARGET, torch.float32)
+    names = [name for name in DRAFTS if (args.drafts / name).exists()]
+    drafts = {n: load(args.drafts / n, DRAFTS[n], torch.float32) for n in names}
     held = torch.from_numpy(load_ids(args.data / "held_out.u16.xz"))
     result: dict[str, object] = {
         "held_out": {
@@ -116,13 +163,13 @@ def main() -> None:
         }
     }
     rows = draw(args.data, args.count)
+    parts = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
     for heat in (0.0, 0.8, 1.0):
-        completions = [
-            complete(target, tokenizer, row["prompt"], heat, seed=i) for i, row in enumerate(rows)
+        batches = [
+            complete(target, tokenizer, [row["prompt"] for row in part], heat, seed=i)
+            for i, part in enumerate(parts)
         ]
-        result[f"temperature {heat}"] = {
-            n: acceptance(completions, d, heat) for n, d in drafts.items()
-        }
+        result[f"temperature {heat}"] = {n: acceptance(batches, d, heat) for n, d in drafts.items()}
         if heat < 1:
             result[f"samples {heat}"] = [
                 {
@@ -131,7 +178,7 @@ def main() -> None:
                     "prompt_end": r["prompt"][-200:],
                     "text": c.text,
                 }
-                for r, c in zip(rows[:16], completions, strict=False)
+                for r, c in zip(rows[:16], batches[0], strict=False)
             ]
         print(heat, f"{time.monotonic() - began:.0f} s", flush=True)
         (HERE / "results" / f"{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -1,7 +1,7 @@
 """A small Llama in plain torch, for training and for large-batch generation.
 
 Owns the forward pass, the cached decode and the translation to and from Hugging Face tensor names.
-Weights are float32 masters; every product runs in bfloat16, as the exported checkpoint will. Knows
+Weights are float32 masters; products run in bfloat16 unless a caller asks for float32. Knows
 nothing about data, losses or optimizers.
 """
 
@@ -99,14 +99,22 @@ class Block(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.finish(x, attended.transpose(1, 2).flatten(2))
 
-    def step(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, position: int) -> Tensor:
-        """One token a row at `position`; the rows' caches are full up to there."""
+    def step(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: Tensor,
+        position: int,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """One token a row into cache slot `position`; mask [B, 1, 1, position + 1] hides slots."""
         q, k, v = self.heads_of(x, cos, sin)
         cache[0, :, :, position : position + 1] = k
         cache[1, :, :, position : position + 1] = v
         keys, values = cache[0, :, :, : position + 1], cache[1, :, :, : position + 1]
         q = q.view(q.shape[0], self.shape.kv_heads, -1, q.shape[-1])  # [B, KV, H / KV, D]
-        attended = F.scaled_dot_product_attention(q, keys, values)
+        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         return self.finish(x, attended.reshape(x.shape[0], 1, -1))
 
 
@@ -116,38 +124,38 @@ class Llama(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, dtype: torch.dtype = HALF) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.dtype = shape, dtype
         self.embed = nn.Parameter(torch.randn(shape.vocab, shape.hidden) * 0.03)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = nn.Parameter(torch.ones(shape.hidden))
         inverse = THETA ** (-torch.arange(0, shape.head_dim, 2).float() / shape.head_dim)
         angles = torch.outer(torch.arange(shape.positions).float(), inverse).repeat(1, 2)
-        self.register_buffer("cos", angles.cos().to(HALF), persistent=False)
-        self.register_buffer("sin", angles.sin().to(HALF), persistent=False)
+        self.register_buffer("cos", angles.cos().to(dtype), persistent=False)
+        self.register_buffer("sin", angles.sin().to(dtype), persistent=False)
 
     def forward(self, ids: Tensor, cache: Tensor | None = None) -> Tensor:
         """Hidden states [B, T, hidden] after the final norm; ids [B, T] int64."""
-        x = F.embedding(ids, self.embed).to(HALF)
+        x = F.embedding(ids, self.embed).to(self.dtype)
         cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
         for i, block in enumerate(self.blocks):
             x = block(x, cos, sin, None if cache is None else cache[i])
         return rms_norm(x, self.norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits in bfloat16."""
+        """Next-token logits in the dtype of `hidden`."""
         return F.linear(hidden, self.embed.to(hidden.dtype))
 
     def new_cache(self, rows: int, length: int) -> Tensor:
         """Empty key-value cache [layers, 2, rows, KV, length, D]."""
         shape = self.shape
         size = (shape.layers, 2, rows, shape.kv_heads, length, shape.head_dim)
-        return torch.empty(size, dtype=HALF, device=self.embed.device)
+        return torch.empty(size, dtype=self.dtype, device=self.embed.device)
 
     def step(self, ids: Tensor, cache: Tensor, position: int) -> Tensor:
         """Logits [B, V] after one more token a row; ids [B]."""
-        x = F.embedding(ids[:, None], self.embed).to(HALF)
+        x = F.embedding(ids[:, None], self.embed).to(self.dtype)
         cos, sin = self.cos[position : position + 1], self.sin[position : position + 1]
         for i, block in enumerate(self.blocks):
             x = block.step(x, cos, sin, cache[i], position)  # type: ignore[operator]
@@ -267,11 +275,11 @@ def save(tensors: dict[str, Tensor], folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
-def load(folder: Path, shape: Shape) -> Llama:
-    """Read the shards `save` wrote."""
+def load(folder: Path, shape: Shape, dtype: torch.dtype = HALF) -> Llama:
+    """Read the shards `save` wrote; `dtype` is that of the products."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise SystemExit(f"{folder} holds no model*.safetensors: train the model first")
-    model = Llama(shape)
+    model = Llama(shape, dtype)
     from_hf(model, {name: t for file in files for name, t in load_file(file).items()})
     return model
