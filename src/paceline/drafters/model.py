@@ -68,6 +68,10 @@ class ModelDrafter(Drafter):
         if verdict is None:
             self._model.forward(window, self._pool)
 
+    def release(self, slot: int) -> None:
+        """Leave nothing in the cache: what is not finite would spoil the next text's drafts."""
+        self._pool.clear(slot)
+
     def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
         """Draft k tokens a row, always k: tokens [B, k]."""
         width = rows.fresh + 1

@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import secrets
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,9 @@ from paceline.ops.attention import BLOCK
 from paceline.speculation.verify import RULES
 from paceline.text import Tokenizer
 from paceline.types import Completion, Event, Limits, SamplingParams, SequenceStats, Window
+
+# What a stream's generator gives to `stream` itself, never to a caller.
+_STARTED = Event("", (), "", ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class Engine:
             **options,
         )
         self._lock = threading.Lock()
+        self._left: deque[Sequence] = deque()
         self._closed = False
         self._ids = itertools.count(1)
         self._worker: ThreadPoolExecutor | None = None
@@ -94,7 +99,8 @@ class Engine:
         model = ModelConfig.from_folder(path)
         max_length = config.max_length or min(model.max_length, 4096)
         self.tokenizer = Tokenizer.load(path)
-        page = -(-max_length // BLOCK) * BLOCK
+        # The scratch page holds the widest window: what a drafter has not seen, K + 2 tokens.
+        page = -(-max(max_length, config.k + 2) // BLOCK) * BLOCK
         device = torch.device(config.device)
         limits = Limits(
             slots=config.slots + 1,
@@ -120,7 +126,9 @@ class Engine:
         compute = torch.promote_types(target.spec.dtype, torch.float32)
         machine = Machine(target, pool, made, rule, Slots(limits, rule.needs_q, compute))
         self._loop = Loop(machine, Scheduler(limits.slots), config.prefill_chunk)
-        self._eos = frozenset(model.eos_token_ids) | frozenset(self.tokenizer.eos_ids)
+        every_eos = {*model.eos_token_ids, *self.tokenizer.eos_ids}
+        # A tokenizer may name more tokens than the model has.
+        self._eos = frozenset(token for token in every_eos if token < model.vocab_size)
         self.threads = self._set_threads(target, pool)
 
     def _set_threads(self, target: Decoder, pool: KVPool) -> int:
@@ -130,7 +138,7 @@ class Engine:
         if self._limits.device.type != "cpu":
             return torch.get_num_threads()
         # A verify window on the scratch page, which nobody reads.
-        node = torch.arange(self.config.k + 1).unsqueeze(0)
+        node = torch.arange(min(self.config.k + 1, self._limits.max_length)).unsqueeze(0)
         window = Window(torch.zeros_like(node), node, node, node >= 0, ((0, BLOCK),))
         return choose_threads(lambda: target.head(target.forward(window, pool)[0]))
 
@@ -151,12 +159,14 @@ class Engine:
         most the engine's; 0 is plain decoding. Raises RequestError at once for a request that
         cannot be served, NumericsError where its logits are not finite.
         """
-        sequence, reader = self._submit(prompt, params, prediction, k)
-        return self._events(sequence, reader)
+        events = self._events(*self._submit(prompt, params, prediction, k))
+        next(events)  # inside its `try` from here on: dropping it unread cancels the request too
+        return events
 
     def _events(self, sequence: Sequence, reader: Reader) -> Iterator[Event]:
         try:
-            while reader.finish is None or reader.events:
+            yield _STARTED
+            while reader.events or not reader.closed:
                 yield self._next(reader)
         finally:
             self._cancel(sequence)
@@ -177,7 +187,8 @@ class Engine:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="paceline")
         running = asyncio.get_running_loop()
         try:
-            while reader.finish is None or reader.events:
+            while reader.events or not reader.closed:
+                self._check_open()  # the worker of a closed engine takes no work
                 yield await running.run_in_executor(self._worker, self._next, reader)
         finally:
             self._cancel(sequence)
@@ -198,10 +209,12 @@ class Engine:
         `stream`. A request that fails raises its error after the others have finished.
         """
         every = as_prompts(prompts)
-        pairs = [self._submit(prompt, params, prediction, k) for prompt in every]
+        pairs: list[tuple[Sequence, Reader]] = []
         try:
+            for prompt in every:
+                pairs.append(self._submit(prompt, params, prediction, k))
             for _, reader in pairs:
-                while reader.finish is None:
+                while not reader.closed:
                     self._step()
         finally:
             for sequence, _ in pairs:
@@ -219,8 +232,11 @@ class Engine:
         k: int | None,
     ) -> tuple[Sequence, Reader]:
         self._check_open()
-        if k is not None and not 0 <= k <= self.config.k:
-            raise ConfigError(f"k must be between 0 and the engine's {self.config.k}, not {k}")
+        if k is not None and (type(k) is not int or not 0 <= k <= self.config.k):
+            raise ConfigError(
+                f"k must be a whole number from 0 to the engine's {self.config.k}, not {k!r}; "
+                "open the engine with the largest k you need"
+            )
         request = build_request(
             f"r{next(self._ids)}",
             prompt,
@@ -251,11 +267,26 @@ class Engine:
     def _step(self) -> None:
         with self._lock, torch.inference_mode():
             self._check_open()
+            self._drop_left()
             self._loop.step()
 
     def _cancel(self, sequence: Sequence) -> None:
-        with self._lock, torch.inference_mode():
-            self._loop.drop(sequence)
+        """End a request that nobody reads any more; nothing happens to one that has ended.
+
+        Never waits: the garbage collector may call this in the very thread that holds the lock.
+        Whoever holds it drops the request before the next step.
+        """
+        self._left.append(sequence)
+        if self._lock.acquire(blocking=False):
+            try:
+                with torch.inference_mode():
+                    self._drop_left()
+            finally:
+                self._lock.release()
+
+    def _drop_left(self) -> None:
+        while self._left:
+            self._loop.drop(self._left.popleft())
 
     # --- measuring and closing ---
 

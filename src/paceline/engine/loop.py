@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +18,7 @@ from paceline.engine.prefill import prefill_chunk
 from paceline.engine.round import Machine, Plan, draft_next, run_round
 from paceline.engine.scheduler import Scheduler, Sequence
 from paceline.engine.slots import Batch
-from paceline.errors import NumericsError, PacelineError
+from paceline.errors import NumericsError
 from paceline.types import SamplingFlags, SequenceStats, TokenLogprob, Verdict
 
 log = logging.getLogger(__name__)
@@ -45,10 +47,12 @@ class Loop:
             self._admit(sequence)
         prefilling = self.scheduler.prefilling
         if prefilling:
-            self._prefill(prefilling[0])
+            with self._all_or_none(prefilling[:1]):
+                self._prefill(prefilling[0])
         running = self.scheduler.running
         if running:
-            self._round(running)
+            with self._all_or_none(running):
+                self._round(running)
 
     def drop(self, sequence: Sequence, error: Exception | None = None) -> None:
         """End a sequence from outside, wherever it stands."""
@@ -61,12 +65,23 @@ class Loop:
         slots, request = self.machine.slots, sequence.request
         stop_ids = tuple(sorted(self._readers[id(sequence)].stop_ids))
         base = sequence.slot * self.machine.pool.page_size
-        slots.admit(sequence.slot, request, base, stop_ids, sequence.k)
         sequence.stats.prompt_tokens = len(request.prompt)
         try:
+            slots.admit(sequence.slot, request, base, stop_ids, sequence.k)
             self.machine.drafter.admit(sequence.slot, request)
-        except PacelineError as error:
+        except Exception as error:
             self.drop(sequence, error)
+
+    @contextmanager
+    def _all_or_none(self, sequences: list[Sequence]) -> Iterator[None]:
+        """Where a pass over `sequences` breaks off, none of them goes on: what it left of their
+        state is not known."""
+        try:
+            yield
+        except BaseException as error:
+            for sequence in sequences:
+                self.drop(sequence, error if isinstance(error, Exception) else None)
+            raise
 
     def _prefill(self, sequence: Sequence) -> None:
         """Read the next chunk; after the last, draft for the first round and join."""
@@ -126,7 +141,6 @@ class Loop:
                     "token was masked; check logit_bias, or try dtype float32"
                 ),
             )
-            self.machine.pool.clear(sequence.slot)
         else:
             _count(sequence.stats, row, reader.take(row))
         if reader.finish is not None:
@@ -135,6 +149,8 @@ class Loop:
     def _finish(self, sequence: Sequence) -> None:
         if sequence.slot:
             self.machine.slots.release(sequence.slot)
+            # Masked positions are read too, times 0: what is not finite there must not stay.
+            self.machine.pool.clear(sequence.slot, sequence.length + sequence.k + 1)
             self.machine.drafter.release(sequence.slot)
         self.scheduler.finish(sequence)
         del self._readers[id(sequence)]

@@ -44,6 +44,7 @@ class Reader:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     events: deque[Event] = field(default_factory=deque)
     finish: FinishReason | None = None
+    closed: bool = False  # the event with `finish` is there: other threads look at nothing else
     stop_reason: str | int | None = None
     error: Exception | None = None
     _pieces: list[str] = field(default_factory=list)
@@ -116,6 +117,7 @@ class Reader:
                 stop_reason=self.stop_reason,
             )
         )
+        self.closed = self.finish is not None
 
     def completion(self) -> Completion:
         """The whole text, once `finish` is set."""

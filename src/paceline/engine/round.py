@@ -92,14 +92,13 @@ def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, 
     )
     tokens, accepted, evaluated = machine.rule.verify(scores, draft, noise)
 
-    given = accepted + 1
-    n, ended = cut(tokens, given, batch.sampling.stop_ids, batch.limit - rows.length)
+    n, ended = cut(tokens, accepted + 1, batch.sampling.stop_ids, batch.limit - rows.length)
     node = torch.arange(tokens.shape[1], device=index.device)
-    broken = (failed(logits, scores) & (node < given.unsqueeze(1))).any(1)  # [B]
+    broken = (failed(logits, scores) & (node < n.unsqueeze(1))).any(1)  # [B]
     n = torch.where(broken | ~active, 0, n)
     logprobs = None
     if plan.flags.logprobs >= 0:
-        logprobs = top_logprobs(logits, tokens, plan.flags.logprobs)
+        logprobs = top_logprobs(logits, tokens, min(plan.flags.logprobs, logits.shape[-1]))
     path = node.expand_as(tokens)
     accepted, evaluated = torch.minimum(accepted, n), torch.minimum(evaluated, n)
     verdict = Verdict(

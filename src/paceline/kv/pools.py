@@ -39,12 +39,14 @@ class KVPool:
 
         self.layers = tuple(LayerCache(empty(), empty()) for _ in range(spec.layers))
 
-    def clear(self, page: int) -> None:
-        """Zero one page, so that what is not finite in it cannot reach the page's next owner."""
+    def clear(self, page: int, positions: int | None = None) -> None:
+        """Zero the first `positions` of a page, or all of it, so that what is not finite there
+        cannot reach the page's next owner."""
+        size = self.page_size if positions is None else min(positions, self.page_size)
         first = page * self.page_size
         for layer in self.layers:
-            layer.keys[:, first : first + self.page_size].zero_()
-            layer.values[:, first : first + self.page_size].zero_()
+            layer.keys[:, first : first + size].zero_()
+            layer.values[:, first : first + size].zero_()
 
 
 def kv_bytes(spec: KVSpec, positions: int) -> int:

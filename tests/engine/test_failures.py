@@ -1,0 +1,234 @@
+"""One request's bad logits are its own affair: the others, the slot and the drafter stay clean.
+
+The bad models here have an input embedding that is not finite for token POISON, so that every
+text that holds it has logits that are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from helpers import VOCAB_SIZE, tiny_checkpoint, tiny_model, tiny_tokenizer
+from tests.engine.tools import Case, Pair, prompt, same, together
+from torch import Tensor
+
+from paceline import Engine, Event, NumericsError, SamplingParams
+from paceline.drafters.base import Drafter, Draw
+from paceline.types import Draft, Request, Rows, TargetOut, Verdict, Window
+
+POISON = 200
+RULES = ("match", "reject", "block")
+GREEDY = SamplingParams(max_tokens=16, ignore_eos=True, logit_bias=((POISON, -1000.0),))
+
+
+def clean(seed: int, length: int = 11) -> list[int]:
+    return [token if token != POISON else 0 for token in prompt(seed, length)]
+
+
+def dirty(seed: int, where: int, length: int = 60) -> list[int]:
+    ids = clean(seed, length)
+    ids[where] = POISON
+    return ids
+
+
+def poisoned(folder: Path, value: float, token: int | None = POISON) -> Path:
+    """The pair's target, but for one row of its embedding, or all of it."""
+    model = tiny_model(seed=0, dtype=torch.float64)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[slice(None) if token is None else token] = value
+    model.save_pretrained(folder)
+    return tiny_tokenizer(folder)
+
+
+@pytest.fixture(scope="module", params=["nan", "inf"])
+def bad(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return poisoned(tmp_path_factory.mktemp("bad"), float(request.param))
+
+
+@pytest.fixture(scope="module")
+def all_nan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return poisoned(tmp_path_factory.mktemp("nan"), float("nan"), None)
+
+
+def check_slots(engine: Engine, opened: Callable[..., Engine], slots: int = 3) -> None:
+    """Every slot serves again, with the text of an engine that saw nothing else."""
+    cases = [Case(clean(seed, 5 + seed), GREEDY) for seed in range(slots)]
+    for got, wanted in zip(together(engine, cases), together(opened(k=0), cases), strict=True):
+        same(got, wanted)
+
+
+@pytest.mark.parametrize("k", [0, 3])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_request_fails_alone(
+    k: int, rule: str, bad: Path, pair: Pair, opened: Callable[..., Engine]
+) -> None:
+    """Others in the batch finish with the text they have alone; the slot serves the next."""
+    good = [Case(clean(1), GREEDY), Case(clean(2), replace(GREEDY, repetition_penalty=1.2))]
+    expected = together(opened(k=0), good)
+    engine = opened(bad, draft=pair.target, rule=rule, k=k, slots=3)
+    for where in (0, 30, 59):
+        first, failing, last = (
+            engine.stream(case.prompt, case.params)
+            for case in (good[0], Case(dirty(3, where), GREEDY), good[1])
+        )
+        events: list[Event] = []
+        with pytest.raises(NumericsError, match=r"not finite.*logit_bias"):
+            events.extend(failing)
+        assert [event.finish for event in events] == ["error"]
+        assert events[0].token_ids == ()
+        for stream, wanted in zip((first, last), expected, strict=True):
+            tokens = tuple(token for event in stream for token in event.token_ids)
+            assert tokens == wanted.token_ids
+        check_slots(engine, opened)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vocabulary that stop_token_ids can cover."""
+    return tiny_checkpoint(
+        tmp_path_factory.mktemp("few"),
+        dtype=torch.float64,
+        vocab_size=40,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("k", [0, 3])
+@pytest.mark.parametrize("rule", RULES)
+def test_every_token_masked(
+    rule: str, k: int, temperature: float, few: Path, opened: Callable[..., Engine]
+) -> None:
+    """Each token is a stop, and none may come yet."""
+    good = Case([3, 4, 5], SamplingParams(max_tokens=12, ignore_eos=True))
+    (expected,) = together(opened(few, k=0), [good])
+    masked = SamplingParams(temperature=temperature, stop_token_ids=tuple(range(40)), min_tokens=1)
+    engine = opened(few, draft=few, rule=rule, k=k, slots=2)
+    other = engine.stream(good.prompt, good.params)
+    with pytest.raises(NumericsError, match=r"masked; check logit_bias"):
+        engine.generate([6, 7], masked)
+    tokens = tuple(token for event in other for token in event.token_ids)
+    assert tokens == expected.token_ids
+    same(together(engine, [good])[0], expected)
+
+
+def test_a_slot_left_while_its_prompt_is_read(bad: Path, opened: Callable[..., Engine]) -> None:
+    """Cancelled before anything was drawn: nobody saw that its cache is not finite."""
+    engine = opened(bad, drafter="ngram", k=2, slots=1, prefill_chunk=16)
+    for steps in (1, 2):
+        leaving = engine.stream(dirty(1, 3), GREEDY)
+        for _ in range(steps):
+            engine._step()
+        leaving.close()  # type: ignore[attr-defined]
+        check_slots(engine, opened, 1)
+
+
+# --- drafters ---------------------------------------------------------------------------------
+
+
+def test_a_spoiled_draft_cache_is_cleaned(bad: Path, opened: Callable[..., Engine]) -> None:
+    """The draft model alone fails on a text: that text is right, and the next text's drafts
+    are as good as ever."""
+    engine = opened(draft=bad, k=4, slots=1)
+    for where in (0, 55):
+        (spoiled,) = together(engine, [Case(dirty(1, where), GREEDY)])
+        same(spoiled, together(opened(k=0), [Case(dirty(1, where), GREEDY)])[0])
+        (one,) = engine.generate([clean(2)], GREEDY)
+        assert one.stats.accepted == one.stats.evaluated > 10
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_draft_model_of_nothing_but_nan(
+    rule: str, all_nan: Path, opened: Callable[..., Engine]
+) -> None:
+    greedy = [Case(clean(1), GREEDY), Case(clean(2), replace(GREEDY, frequency_penalty=0.7))]
+    sampled = [Case(clean(3), replace(GREEDY, temperature=1.0, seed=1, top_p=0.9))]
+    asked = [*greedy, *sampled] if rule == "match" else greedy
+    engine = opened(draft=all_nan, rule=rule, k=3)
+    for got, wanted in zip(together(engine, asked), together(opened(k=0), asked), strict=True):
+        same(got, wanted)
+    together(engine, sampled)
+
+
+class Faulty(Drafter):
+    """Raises in one of its methods, as often as told."""
+
+    name: ClassVar[str] = "faulty"
+
+    def __init__(self, where: str, times: int = 1) -> None:
+        self.where, self.times = where, times
+
+    def _fail(self, where: str) -> None:
+        if where == self.where and self.times:
+            self.times -= 1
+            raise ZeroDivisionError(where)
+
+    def admit(self, slot: int, request: Request) -> None:
+        self._fail("admit")
+
+    def observe(
+        self, window: Window, out: TargetOut | None, verdict: Verdict | None, rows: Rows
+    ) -> None:
+        self._fail("prefill" if verdict is None else "observe")
+
+    def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
+        self._fail("propose")
+        zeros = torch.zeros_like(rows.length)
+        return Draft(zeros.new_zeros(len(zeros), k), zeros, zeros)
+
+
+@pytest.mark.parametrize("where", ["admit", "prefill", "observe", "propose"])
+def test_a_drafter_that_raises(where: str, opened: Callable[..., Engine]) -> None:
+    """Who drives the loop sees the error; what ran with it ends with the same error rather than
+    with a text that lacks tokens; the engine goes on."""
+    drafter = Faulty(where, times=0)
+    engine = opened(drafter=drafter, k=2, slots=2)
+    plain = [Case(clean(1), GREEDY), Case(clean(2), GREEDY), Case(clean(3), GREEDY)]
+    wanted = together(opened(k=0), plain)
+    one, two, three = (engine.stream(case.prompt, case.params) for case in plain)
+    if where == "observe":
+        next(one), next(two)
+    drafter.times = 1
+    outcomes: list[object] = []
+    for stream in (one, two, three):
+        try:
+            outcomes.append(tuple(token for event in stream for token in event.token_ids))
+        except ZeroDivisionError as error:
+            outcomes.append(str(error))
+    failed = [outcome == where for outcome in outcomes]
+    assert any(failed)
+    assert not all(failed)
+    assert not failed[2]
+    for outcome, result, bad in zip(outcomes[2:], wanted[2:], failed[2:], strict=True):
+        assert bad or outcome == result.token_ids
+    for got, result in zip(together(engine, plain), wanted, strict=True):
+        same(got, result)
+
+
+class Holes(Drafter):
+    """Draws through `draw`, but after one of its own tokens it has no numbers at all."""
+
+    name: ClassVar[str] = "holes"
+
+    def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
+        size = rows.length.shape[0]
+        drafted = rows.length.new_zeros(size, 0)
+        scores: list[Tensor] = []
+        for _ in range(k):
+            logits = torch.zeros(size, VOCAB_SIZE, dtype=torch.float64)
+            if drafted.shape[1]:
+                logits[drafted[:, -1] == 66] = float("nan")
+            token, score = draw.step(logits, drafted)
+            drafted = torch.cat((drafted, token.unsqueeze(1)), 1)
+            if score is not None:
+                scores.append(score)
+        count = torch.full_like(rows.length, k)
+        stored = torch.stack(scores, 1) if scores else None
+        return Draft(drafted, count, torch.zeros_like(count), stored)
