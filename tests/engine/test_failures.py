@@ -13,9 +13,8 @@ from typing import ClassVar
 
 import pytest
 import torch
-from helpers import VOCAB_SIZE, tiny_checkpoint, tiny_model, tiny_tokenizer
+from helpers import tiny_checkpoint, tiny_model, tiny_tokenizer
 from tests.engine.tools import Case, Pair, prompt, same, together
-from torch import Tensor
 
 from paceline import Engine, Event, NumericsError, SamplingParams
 from paceline.drafters.base import Drafter, Draw
@@ -210,25 +209,3 @@ def test_a_drafter_that_raises(where: str, opened: Callable[..., Engine]) -> Non
         assert bad or outcome == result.token_ids
     for got, result in zip(together(engine, plain), wanted, strict=True):
         same(got, result)
-
-
-class Holes(Drafter):
-    """Draws through `draw`, but after one of its own tokens it has no numbers at all."""
-
-    name: ClassVar[str] = "holes"
-
-    def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
-        size = rows.length.shape[0]
-        drafted = rows.length.new_zeros(size, 0)
-        scores: list[Tensor] = []
-        for _ in range(k):
-            logits = torch.zeros(size, VOCAB_SIZE, dtype=torch.float64)
-            if drafted.shape[1]:
-                logits[drafted[:, -1] == 66] = float("nan")
-            token, score = draw.step(logits, drafted)
-            drafted = torch.cat((drafted, token.unsqueeze(1)), 1)
-            if score is not None:
-                scores.append(score)
-        count = torch.full_like(rows.length, k)
-        stored = torch.stack(scores, 1) if scores else None
-        return Draft(drafted, count, torch.zeros_like(count), stored)

@@ -15,7 +15,16 @@ import pytest
 import torch
 from helpers import VOCAB_SIZE, tiny_checkpoint
 from scipy.stats import chisquare
-from tests.engine.tools import Case, KnownDrafter, Pair, RandomDrafter, prompt, same, together
+from tests.engine.tools import (
+    Case,
+    Holes,
+    KnownDrafter,
+    Pair,
+    RandomDrafter,
+    prompt,
+    same,
+    together,
+)
 
 from paceline import Engine, SamplingParams
 from paceline.drafters.replay import ReplayDrafter, ReplayOptions
@@ -89,19 +98,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("rule", ["reject", "block"])
-@pytest.mark.parametrize("kind", ["known", "model"])
+@pytest.mark.parametrize("kind", ["known", "model", "holes"])
 def test_the_joint_law_of_three_tokens(
     rule: str, kind: str, small: Path, pair: Pair, opened: Callable[..., Engine]
 ) -> None:
-    """Drafts without weights (q is one-hot; `known` proposes always the same text) and with."""
+    """Drafts without weights (q is one-hot; `known` proposes always the same text), with them,
+    and with weights that are NaN at times."""
     ids, start = range(65, 68), prompt(24, 1)
     params = SamplingParams(
         temperature=1.0, max_tokens=3, logit_bias=tuple((token, 50.0) for token in ids)
     )
-    known = KnownDrafter({tuple(start): (66, 67, 65)})
+    made = {"known": KnownDrafter({tuple(start): (66, 67, 65)}), "holes": Holes()}
     engine = opened(
         small,
-        drafter=known if kind == "known" else f"model:path={pair.other}",
+        drafter=made.get(kind, f"model:path={pair.other}"),
         rule=rule,
         k=2,
         slots=48,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from helpers import EOS, VOCAB_SIZE
+from torch import Tensor
 
 from paceline import Engine, Event, SamplingParams, TokenLogprob
 from paceline.drafters.base import Drafter, Draw
@@ -166,3 +167,25 @@ class KnownDrafter(Drafter):
             counts.append(len(ahead))
         count = torch.tensor(counts)
         return Draft(torch.tensor(tokens), count, torch.zeros_like(count))
+
+
+class Holes(Drafter):
+    """Draws through `draw`, but after one of its own tokens it has no numbers at all."""
+
+    name: ClassVar[str] = "holes"
+
+    def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
+        size = rows.length.shape[0]
+        drafted = rows.length.new_zeros(size, 0)
+        scores: list[Tensor] = []
+        for _ in range(k):
+            logits = torch.zeros(size, VOCAB_SIZE, dtype=torch.float64)
+            if drafted.shape[1]:
+                logits[drafted[:, -1] == 66] = float("nan")
+            token, score = draw.step(logits, drafted)
+            drafted = torch.cat((drafted, token.unsqueeze(1)), 1)
+            if score is not None:
+                scores.append(score)
+        count = torch.full_like(rows.length, k)
+        stored = torch.stack(scores, 1) if scores else None
+        return Draft(drafted, count, torch.zeros_like(count), stored)

@@ -137,10 +137,15 @@ class Slots:
         self.draft_tokens[index, :k] = draft.tokens
         room = batch.limit - self.length[index] - 1
         count = torch.minimum(torch.minimum(draft.count, batch.k_limit), room.clamp_(min=0))
+        if self.draft_scores is not None:
+            scores = self._scores(draft)
+            self.draft_scores[index, :k] = scores
+            # A node whose weights are not finite was not drawn from anything: the draft ends
+            # before it. `block` would else weigh the nodes before it wrongly.
+            drawn = scores.amax(-1).isfinite()  # [B, K]
+            count = torch.minimum(count, drawn.cumprod(1).sum(1))
         self.draft_count[index] = count
         self.draft_source[index] = draft.source
-        if self.draft_scores is not None:
-            self.draft_scores[index, :k] = self._scores(draft)
 
     def _scores(self, draft: Draft) -> Tensor:
         """What the draft's tokens were drawn from [B, K, V]: a proposal without choice is one-hot,
