@@ -216,15 +216,17 @@ def along_texts_tests(
         for i in range(options.texts)
     ]
     rng = random.Random(options.seed)
+    # Few triples get coarse cells rather than one pooled bin that tests nothing.
+    side = 4 if options.texts * (options.text_tokens // 3) >= 10 * 4**3 else 2
     triples: Counter[Text] = Counter()
     repeats: Counter[int] = Counter()
     for job, tokens in zip(jobs, write(engine, jobs), strict=True):
         text = tuple(tokens)
         u = places(engine, job.prompt, text, params, rng)
-        cells = [int(4 * x) if x >= 0 else OTHER for x in u]
+        cells = [int(side * x) if x >= 0 else OTHER for x in u]
         triples.update(tuple(cells[i : i + 3]) for i in range(0, len(cells) - 2, 3))
         repeats.update(int(12 * x) if x >= 0 else OTHER for x in recurrences(text, u))
-    uniform: dict[Text, float] = dict.fromkeys(itertools.product(range(4), repeat=3), 1 / 64)
+    uniform: dict[Text, float] = dict.fromkeys(itertools.product(range(side), repeat=3), side**-3)
     circle = dict.fromkeys(range(12), 1 / 12)
     return g_test_of(triples, uniform, options.alpha), g_test_of(repeats, circle, options.alpha)
 
