@@ -42,7 +42,7 @@ def shell() -> Call:
 
     def run(*arguments: str, stdin: bytes = b"") -> Done:
         command = [sys.executable, "-m", "paceline", *arguments]
-        done = subprocess.run(command, input=stdin, capture_output=True, timeout=120, check=False)
+        done = subprocess.run(command, input=stdin, capture_output=True, timeout=300, check=False)
         return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run
