@@ -122,6 +122,8 @@ them, stopped or not.
 
 {acceptance_table(evaluation, names)}
 
+Candidates `b` and `c` never saw a text of more than 512 tokens and fail beyond; `a` and `d` did.
+
 ## Prompts
 
 `prompts.jsonl` holds 64 prompts cut from the held-out packages by a seeded draw; `NOTICE` has their
