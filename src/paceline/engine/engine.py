@@ -25,12 +25,12 @@ from paceline.config import EngineConfig
 from paceline.drafters import Drafter, create
 from paceline.engine.loop import Loop
 from paceline.engine.outbox import Reader
-from paceline.engine.requests import Prompt, as_prompts, build_request
+from paceline.engine.requests import Prompt, as_prompts, build_request, check_ids
 from paceline.engine.round import Machine
 from paceline.engine.scheduler import Scheduler, Sequence
 from paceline.engine.slots import Slots
 from paceline.engine.threads import choose_threads
-from paceline.errors import ConfigError, EngineClosedError
+from paceline.errors import ConfigError, EngineClosedError, RequestError
 from paceline.kv.pools import KVPool, kv_bytes
 from paceline.models.config import ModelConfig
 from paceline.models.decoder import Decoder, kv_spec
@@ -78,6 +78,8 @@ class Engine:
         fields of `EngineConfig` (k, rule, dtype, device, slots, max_length, threads,
         prefill_chunk, seed). Raises ConfigError and CheckpointError, one line each.
         """
+        if drafter is not None and not isinstance(drafter, str | Drafter):
+            raise ConfigError(f"drafter must be a name or a Drafter, not {drafter!r}")
         name = drafter if isinstance(drafter, str) else None
         self.config = EngineConfig.make(
             target=str(target),
@@ -121,6 +123,12 @@ class Engine:
         made.bind(
             _Target(model.vocab_size, model.hidden_size, target.embedding, self.tokenizer), limits
         )
+        deepest = max(made.needs.features, default=0)
+        if deepest > target.spec.layers:
+            raise ConfigError(
+                f"drafter {made.name!r} reads the features of layer {deepest}; the target has 0 to "
+                f"{target.spec.layers}: choose a drafter made for this target"
+            )
         rule = RULES[config.rule]
         pool = KVPool(target.spec, limits.pages, page, device)
         compute = torch.promote_types(target.spec.dtype, torch.float32)
@@ -296,6 +304,9 @@ class Engine:
         For measuring: exp(log_softmax(score(t))[i, t[i + 1]]) is the probability of token i + 1.
         """
         self._check_open()
+        if not 0 < len(tokens) <= self._limits.max_length:
+            raise RequestError(f"score takes 1 to {self._limits.max_length} tokens at a time")
+        check_ids("the text", tokens, self._limits.vocab_size)
         size = -(-len(tokens) // BLOCK) * BLOCK
         with self._lock, torch.inference_mode():
             pool = KVPool(self._target.spec, 1, size, self._limits.device)

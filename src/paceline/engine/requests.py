@@ -14,6 +14,9 @@ from paceline.types import Limits, Request, SamplingParams
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 Prompt: TypeAlias = str | Sequence[int] | Messages
 
+# Numbers that are added to logits or divide them stay far inside float32.
+_LARGEST = 1e30
+
 
 def build_request(
     name: str,
@@ -35,9 +38,12 @@ def build_request(
             "it by at least "
             f"{1 - room}, or open the engine with a larger max_length"
         )
-    _check_ids("the prompt", ids, limits.vocab_size)
-    expected = tokenizer.encode(prediction) if isinstance(prediction, str) else prediction or ()
-    _check_ids("the prediction", expected, limits.vocab_size)
+    check_ids("the prompt", ids, limits.vocab_size)
+    if isinstance(prediction, str):
+        expected = tokenizer.encode(prediction)
+    else:
+        expected = _token_ids(prediction or (), "the prediction is text or a list of token ids")
+    check_ids("the prediction", expected, limits.vocab_size)
     _check_params(params, limits, eos_ids)
     seed = 0 if params.seed is None else params.seed
     return Request(name, tuple(ids), params, seed, tuple(expected))
@@ -47,15 +53,31 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
     """Token ids of text (special tokens added as the tokenizer does), ids, or chat messages."""
     if isinstance(prompt, str):
         return tokenizer.encode(prompt, add_special_tokens=True)
-    items = list(prompt)
-    if items and isinstance(items[0], Mapping):
-        return tokenizer.chat([dict(item) for item in items if isinstance(item, Mapping)])
-    if any(isinstance(item, bool) or not isinstance(item, int) for item in items):
-        raise RequestError("a prompt is text, a list of token ids or a list of chat messages")
-    return [item for item in items if isinstance(item, int)]
+    messages = [dict(m) for m in prompt if isinstance(m, Mapping)] if _is_list(prompt) else []
+    if messages and len(messages) == len(prompt):
+        return tokenizer.chat(messages)
+    return _token_ids(prompt, "a prompt is text, a list of token ids or a list of chat messages")
 
 
-def _check_ids(what: str, ids: Sequence[int], vocab_size: int) -> None:
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _token_ids(value: object, wanted: str) -> list[int]:
+    """`value` as token ids. Raises RequestError with the words `wanted`."""
+    ids = list(value) if isinstance(value, Sequence) and _is_list(value) else None
+    # bool is an int to Python and a mistake to everyone else.
+    if ids is None or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+        raise RequestError(f"{wanted}, not {_shown(value)}")
+    return ids
+
+
+def _shown(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check_ids(what: str, ids: Sequence[int], vocab_size: int) -> None:
     for token in ids:
         if not 0 <= token < vocab_size:
             raise RequestError(
@@ -63,10 +85,33 @@ def _check_ids(what: str, ids: Sequence[int], vocab_size: int) -> None:
             )
 
 
+def _check_shapes(params: object) -> None:
+    """The class is frozen but not checked when it is made: it may hold anything."""
+    if not isinstance(params, SamplingParams):
+        raise RequestError(
+            f"params must be SamplingParams, not {_shown(params)}; "
+            "paceline.sampling_params makes them from keywords"
+        )
+    for name in ("stop", "stop_token_ids", "logit_bias"):
+        value = getattr(params, name)
+        if not _is_list(value):
+            raise RequestError(
+                f"{name} must be a tuple, not {_shown(value)}; "
+                "paceline.sampling_params takes other forms"
+            )
+
+
 def _check_params(params: SamplingParams, limits: Limits, eos_ids: frozenset[int]) -> None:
+    _check_shapes(params)
     check_sampling(params)
-    _check_ids("logit_bias", [token for token, _ in params.logit_bias], limits.vocab_size)
-    _check_ids("stop_token_ids", params.stop_token_ids, limits.vocab_size)
+    named = {f"logit_bias of token {token}": value for token, value in params.logit_bias}
+    for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+        named[name] = getattr(params, name)
+    for name, number in named.items():
+        if abs(number) > _LARGEST:
+            raise RequestError(f"{name} must lie within ±{_LARGEST:g}, not {number:g}")
+    check_ids("logit_bias", [token for token, _ in params.logit_bias], limits.vocab_size)
+    check_ids("stop_token_ids", params.stop_token_ids, limits.vocab_size)
     if len(params.logit_bias) > MAX_BIAS:
         raise RequestError(f"logit_bias has {len(params.logit_bias)} entries; at most {MAX_BIAS}")
     if len(eos_ids | set(params.stop_token_ids)) > MAX_STOP_IDS:
@@ -75,8 +120,6 @@ def _check_params(params: SamplingParams, limits: Limits, eos_ids: frozenset[int
 
 def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """Tell one prompt (text, token ids, messages) from a list of prompts."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if not prompts or isinstance(prompts[0], int | Mapping):
+    if not _is_list(prompts) or not prompts or isinstance(prompts[0], int | Mapping):
         return [cast(Prompt, prompts)]
     return list(cast(Sequence[Prompt], prompts))

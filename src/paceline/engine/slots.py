@@ -84,11 +84,12 @@ class Slots:
 
     def _admit_sampling(self, slot: int, params: SamplingParams, prompt_length: int) -> None:
         self.temperature[slot], self.top_p[slot] = params.temperature, params.top_p
-        self.min_p[slot], self.top_k[slot] = params.min_p, params.top_k
+        self.min_p[slot] = params.min_p
+        self.top_k[slot] = min(params.top_k, self.limits.vocab_size)
         self.repetition[slot] = params.repetition_penalty
         self.presence[slot] = params.presence_penalty
         self.frequency[slot] = params.frequency_penalty
-        self.min_position[slot] = prompt_length + params.min_tokens
+        self.min_position[slot] = prompt_length + min(params.min_tokens, self.limits.max_length)
         self.bias_ids[slot], self.bias_values[slot] = 0, 0.0
         for place, (token, value) in enumerate(params.logit_bias):
             self.bias_ids[slot, place], self.bias_values[slot, place] = token, value
