@@ -78,17 +78,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class KVSpec:
-    """What one model keeps per position: layers x (K and V) x heads x head_dim."""
+    """What one model keeps per position: layers x (K and V) x heads x head_dim.
+
+    bundle: key heads that lie side by side in the cache and share one matrix product.
+    """
 
     layers: int
     kv_heads: int
     head_dim: int
     dtype: torch.dtype
-
-    @property
-    def bundle(self) -> int:
-        """Key heads that lie side by side in the cache and share one matrix product."""
-        return 2 if self.kv_heads % 2 == 0 else 1
+    bundle: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ class Engine:
             page_size=page,
             device=device,
         )
-        cache = kv_bytes(kv_spec(model, parse_dtype(config.dtype)), limits.pages * page)
+        cache = kv_bytes(kv_spec(model, parse_dtype(config.dtype), device), limits.pages * page)
         target = open_decoder(config.target, config.dtype, device, max_length, cache)
         self._target, self._limits = target, limits
         made = drafter or create(

@@ -164,6 +164,8 @@ def _flags(running: list[Sequence]) -> SamplingFlags:
         penalties=any(p.penalized for p in every),
         bias=any(p.logit_bias for p in every),
         truncation=any(p.truncated for p in every),
+        top_k=any(p.top_k > 0 for p in every),
+        top_p=any(p.top_p < 1 for p in every),
         min_tokens=any(
             s.length - len(s.request.prompt) < s.request.params.min_tokens for s in running
         ),

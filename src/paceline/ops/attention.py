@@ -25,14 +25,15 @@ _KEPT_WIDTH = 16
 class AttentionPlan:
     """What all layers of one forward pass share, work space included.
 
-    address [B·W]; spans per row (first address, extent); masks: per sliding window size (None is
-    full attention) and row, an additive mask [c·G·W, extent] for bundles of c key heads with G
-    query heads each. wide [c, G, W, c, D] holds one row's queries, each beside zeros in place of
+    address [B·W]; turns [B·W, 1, D/2] complex; spans per row (first address, extent); masks: per
+    sliding window size (None is full attention) and row, an additive mask [c·G·W, extent] for
+    bundles of c key heads with G query heads each. wide [c, G, W, c, D] holds one row's queries, each beside zeros in place of
     the other heads' keys; diagonal [G, W, D, c] is where it is written. out [B·W, Hq·D] is what
     `attend` returns, overwritten by the next layer, and places [B, P, G, W, D, c] a view of it.
     """
 
     address: Tensor
+    turns: Tensor
     spans: tuple[tuple[int, int], ...]
     masks: dict[int | None, tuple[Tensor, ...]]
     wide: Tensor
@@ -58,16 +59,16 @@ class Planner:
         spec: KVSpec,
         heads: int,
         sliding: frozenset[int | None],
-        length: int,
+        turns: Tensor,
         dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
-        """heads: Hq. sliding: window sizes some layer has (None: all it can see). length: L, the
-        most positions there will be. dtype: of the queries and of what `attend` returns."""
+        """heads: Hq. sliding: window sizes some layer has (None: all it can see). turns [L, D/2]
+        complex: the rotation of each position. dtype: of what `attend` returns."""
+        self._turns, device = turns, turns.device
         self._size, self._dtype = spec.head_dim, dtype
         self._c, self._bundles = spec.bundle, spec.kv_heads // spec.bundle
         self._groups = heads // spec.kv_heads
-        self._length = size = -(-length // BLOCK) * BLOCK
+        self._length = size = -(-turns.shape[0] // BLOCK) * BLOCK
         self._kv_dtype = spec.dtype
         self._views: dict[int | None, Tensor] = {}
         self._spaces: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
@@ -96,7 +97,8 @@ class Planner:
             space = self._work_space(rows, width, window.ids.device)
             if width <= _KEPT_WIDTH:
                 self._spaces[rows, width] = space
-        return AttentionPlan(window.address.reshape(-1), spans, masks, *space)
+        turns = self._turns.index_select(0, window.position.reshape(-1)).unsqueeze(1)
+        return AttentionPlan(window.address.reshape(-1), turns, spans, masks, *space)
 
     def _work_space(
         self, rows: int, width: int, device: torch.device

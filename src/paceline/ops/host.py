@@ -1,0 +1,162 @@
+"""A layer's small operations on a CPU through compiled kernels, with the torch forms' signatures.
+
+Used for bfloat16 and float32 where numba is there; `layer.make_ops` chooses. The cache it wants
+is float32, one key head a row, and a page must be a multiple of 64 positions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paceline.types import KVSpec, Window
+
+log = logging.getLogger(__name__)
+
+_Call = Callable[..., None]
+
+
+def load_kernels() -> HostKernels | None:
+    """The compiled kernels, or None where numba cannot be used here.
+
+    The first call on a machine compiles for some seconds; the result is kept on disk.
+    """
+    global _kernels, _tried
+    if not _tried:
+        _tried = True
+        try:
+            from paceline.ops import host_kernels
+        except ImportError as error:
+            log.warning("no compiled CPU kernels (%s): install numba for twice the speed", error)
+        else:
+            _kernels = HostKernels(
+                _callable(host_kernels.rms_norm),
+                _callable(host_kernels.silu_mul),
+                _callable(host_kernels.attention),
+            )
+    return _kernels
+
+
+@dataclass(frozen=True, slots=True)
+class HostKernels:
+    """Entry points; see `host_kernels` for what each takes."""
+
+    rms_norm: _Call
+    silu_mul: _Call
+    attention: _Call
+
+
+_kernels: HostKernels | None = None
+_tried = False
+
+
+def _callable(function: Any) -> _Call:
+    """A Python callable that keeps the interpreter's lock: giving it up and taking it again
+    costs as much as a small kernel."""
+    signature = function._sig
+    kinds = [ctypes.c_double if str(a) == "float64" else ctypes.c_int64 for a in signature.args]
+    call: _Call = ctypes.PYFUNCTYPE(None, *kinds)(function.address)
+    return call
+
+
+class HostNorm:
+    """See `norm.RMSNorm`."""
+
+    def __init__(self, kernels: HostKernels, gain: Tensor, eps: float) -> None:
+        self._run, self._eps = kernels.rms_norm, eps
+        self._gain = gain.float().contiguous()
+        self._pointer = self._gain.data_ptr()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [R, d] contiguous, bfloat16 or float32; returns the same."""
+        out = torch.empty_like(x)
+        rows, size = x.shape
+        half = x.dtype is torch.bfloat16
+        self._run(x.data_ptr(), out.data_ptr(), self._pointer, rows, size, self._eps, half)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlan:
+    """What all layers of one forward pass share. address, position [R]; base [B]; turns
+    [R, D/2] complex64; out [R, Hq·D], which the next layer overwrites. Tensors are kept because
+    the kernels are given their addresses."""
+
+    width: int
+    address: Tensor
+    position: Tensor
+    base: Tensor
+    turns: Tensor
+    out: Tensor
+
+
+class HostAttention:
+    """One layer's attention: head norms, rotation, cache write and the attention itself."""
+
+    def __init__(
+        self,
+        kernels: HostKernels,
+        heads: int,
+        spec: KVSpec,
+        norms: tuple[Tensor | None, Tensor | None],
+        eps: float,
+        sliding: int | None,
+    ) -> None:
+        """norms: the gains [D] of the query and key head norms, or None."""
+        self._run, self._heads, self._spec, self._eps = kernels.attention, heads, spec, eps
+        self._gains = [None if gain is None else gain.float().contiguous() for gain in norms]
+        self._pointers = [0 if gain is None else gain.data_ptr() for gain in self._gains]
+        self._sliding = sliding or 0
+
+    def __call__(self, qkv: Tensor, keys: Tensor, values: Tensor, plan: HostPlan) -> Tensor:
+        """qkv [R, (Hq + 2·Hkv)·D] contiguous; keys, values [Hkv, N, D] float32. Returns plan.out
+        [R, Hq·D] in qkv's dtype."""
+        self._run(
+            qkv.data_ptr(), plan.out.data_ptr(), plan.turns.data_ptr(), keys.data_ptr(),
+            values.data_ptr(), plan.address.data_ptr(), plan.position.data_ptr(),
+            *self._pointers, self._eps, qkv.shape[0], plan.width, self._heads,
+            self._spec.kv_heads, self._spec.head_dim, keys.shape[1], plan.base.data_ptr(),
+            self._sliding, qkv.dtype is torch.bfloat16,
+        )  # fmt: skip
+        return plan.out
+
+
+class HostPlanner:
+    """Makes plans for `HostAttention`."""
+
+    def __init__(self, turns: Tensor, heads: int, head_dim: int, dtype: torch.dtype) -> None:
+        """turns [L, D/2] complex64."""
+        self._turns, self._size, self._dtype = turns, heads * head_dim, dtype
+
+    def plan(self, window: Window) -> HostPlan:
+        """The plan for `window`, a chain: a node sees every position up to its own."""
+        assert window.ancestors is None, "attention over trees is not made yet"
+        position = window.position.reshape(-1)
+        return HostPlan(
+            width=window.ids.shape[1],
+            address=window.address.reshape(-1).contiguous(),
+            position=position.contiguous(),
+            base=torch.tensor([start for start, _ in window.spans]),
+            turns=self._turns.index_select(0, position),
+            out=torch.empty(position.shape[0], self._size, dtype=self._dtype),
+        )
+
+
+def host_silu_mul(kernels: HostKernels) -> Callable[[Tensor], Tensor]:
+    """See `activation.silu_mul`."""
+    run = kernels.silu_mul
+
+    def silu_mul(gate_up: Tensor) -> Tensor:
+        rows, size = gate_up.shape[0], gate_up.shape[1] // 2
+        out = gate_up.new_empty(rows, size)
+        half = gate_up.dtype is torch.bfloat16
+        run(gate_up.data_ptr(), out.data_ptr(), rows, size, half)
+        return out
+
+    return silu_mul

@@ -1,0 +1,128 @@
+"""Which form of a layer's small operations a decoder uses: torch's, or compiled ones on a CPU.
+
+The two forms have the same signatures; a decoder is built from what `make_ops` returns and does
+not know which it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from paceline.ops import attention, host
+from paceline.ops.activation import silu_mul
+from paceline.ops.norm import RMSNorm
+from paceline.ops.rotary import rotate
+from paceline.types import KVSpec, Window
+
+Norms = tuple[Tensor | None, Tensor | None]
+
+
+class LayerOps(Protocol):
+    """A family of operations for one model. A plan is what one forward pass shares between
+    layers; only the family that made it looks inside."""
+
+    def kv_spec(self, layers: int, kv_heads: int, head_dim: int) -> KVSpec:
+        """The cache these operations want."""
+        ...
+
+    def norm(self, gain: Tensor, eps: float) -> Callable[[Tensor], Tensor]: ...
+
+    def silu_mul(self) -> Callable[[Tensor], Tensor]: ...
+
+    def planner(
+        self, spec: KVSpec, heads: int, sliding: frozenset[int | None], turns: Tensor
+    ) -> Callable[[Window], Any]: ...
+
+    def attention(
+        self, spec: KVSpec, heads: int, norms: Norms, eps: float, sliding: int | None
+    ) -> Callable[[Tensor, Tensor, Tensor, Any], Tensor]:
+        """(qkv [R, (Hq + 2·Hkv)·D], keys, values, plan) -> [R, Hq·D]: head norms, rotation, the
+        write into the cache and attention."""
+        ...
+
+
+def make_ops(dtype: torch.dtype, device: torch.device) -> LayerOps:
+    """The fastest family for activations of `dtype` on `device`."""
+    if device.type == "cpu" and dtype in (torch.bfloat16, torch.float32):
+        kernels = host.load_kernels()
+        if kernels is not None:
+            return _HostOps(kernels, dtype)
+    return TorchOps(dtype)
+
+
+class TorchOps:
+    """The reference, for any dtype and device."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def kv_spec(self, layers: int, kv_heads: int, head_dim: int) -> KVSpec:
+        return KVSpec(layers, kv_heads, head_dim, self._dtype, 2 if kv_heads % 2 == 0 else 1)
+
+    def norm(self, gain: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
+        return RMSNorm(gain, eps)
+
+    def silu_mul(self) -> Callable[[Tensor], Tensor]:
+        return silu_mul
+
+    def planner(
+        self, spec: KVSpec, heads: int, sliding: frozenset[int | None], turns: Tensor
+    ) -> Callable[[Window], attention.AttentionPlan]:
+        return attention.Planner(spec, heads, sliding, turns, self._dtype).plan
+
+    def attention(
+        self, spec: KVSpec, heads: int, norms: Norms, eps: float, sliding: int | None
+    ) -> Callable[[Tensor, Tensor, Tensor, Any], Tensor]:
+        return _TorchAttention(spec, heads, norms, eps, sliding)
+
+
+class _TorchAttention:
+    def __init__(
+        self, spec: KVSpec, heads: int, norms: Norms, eps: float, sliding: int | None
+    ) -> None:
+        self._heads, self._turned = heads, heads + spec.kv_heads
+        self._size, self._sliding = spec.head_dim, sliding
+        self._compute = torch.promote_types(spec.dtype, torch.float32)
+        self._q_norm, self._k_norm = (None if g is None else RMSNorm(g, eps) for g in norms)
+
+    def __call__(
+        self, qkv: Tensor, keys: Tensor, values: Tensor, plan: attention.AttentionPlan
+    ) -> Tensor:
+        heads, turned = self._heads, self._turned
+        qkv = qkv.to(self._compute).view(qkv.shape[0], -1, self._size)  # [R, Hq+2Hkv, D]
+        if self._q_norm is not None and self._k_norm is not None:
+            qkv[:, :heads] = self._q_norm(qkv[:, :heads])
+            qkv[:, heads:turned] = self._k_norm(qkv[:, heads:turned])
+        rotate(qkv[:, :turned], plan.turns)
+        attention.write_kv(keys, values, qkv[:, heads:], plan.address)
+        return attention.attend(qkv[:, :heads], keys, values, plan, self._sliding)
+
+
+class _HostOps:
+    """Compiled for this processor; the cache is float32 whatever the activations are."""
+
+    def __init__(self, kernels: host.HostKernels, dtype: torch.dtype) -> None:
+        self._kernels, self._dtype = kernels, dtype
+
+    def kv_spec(self, layers: int, kv_heads: int, head_dim: int) -> KVSpec:
+        return KVSpec(layers, kv_heads, head_dim, torch.float32, 1)
+
+    def norm(self, gain: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
+        return host.HostNorm(self._kernels, gain, eps)
+
+    def silu_mul(self) -> Callable[[Tensor], Tensor]:
+        return host.host_silu_mul(self._kernels)
+
+    def planner(
+        self, spec: KVSpec, heads: int, sliding: frozenset[int | None], turns: Tensor
+    ) -> Callable[[Window], host.HostPlan]:
+        return host.HostPlanner(turns, heads, spec.head_dim, self._dtype).plan
+
+    def attention(
+        self, spec: KVSpec, heads: int, norms: Norms, eps: float, sliding: int | None
+    ) -> Callable[[Tensor, Tensor, Tensor, Any], Tensor]:
+        return host.HostAttention(self._kernels, heads, spec, norms, eps, sliding)
