@@ -1,0 +1,137 @@
+"""A round reads nothing back: what a captured graph may not do, it does not do on a CPU either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests.engine.tools import EVERYTHING, Pair, prompt, readable
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from paceline import Engine, SamplingParams
+from paceline.engine.round import draft_next, verify_and_commit
+from paceline.types import Verdict
+
+READS = (
+    "_local_scalar_dense",
+    "item",
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+    "repeat_interleave",
+)
+PLAIN = SamplingParams(max_tokens=40, ignore_eos=True)
+KINDS = {
+    "greedy": [PLAIN, PLAIN],
+    "mixed": [PLAIN, replace(readable(EVERYTHING), logit_bias=((65, 3.0),), stop_token_ids=(3,))],
+    "everything": [replace(EVERYTHING, seed=1), EVERYTHING, replace(PLAIN, logprobs=5)],
+}
+
+
+class NoHostRead(TorchDispatchMode):
+    """Fails on an operation that reads the device or whose result's shape depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self._patch = pytest.MonkeyPatch()
+
+    def __enter__(self) -> NoHostRead:
+        # These do not pass through the dispatcher on a CPU.
+        for name in ("tolist", "numpy", "__array__"):
+            self._patch.setattr(torch.Tensor, name, _read)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patch.undo()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        name = func.overloadpacket.__name__
+        # A mask as an index is a hidden nonzero.
+        mask = name in ("index", "index_put", "index_put_") and any(
+            one is not None and one.dtype is torch.bool for one in args[1]
+        )
+        assert not (mask or name in READS), f"{func} reads the device"
+        return func(*args, **(kwargs or {}))
+
+
+def _read(*_: Any) -> None:
+    raise AssertionError("a list or array reads the device")
+
+
+def running(engine: Engine, kind: str) -> list[Any]:
+    """Streams whose prompts have been read, and that have been through a round."""
+    streams = [engine.stream(prompt(n), params) for n, params in enumerate(KINDS[kind])]
+    while len(engine._loop.scheduler.running) < len(streams):
+        engine._step()
+    engine._step()
+    return streams
+
+
+@pytest.mark.parametrize("rule", ["match", "reject", "block"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("drafter", ["ngram:min=1", "model", "predicted+ngram+model", "none"])
+def test_a_round_reads_nothing(
+    rule: str, kind: str, drafter: str, pair: Pair, opened: Callable[..., Engine]
+) -> None:
+    engine = opened(drafter=drafter.replace("model", f"model:path={pair.other}"), rule=rule, k=3)
+    streams = running(engine, kind)
+    loop = engine._loop
+    for _ in range(2):
+        sequences = loop.scheduler.running
+        plan = loop._make_plan(sequences, max(sequence.k for sequence in sequences))
+        with torch.inference_mode(), NoHostRead() as mode:
+            window, out, verdict = verify_and_commit(loop.machine, plan)
+            if plan.next_k:
+                rows = loop.machine.slots.rows(plan.batch, plan.spans, fresh=plan.k + 1)
+                loop.machine.drafter.observe(window, out, verdict, rows)
+                draft_next(loop.machine, plan, fresh=plan.k + 1)
+        assert mode.calls > 50
+        assert window.ids.shape == (len(streams), plan.k + 1)
+        for sequence, n in zip(sequences, verdict.n.tolist(), strict=True):
+            sequence.length += n
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.item(),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.tolist(),
+        lambda x: x.numpy(),
+        lambda x: int(x),
+        lambda x: bool(x > 0),
+        lambda x: torch.where(x > 0)[0],
+        lambda x: x.unique(),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.repeat_interleave(x.long()),
+    ],
+)
+def test_the_mode_sees_reads(read: Callable[[torch.Tensor], object]) -> None:
+    with pytest.raises(AssertionError, match="reads the device"), NoHostRead():
+        read(torch.ones(1))
+
+
+def test_an_idle_row_commits_nothing(pair: Pair, opened: Callable[..., Engine]) -> None:
+    """A row that was released while its round was planned: no token, no length, no count."""
+    engine = opened(draft=pair.target, k=3)
+    streams = running(engine, "greedy")
+    loop, slots = engine._loop, engine._loop.machine.slots
+    plan = loop._make_plan(loop.scheduler.running, 3)
+    before = slots.tokens.clone(), slots.length.clone()
+    with torch.inference_mode():
+        slots.release(1)
+        verdict: Verdict = verify_and_commit(loop.machine, plan)[2]
+    assert verdict.n.tolist()[0] == 0
+    assert verdict.n.tolist()[1] > 0
+    assert torch.equal(slots.tokens[1], before[0][1])
+    assert slots.length[1] == before[1][1]
+    assert len(streams) == 2
