@@ -58,7 +58,8 @@ class NoHostRead(TorchDispatchMode):
         mask = name in ("index", "index_put", "index_put_") and any(
             one is not None and one.dtype is torch.bool for one in args[1]
         )
-        assert not (mask or name in READS), f"{func} reads the device"
+        reads = mask or name in READS
+        assert not reads, f"{func} reads the device"
         return func(*args, **(kwargs or {}))
 
 
@@ -90,9 +91,9 @@ def test_a_round_reads_nothing(
         with torch.inference_mode(), NoHostRead() as mode:
             window, out, verdict = verify_and_commit(loop.machine, plan)
             if plan.next_k:
-                rows = loop.machine.slots.rows(plan.batch, plan.spans, fresh=plan.k + 1)
+                rows = loop.machine.slots.rows(plan.batch, plan.spans, plan.k + 1, 1)
                 loop.machine.drafter.observe(window, out, verdict, rows)
-                draft_next(loop.machine, plan, fresh=plan.k + 1)
+                draft_next(loop.machine, plan, committed=plan.k + 1)
         assert mode.calls > 50
         assert window.ids.shape == (len(streams), plan.k + 1)
         for sequence, n in zip(sequences, verdict.n.tolist(), strict=True):
