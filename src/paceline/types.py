@@ -230,8 +230,9 @@ class Rows:
 
     index [B] slot numbers; tokens [S, L] the whole token matrix, never gathered: read it through
     `index`; length [B] committed tokens, the last of which is the next window's root; base [B]
-    the address of position 0 in every cache; spans as in `Window`; fresh: how many tokens, at
-    most, were committed since the drafter last saw this row (a static bound).
+    the address of position 0 in every cache; spans as in `Window`. committed: how many tokens, at
+    most, were committed since the last proposal; fresh: how many of them, at most, are not that
+    proposal's own (both static bounds).
     """
 
     index: Tensor
@@ -239,6 +240,7 @@ class Rows:
     length: Tensor
     base: Tensor
     spans: tuple[tuple[int, int], ...]
+    committed: int
     fresh: int
 
 

@@ -59,6 +59,7 @@ class World:
                 (slot * limits.max_length, min(limits.max_length, len(text) + slack))
                 for slot, text in zip(slots, texts, strict=True)
             ),
+            committed=limits.max_k + 1,
             fresh=limits.max_k + 1,
         )
 

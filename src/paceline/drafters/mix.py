@@ -70,6 +70,8 @@ class MixDrafter(Drafter):
 
     def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
         """Return the first part's draft where it has one, else the next part's, and so on."""
+        # What was committed may be another part's draft: to each part all of it is new.
+        rows = replace(rows, fresh=rows.committed)
         joined: Draft | None = None
         offset = 0
         for part in self.parts:

@@ -93,7 +93,7 @@ class Loop:
             sequence.prefilled = stop
         if stop == last:
             if sequence.k:
-                draft_next(self.machine, self._make_plan([sequence], sequence.k), fresh=1)
+                draft_next(self.machine, self._make_plan([sequence], sequence.k), committed=1)
             self.scheduler.start(sequence)
         sequence.stats.prefill_seconds += time.perf_counter() - began
 

@@ -28,6 +28,6 @@ def prefill_chunk(machine: Machine, slot: int, start: int, stop: int) -> None:
     )
     _, features = machine.target.forward(window, machine.pool, machine.drafter.needs.features)
     # No logits: nothing is drawn here.
-    rows = slots.rows(slots.batch(index), spans, fresh=stop - start)
+    rows = slots.rows(slots.batch(index), spans, stop - start, stop - start)
     out = TargetOut(torch.empty(0, device=device), features)
     machine.drafter.observe(window, out, None, rows)

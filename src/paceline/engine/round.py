@@ -60,16 +60,16 @@ def run_round(machine: Machine, plan: Plan, outbox: Callable[[Verdict], None]) -
     window, out, verdict = verify_and_commit(machine, plan)
     outbox(verdict)
     if plan.next_k:
-        rows = machine.slots.rows(plan.batch, plan.spans, fresh=plan.k + 1)
+        rows = machine.slots.rows(plan.batch, plan.spans, plan.k + 1, fresh=1)
         machine.drafter.observe(window, out, verdict, rows)
-        draft_next(machine, plan, fresh=plan.k + 1)
+        draft_next(machine, plan, committed=plan.k + 1)
 
 
 def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, Verdict]:
     """The first half of a round: one target pass, one verdict, committed to the slots."""
     slots, target, batch = machine.slots, machine.target, plan.batch
     index = batch.index
-    rows = slots.rows(batch, plan.spans, fresh=1)
+    rows = slots.rows(batch, plan.spans, committed=0, fresh=0)
     draft, active = slots.draft(index, plan.k), slots.active[index]
     window = assemble(rows, draft, active)
     hidden, features = target.forward(window, machine.pool, machine.drafter.needs.features)
@@ -117,15 +117,15 @@ def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, 
     return window, TargetOut(logits, features), verdict
 
 
-def draft_next(machine: Machine, plan: Plan, fresh: int) -> None:
+def draft_next(machine: Machine, plan: Plan, committed: int) -> None:
     """The second half: propose plan.next_k tokens a row and leave them in the slots.
 
-    fresh: tokens, at most, that were committed since the drafter last saw a row. Also run once
-    after prefill, so that a request's first round verifies a whole window.
+    committed: tokens, at most, since the last proposal; all but one of them it proposed itself.
+    Also run once after prefill, so that a request's first round verifies a whole window.
     """
     slots, batch = machine.slots, plan.batch
     index = batch.index
-    rows = slots.rows(batch, plan.spans, fresh)
+    rows = slots.rows(batch, plan.spans, committed, fresh=1)
     penalties = plan.flags.penalties
     draw = ProposalDraw(
         rule=machine.rule,

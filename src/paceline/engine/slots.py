@@ -121,10 +121,12 @@ class Slots:
             ),
         )
 
-    def rows(self, batch: Batch, spans: tuple[tuple[int, int], ...], fresh: int) -> Rows:
+    def rows(
+        self, batch: Batch, spans: tuple[tuple[int, int], ...], committed: int, fresh: int
+    ) -> Rows:
         """The read-only view that windows and drafters are made from."""
         length = self.length[batch.index]
-        return Rows(batch.index, self.tokens, length, batch.base, spans, fresh)
+        return Rows(batch.index, self.tokens, length, batch.base, spans, committed, fresh)
 
     def draft(self, index: Tensor, k: int) -> Draft:
         """The waiting draft of the rows `index` [B], its first k tokens."""

@@ -27,9 +27,10 @@ class AttentionPlan:
 
     address [B·W]; turns [B·W, 1, D/2] complex; spans per row (first address, extent); masks: per
     sliding window size (None is full attention) and row, an additive mask [c·G·W, extent] for
-    bundles of c key heads with G query heads each. wide [c, G, W, c, D] holds one row's queries, each beside zeros in place of
-    the other heads' keys; diagonal [G, W, D, c] is where it is written. out [B·W, Hq·D] is what
-    `attend` returns, overwritten by the next layer, and places [B, P, G, W, D, c] a view of it.
+    bundles of c key heads with G query heads each. wide [c, G, W, c, D] holds one row's queries,
+    each beside zeros in place of the other heads' keys; diagonal [G, W, D, c] is where it is
+    written. out [B·W, Hq·D] is what `attend` returns, overwritten by the next layer, and places
+    [B, P, G, W, D, c] a view of it.
     """
 
     address: Tensor

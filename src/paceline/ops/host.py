@@ -39,6 +39,7 @@ def load_kernels() -> HostKernels | None:
                 _callable(host_kernels.rms_norm),
                 _callable(host_kernels.silu_mul),
                 _callable(host_kernels.attention),
+                _callable(host_kernels.int8_product),
             )
     return _kernels
 
@@ -50,6 +51,7 @@ class HostKernels:
     rms_norm: _Call
     silu_mul: _Call
     attention: _Call
+    int8_product: _Call
 
 
 _kernels: HostKernels | None = None
@@ -79,6 +81,43 @@ class HostNorm:
         rows, size = x.shape
         half = x.dtype is torch.bfloat16
         self._run(x.data_ptr(), out.data_ptr(), self._pointer, rows, size, self._eps, half)
+        return out
+
+
+class Int8Linear:
+    """A product with weights rounded to eight bits, one scale an output, for float32 rows.
+
+    Reads half the bytes of bfloat16, which is what a draft's step costs. Only for drafts: it is
+    not the checkpoint's own arithmetic.
+    """
+
+    def __init__(self, kernels: HostKernels, weight: Tensor, bias: Tensor | None) -> None:
+        """weight [out, in] floating; bias [out] or None."""
+        self._run = kernels.int8_product
+        wide = weight.float()
+        self._scale = wide.abs().amax(1).clamp_(min=1e-12).div_(127.0).contiguous()
+        self._weight = (wide / self._scale.unsqueeze(1)).round_().to(torch.int8).contiguous()
+        self._bias = None if bias is None else bias.float().contiguous()
+        self._pointers = (
+            self._weight.data_ptr(),
+            self._scale.data_ptr(),
+            0 if self._bias is None else self._bias.data_ptr(),
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [R, in] float32 contiguous; returns [R, out] float32."""
+        return self._product(x, 0)
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """residual + the product."""
+        return self._product(x, residual.data_ptr())
+
+    def _product(self, x: Tensor, residual: int) -> Tensor:
+        size_out, size_in = self._weight.shape
+        out = x.new_empty(x.shape[0], size_out)
+        self._run(
+            x.data_ptr(), out.data_ptr(), *self._pointers, residual, x.shape[0], size_in, size_out
+        )
         return out
 
 

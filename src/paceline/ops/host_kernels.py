@@ -35,7 +35,8 @@ def _pointer(kind):
     return cast
 
 
-_f32, _u16, _i64 = _pointer(types.float32), _pointer(types.uint16), _pointer(types.int64)
+_f32, _u16 = _pointer(types.float32), _pointer(types.uint16)
+_i64, _i8 = _pointer(types.int64), _pointer(types.int8)
 
 
 @njit(fastmath=_FAST, cache=True, inline="always")
@@ -145,6 +146,34 @@ def silu_mul(gate_up, out, rows, size, half):
             above = np.float32(1.0) if gate[i] >= 0 else small[i]
             up[i] *= gate[i] * above / (np.float32(1.0) + small[i])
         _store(up, out + item * r * size, half, size)
+
+
+@cfunc(types.void(*[_I] * 9), cache=True, fastmath=_FAST)
+def int8_product(x, out, weight, scale, bias, residual, rows, size_in, size_out):
+    """out [rows, size_out] = x Wᵀ · scale + bias + residual, all float32 but W.
+
+    weight [size_out, size_in] int8; scale [size_out]; bias [size_out] and residual
+    [rows, size_out], or 0 for none.
+    """
+    xs, outs = carray(_f32(x), (rows, size_in)), carray(_f32(out), (rows, size_out))
+    weights, scales = carray(_i8(weight), (size_out, size_in)), carray(_f32(scale), (size_out,))
+    for o in range(size_out):
+        w = weights[o]
+        for r in range(rows):
+            row, total = xs[r], np.float32(0.0)
+            for i in range(size_in):
+                total += row[i] * np.float32(w[i])
+            outs[r, o] = total * scales[o]
+    if bias:
+        biases = carray(_f32(bias), (size_out,))
+        for r in range(rows):
+            for o in range(size_out):
+                outs[r, o] += biases[o]
+    if residual:
+        added = carray(_f32(residual), (rows, size_out))
+        for r in range(rows):
+            for o in range(size_out):
+                outs[r, o] += added[r, o]
 
 
 @njit(fastmath=_FAST, cache=True, inline="always")

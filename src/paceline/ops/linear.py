@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paceline.ops.host import Int8Linear, load_kernels
+
 # Packing asks for the row count it is to be best at: a verify window.
 _PACK_ROWS = 8
-# Elements up to which a float32 copy stays in a core's cache and beats half the bytes.
-_SMALL = 1 << 19
+# Elements up to which one thread reading eight bits each beats several reading sixteen.
+_ONE_THREAD = 1 << 22
 
 
 class Linear(Protocol):
@@ -47,17 +49,21 @@ def make_linear(weight: Tensor, bias: Tensor | None = None, steady: bool = True)
     steady: a row's sum may not depend on the number of rows (what a target needs for the same
     text with and without speculation), and x has the weight's dtype. A draft needs no such
     promise: with steady False, which only weights that pack allow, x and the result are float32,
-    and small matrices are kept in float32, where torch has the shortest way for one row.
+    and matrices small enough for one thread are rounded to eight bits.
     The caller may drop its reference to `weight`: a packed product keeps its own copy.
     """
     if not packs(weight.dtype, weight.device):
         assert steady, "only weights that pack have a quicker product"
         return DenseLinear(weight, bias)
-    if steady or weight.dtype != torch.bfloat16:
+    if steady:
         return PackedLinear(weight, bias)
-    if weight.numel() > _SMALL:
-        return CastLinear(PackedLinear(weight, bias))
-    return RowLinear(weight.float(), None if bias is None else bias.float())
+    kernels = load_kernels()
+    # Who asks for a float32 draft wants its own numbers.
+    small = weight.dtype is torch.bfloat16 and weight.numel() <= _ONE_THREAD
+    if kernels is not None and small:
+        return Int8Linear(kernels, weight, bias)
+    packed = PackedLinear(weight, bias)
+    return packed if weight.dtype is torch.float32 else CastLinear(packed)
 
 
 class DenseLinear:
@@ -104,16 +110,3 @@ class CastLinear:
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         return self(x).add_(residual)
-
-
-class RowLinear:
-    """float32: torch's matrix-vector product for one row, the packed one for more."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._one, self._many = DenseLinear(weight, bias), PackedLinear(weight, bias)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._one(x) if x.shape[0] == 1 else self._many(x)
-
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self._one.add(x, residual) if x.shape[0] == 1 else self._many.add(x, residual)
