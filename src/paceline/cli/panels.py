@@ -114,17 +114,20 @@ def render(
     width = max(24, (console.width - 2) // len(writings))
     room = max(6, console.height - 6)
     head = "\n".join(prompt.rstrip("\n").splitlines()[-4:])
-    panels = []
+    bodies = []
     for writing in writings:
         body = Text().append(head + "\n" if head else "", "dim")
         body.append_text(coloured(writing, decode))
-        lines = body.wrap(console, width - 4)
-        panels.append(
-            Panel(
-                Text("\n").join(lines[-room:]),
-                title=writing.title,
-                subtitle=f"{len(writing.token_ids)} tokens, {writing.seconds:.2f} s",
-                width=width,
-            )
+        bodies.append(body.wrap(console, width - 4)[-room:])
+    height = 2 + max(len(lines) for lines in bodies)
+    panels = [
+        Panel(
+            Text("\n").join(lines),
+            title=writing.title,
+            subtitle=f"{len(writing.token_ids)} tokens, {writing.seconds:.2f} s",
+            width=width,
+            height=height,
         )
+        for writing, lines in zip(writings, bodies, strict=True)
+    ]
     return Columns(panels, padding=(0, 1), equal=True)
