@@ -25,6 +25,7 @@ def some_rows(draw: st.DrawFn) -> Rows:
         length=torch.tensor(length),
         base=torch.tensor([slot * 64 for slot in index]),
         spans=SPANS,
+        committed=1,
         fresh=1,
     )
 
