@@ -16,8 +16,10 @@ from paceline.drafters.none import NoDrafter
 from paceline.drafters.predicted import PredictedDrafter
 from paceline.drafters.replay import ReplayDrafter
 from paceline.errors import ConfigError
-from paceline.types import Draft, KVSpec, Needs, TargetOut
+from paceline.types import Draft, KVSpec, Needs, Rows, TargetOut
 
+# The parts below look at nothing but how much is new to them.
+ROWS = Rows(*(torch.zeros(1, dtype=torch.int64) for _ in range(4)), (), committed=4, fresh=1)
 KV = KVSpec(layers=1, kv_heads=1, head_dim=8, dtype=torch.float32)
 
 
@@ -31,6 +33,7 @@ class Part(Drafter):
     ) -> None:
         self.token, self.counts, self.scored, self.needs = token, counts, scored, Needs(**needs)
         self.told: list[tuple[Any, ...]] = []
+        self.fresh = 0
 
     def bind(self, target: Any, limits: Any) -> None:
         self.told.append(("bind", target, limits))
@@ -45,6 +48,7 @@ class Part(Drafter):
         self.told.append(("observe", out))
 
     def propose(self, rows: Any, k: int, draw: Any) -> Draft:
+        self.fresh = rows.fresh
         count = torch.tensor(self.counts)
         tokens = torch.full((len(self.counts), k), self.token)
         scores = torch.full((len(self.counts), k, 6), float(self.token)) if self.scored else None
@@ -64,7 +68,7 @@ class Part(Drafter):
 def test_first_part_with_a_draft(counts: list[list[int]], scored: list[bool]) -> None:
     """Tokens, counts, sources and scores of every row are those of the loop's choice."""
     parts = tuple(Part(i + 1, tuple(c), scored[i]) for i, c in enumerate(counts))
-    draft = MixDrafter(parts).propose(None, 3, None)  # type: ignore[arg-type]
+    draft = MixDrafter(parts).propose(ROWS, 3, None)  # type: ignore[arg-type]
     some = any(part.scored for part in parts)
     assert (draft.scores is not None) == some
     for row in range(len(counts[0])):
@@ -86,7 +90,7 @@ def test_sources_of_a_mix_inside_a_mix() -> None:
     inner = MixDrafter((Part(1, (0, 0, 1, 0)), Part(2, (0, 1, 1, 0))))
     mix = MixDrafter((Part(3, (1, 0, 0, 0)), inner, Part(4, (1, 1, 1, 1))))
     assert mix.sources == ("part",) * 4
-    draft = mix.propose(None, 2, None)  # type: ignore[arg-type]
+    draft = mix.propose(ROWS, 2, None)  # type: ignore[arg-type]
     assert draft.source.tolist() == [0, 2, 1, 3]
     assert draft.tokens[:, 0].tolist() == [3, 2, 1, 4]
 
@@ -171,3 +175,9 @@ def test_made_by_name() -> None:
     made = create("predicted+ngram:min=3")
     assert isinstance(made, MixDrafter)
     assert made.sources == ("predicted", "ngram")
+
+
+def test_all_that_was_committed_is_new_to_a_part() -> None:
+    parts = (Part(1, (0,)), Part(2, (1,)))
+    MixDrafter(parts).propose(ROWS, 2, None)  # type: ignore[arg-type]
+    assert [part.fresh for part in parts] == [4, 4]
