@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from paceline.ops.attention import BLOCK
 from paceline.types import KVSpec
 
 
@@ -41,8 +42,9 @@ class KVPool:
 
     def clear(self, page: int, positions: int | None = None) -> None:
         """Zero the first `positions` of a page, or all of it, so that what is not finite there
-        cannot reach the page's next owner."""
-        size = self.page_size if positions is None else min(positions, self.page_size)
+        cannot reach the page's next owner. Whole blocks: within one the layout is the kernels'."""
+        size = self.page_size if positions is None else -(-positions // BLOCK) * BLOCK
+        size = min(size, self.page_size)
         first = page * self.page_size
         for layer in self.layers:
             layer.keys[:, first : first + size].zero_()
