@@ -1,0 +1,155 @@
+"""The compiled CPU kernels: equal to torch's forms, and a row the same at any window width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from paceline.ops import host
+from paceline.ops.activation import silu_mul
+from paceline.ops.layer import TorchOps, make_ops
+from paceline.ops.norm import RMSNorm
+from paceline.types import KVSpec, Window
+
+CPU = torch.device("cpu")
+PAGE = 256
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(scope="module")
+def kernels() -> host.HostKernels:
+    found = host.load_kernels()
+    assert found is not None, "numba is a dependency: the kernels must load"
+    return found
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "size"), [(1, 8), (5, 320), (3, 33)])
+def test_norm(kernels: host.HostKernels, dtype: torch.dtype, rows: int, size: int) -> None:
+    x, gain = noise(rows, size, dtype=dtype) * 3, noise(size, seed=1)
+    mine, theirs = host.HostNorm(kernels, gain, 1e-5)(x), RMSNorm(gain, 1e-5)(x)
+    torch.testing.assert_close(mine, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_silu_mul(kernels: host.HostKernels, dtype: torch.dtype) -> None:
+    x = noise(4, 2 * 77, dtype=dtype) * 10
+    x[0, :4] = torch.tensor([120.0, -120.0, 0.0, -0.0])
+    mine, theirs = host.host_silu_mul(kernels)(x), silu_mul(x.clone())
+    torch.testing.assert_close(mine, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(kernels: host.HostKernels, bad: float) -> None:
+    x = noise(2, 16)
+    x[1, 3] = bad
+    normed = host.HostNorm(kernels, torch.ones(16), 1e-5)(x)
+    assert normed[0].isfinite().all()
+    assert not normed[1].isfinite().all()
+
+
+def windows(position: list[list[int]], base: list[int]) -> Window:
+    depth = torch.tensor(position)
+    spans = tuple((start, max(row) + 1) for start, row in zip(base, position, strict=True))
+    address = depth + torch.tensor(base).unsqueeze(1)
+    return Window(torch.zeros_like(depth), depth, address, depth >= 0, spans)
+
+
+def run(
+    ops: Any, qkv: Tensor, window: Window, caches: tuple[Tensor, Tensor], heads: int, spec: KVSpec,
+    norms: tuple[Tensor | None, Tensor | None] = (None, None), sliding: int | None = None,
+) -> Tensor:  # fmt: skip
+    turns = torch.polar(torch.ones(PAGE, spec.head_dim // 2), noise(PAGE, spec.head_dim // 2))
+    plan = ops.planner(spec, heads, frozenset({sliding}), turns)(window)
+    out: Tensor = ops.attention(spec, heads, norms, 1e-6, sliding)(qkv, *caches, plan).clone()
+    return out
+
+
+def empty(spec: KVSpec) -> tuple[Tensor, Tensor]:
+    shape = (spec.kv_heads // spec.bundle, 3 * PAGE, spec.bundle * spec.head_dim)
+    return torch.zeros(shape, dtype=spec.dtype), torch.zeros(shape, dtype=spec.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size"), [(6, 2, 64), (3, 1, 64), (4, 4, 8), (5, 5, 16), (8, 2, 128)]
+)
+@pytest.mark.parametrize("sliding", [None, 1, 37])
+def test_attention_equals_torch(
+    dtype: torch.dtype, heads: int, kv_heads: int, size: int, sliding: int | None
+) -> None:
+    """Two texts of different lengths, read in a wide chunk and then in two windows."""
+    forms = (make_ops(dtype, CPU), TorchOps(torch.float32))
+    norms = (noise(size, seed=5), noise(size, seed=6))
+    outs = []
+    for ops in forms:
+        spec = ops.kv_spec(1, kv_heads, size)
+        caches, got = empty(spec), []
+        for seed, first, width in ((1, 0, 90), (2, 90, 5), (3, 93, 1)):
+            places = [list(range(first, first + width)), list(range(first + 7, first + 7 + width))]
+            qkv = noise(2 * width, (heads + 2 * kv_heads) * size, seed=seed, dtype=dtype)
+            if ops is forms[1]:
+                qkv = qkv.float()
+            window = windows(places, [PAGE, 2 * PAGE])
+            got.append(run(ops, qkv, window, caches, heads, spec, norms, sliding).float())
+        outs.append(torch.cat(got))
+    assert forms[0] is not forms[1]
+    torch.testing.assert_close(*outs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(6, 2, 64), (3, 3, 40)])
+@pytest.mark.parametrize("sliding", [None, 29])
+def test_a_row_is_the_same_to_the_bit_at_any_width(
+    dtype: torch.dtype, heads: int, kv_heads: int, size: int, sliding: int | None
+) -> None:
+    ops = make_ops(dtype, CPU)
+    spec = ops.kv_spec(1, kv_heads, size)
+    length = 150
+    qkv = noise(length, (heads + 2 * kv_heads) * size, dtype=dtype)
+
+    def read(widths: list[int]) -> Tensor:
+        caches, got, first = empty(spec), [], 0
+        for width in widths:
+            part, places = qkv[first : first + width], list(range(first, first + width))
+            window = windows([places], [PAGE])
+            got.append(run(ops, part, window, caches, heads, spec, sliding=sliding))
+            first += width
+        return torch.cat(got)
+
+    one = read([1] * length)
+    for widths in ([length], [6] * 25, [9] * 16 + [6], [2, 3] * 30, [64, 86]):
+        assert torch.equal(read(widths), one), widths
+
+
+def test_queries_that_are_not_finite_show(kernels: host.HostKernels) -> None:
+    ops = make_ops(torch.float32, CPU)
+    spec = ops.kv_spec(1, 1, 64)
+    qkv = noise(2, 3 * 64)
+    qkv[1, :64] = float("nan")
+    out = run(ops, qkv, windows([[0, 1]], [PAGE]), empty(spec), 1, spec)
+    assert out[0].isfinite().all()
+    assert not out[1].isfinite().any()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("biased", [True, False])
+def test_int8_product(kernels: host.HostKernels, rows: int, biased: bool) -> None:
+    weight, x, residual = noise(50, 37), noise(rows, 37, seed=1), noise(rows, 50, seed=2)
+    bias = noise(50, seed=3) if biased else None
+    product = host.Int8Linear(kernels, weight, bias)
+    exact = torch.nn.functional.linear(x, weight, bias)
+    # Every weight is off by at most half a step, a step being 1/127 of its row's largest.
+    bound = x.abs().sum(1, keepdim=True) * weight.abs().amax(1) / 254
+    assert ((product(x) - exact).abs() <= bound + 1e-5).all()
+    torch.testing.assert_close(product.add(x, residual), product(x) + residual)
+    coarse = weight.abs().amax(1, keepdim=True) / 127
+    again = host.Int8Linear(kernels, (weight / coarse).round() * coarse, bias)
+    torch.testing.assert_close(again(x), product(x), rtol=1e-4, atol=1e-4)
