@@ -20,6 +20,7 @@ from paceline.types import KVSpec, Window
 log = logging.getLogger(__name__)
 
 _Call = Callable[..., None]
+_BLOCK = 16  # rows of a wide window that attention serves together, so that the scores stay small
 
 
 def load_kernels() -> HostKernels | None:
@@ -37,8 +38,9 @@ def load_kernels() -> HostKernels | None:
         else:
             _kernels = HostKernels(
                 _callable(host_kernels.rms_norm),
+                _callable(host_kernels.enter),
                 _callable(host_kernels.silu_mul),
-                _callable(host_kernels.attention),
+                _callable(host_kernels.attend),
                 _callable(host_kernels.int8_product),
             )
     return _kernels
@@ -49,8 +51,9 @@ class HostKernels:
     """Entry points; see `host_kernels` for what each takes."""
 
     rms_norm: _Call
+    enter: _Call
     silu_mul: _Call
-    attention: _Call
+    attend: _Call
     int8_product: _Call
 
 
@@ -59,10 +62,12 @@ _tried = False
 
 
 def _callable(function: Any) -> _Call:
-    """A Python callable that keeps the interpreter's lock: giving it up and taking it again
-    costs as much as a small kernel."""
-    signature = function._sig
-    kinds = [ctypes.c_double if str(a) == "float64" else ctypes.c_int64 for a in signature.args]
+    """A Python callable that keeps the interpreter's lock: giving it up and taking it again costs
+    as much as a small kernel. (A second thread for wide calls was tried: it fights torch's
+    spinning one for its core.)"""
+    kinds = [
+        ctypes.c_double if str(kind) == "float64" else ctypes.c_int64 for kind in function._sig.args
+    ]
     call: _Call = ctypes.PYFUNCTYPE(None, *kinds)(function.address)
     return call
 
@@ -124,7 +129,8 @@ class Int8Linear:
 @dataclass(frozen=True, slots=True)
 class HostPlan:
     """What all layers of one forward pass share. address, position [R]; base [B]; turns
-    [R, D/2] complex64; out [R, Hq·D], which the next layer overwrites. Tensors are kept because
+    [R, D/2] complex64; queries [R, Hq·D] float32 and out [R, Hq·D], which the next layer
+    overwrites. Tensors are kept because
     the kernels are given their addresses."""
 
     width: int
@@ -132,6 +138,7 @@ class HostPlan:
     position: Tensor
     base: Tensor
     turns: Tensor
+    queries: Tensor
     out: Tensor
 
 
@@ -148,7 +155,8 @@ class HostAttention:
         sliding: int | None,
     ) -> None:
         """norms: the gains [D] of the query and key head norms, or None."""
-        self._run, self._heads, self._spec, self._eps = kernels.attention, heads, spec, eps
+        self._enter, self._attend = kernels.enter, kernels.attend
+        self._heads, self._spec, self._eps = heads, spec, eps
         self._gains = [None if gain is None else gain.float().contiguous() for gain in norms]
         self._pointers = [0 if gain is None else gain.data_ptr() for gain in self._gains]
         self._sliding = sliding or 0
@@ -156,12 +164,18 @@ class HostAttention:
     def __call__(self, qkv: Tensor, keys: Tensor, values: Tensor, plan: HostPlan) -> Tensor:
         """qkv [R, (Hq + 2·Hkv)·D] contiguous; keys, values [Hkv, N, D] float32. Returns plan.out
         [R, Hq·D] in qkv's dtype."""
-        self._run(
-            qkv.data_ptr(), plan.out.data_ptr(), plan.turns.data_ptr(), keys.data_ptr(),
-            values.data_ptr(), plan.address.data_ptr(), plan.position.data_ptr(),
-            *self._pointers, self._eps, qkv.shape[0], plan.width, self._heads,
-            self._spec.kv_heads, self._spec.head_dim, keys.shape[1], plan.base.data_ptr(),
-            self._sliding, qkv.dtype is torch.bfloat16,
+        rows, half = qkv.shape[0], qkv.dtype is torch.bfloat16
+        heads, kv_heads, size = self._heads, self._spec.kv_heads, self._spec.head_dim
+        caches, capacity = (keys.data_ptr(), values.data_ptr()), keys.shape[1]
+        self._enter(
+            qkv.data_ptr(), plan.queries.data_ptr(), plan.turns.data_ptr(), *caches,
+            plan.address.data_ptr(), *self._pointers, self._eps,
+            rows, heads, kv_heads, size, capacity, half,
+        )  # fmt: skip
+        self._attend(
+            plan.queries.data_ptr(), plan.out.data_ptr(), *caches, plan.position.data_ptr(),
+            plan.base.data_ptr(), rows, plan.width, heads, kv_heads, size, capacity,
+            self._sliding, half, _BLOCK,
         )  # fmt: skip
         return plan.out
 
@@ -183,6 +197,7 @@ class HostPlanner:
             position=position.contiguous(),
             base=torch.tensor([start for start, _ in window.spans]),
             turns=self._turns.index_select(0, position),
+            queries=torch.empty(position.shape[0], self._size),
             out=torch.empty(position.shape[0], self._size, dtype=self._dtype),
         )
 

@@ -17,7 +17,6 @@ from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
 _TILE = 64  # keys that stay in the first-level cache while all queries meet them
-_ROWS = 16  # rows of a wide window that are served together
 # No "nnan" or "ninf": what is not finite must reach the logits, where the round looks for it.
 _FAST = {"reassoc", "contract", "nsz"}
 
@@ -271,7 +270,7 @@ def _weigh(row, whole, first, last):
 
 @njit(fastmath=_FAST, cache=True, inline="always")
 def _head(queries, keys, values, scores, whole, mixed, low, count, longest, size):
-    """Attention of count queries over one key head. See `attention`."""
+    """Attention of count queries over one key head. See `attend`."""
     for first in range(0, longest, _TILE):
         _meet(queries, keys[first // _TILE], scores, first, count + count % 2, size)
     for i in range(count):
@@ -282,30 +281,27 @@ def _head(queries, keys, values, scores, whole, mixed, low, count, longest, size
         _mix(scores, values, mixed, first, count, low, size)
 
 
-@cfunc(types.void(*[_I] * 9, _D, *[_I] * 9), cache=True, fastmath=_FAST)
-def attention(
-    qkv, out, turns, keys, values, address, position, q_gain, k_gain, eps,
-    rows, width, heads, kv_heads, size, capacity, base, window, half,
+@cfunc(types.void(*[_I] * 8, _D, *[_I] * 6), cache=True, fastmath=_FAST)
+def enter(
+    qkv, queries, turns, keys, values, address, q_gain, k_gain, eps,
+    rows, heads, kv_heads, size, capacity, half,
 ):  # fmt: skip
-    """Everything between a layer's qkv product and its output product.
+    """What comes before attention: normalizes and turns the heads, scales the queries, and writes
+    keys and values at `address`.
 
-    qkv [rows, (heads + 2·kv_heads)·size]; out [rows, heads·size]; turns [rows, size/2] complex64;
-    keys [kv_heads, capacity / 64, size, 64] (tiles of 64 positions, turned for vector loads),
-    values [kv_heads, capacity, size] float32; capacity and base are multiples of
-    64; address, position [rows] int64; q_gain,
-    k_gain [size] float32 or 0 for no head norm; base [rows / width] int64, the address of
-    position 0 of each text; window: keys a query sees, 0 for all. Normalizes and turns the heads,
-    writes keys and values at `address`, then lets each row see positions up to its own.
+    qkv [rows, (heads + 2·kv_heads)·size]; queries [rows, heads, size] float32, written; turns
+    [rows, size/2] complex64; keys [kv_heads, capacity / 64, size, 64] (tiles of 64 positions,
+    turned for vector loads), values [kv_heads, capacity, size] float32; address [rows] int64;
+    q_gain, k_gain [size] float32 or 0 for no head norm. capacity is a multiple of 64.
     """
     item = 2 if half else 4
-    groups, total = heads // kv_heads, heads + 2 * kv_heads
-    places, depths = carray(_i64(address), (rows,)), carray(_i64(position), (rows,))
-    bases, turned = carray(_i64(base), (rows // width,)), carray(_f32(turns), (rows, size))
+    total = heads + 2 * kv_heads
+    places, turned = carray(_i64(address), (rows,)), carray(_f32(turns), (rows, size))
+    asked = carray(_f32(queries), (rows, heads, size))
     cache_k = carray(_f32(keys), (kv_heads, capacity // _TILE, size, _TILE))
     cache_v = carray(_f32(values), (kv_heads, capacity, size))
     line = np.empty(total * size, np.float32)
     split = line.reshape(total, size)
-    queries = np.empty((rows, heads, size), np.float32)
     scale = np.float32(1.0) / np.sqrt(np.float32(size))
     for r in range(rows):
         _load(qkv + item * r * total * size, half, line, total * size)
@@ -317,14 +313,31 @@ def attention(
             _turn(split[h], turned[r], size)
         for h in range(heads):
             for d in range(size):
-                queries[r, h, d] = split[h, d] * scale
+                asked[r, h, d] = split[h, d] * scale
         for h in range(kv_heads):
             for d in range(size):
                 cache_k[h, places[r] // _TILE, d, places[r] % _TILE] = split[heads + h, d]
                 cache_v[h, places[r], d] = split[heads + kv_heads + h, d]
 
-    # Wide windows go through in blocks of rows, so that the scores stay small.
-    block = min(width, _ROWS)
+
+@cfunc(types.void(*[_I] * 15), cache=True, fastmath=_FAST)
+def attend(
+    queries, out, keys, values, position, base, rows, width, heads, kv_heads, size, capacity,
+    window, half, block,
+):  # fmt: skip
+    """Attention of rows over their texts: each sees positions up to its own.
+
+    queries [rows, heads, size] float32, scaled; out [rows, heads·size]; keys and values as `enter`
+    writes them; position [rows] int64; base [rows / width] int64, the address of position 0 of
+    each text, a multiple of 64; window: keys a query sees, 0 for all; block: rows of a wide window
+    that are served together.
+    """
+    item, groups = 2 if half else 4, heads // kv_heads
+    depths, bases = carray(_i64(position), (rows,)), carray(_i64(base), (rows // width,))
+    cache_k = carray(_f32(keys), (kv_heads, capacity // _TILE, size, _TILE))
+    cache_v = carray(_f32(values), (kv_heads, capacity, size))
+    asked = carray(_f32(queries), (rows, heads, size))
+    block = min(width, block)
     count, longest = block * groups, 0
     for r in range(rows):
         longest = max(longest, depths[r] + 1)
@@ -345,7 +358,7 @@ def attention(
                     low[i, 0] = max(0, depths[r] + 1 - window) if window else 0
                     farthest = max(farthest, low[i, 1])
                     for d in range(size):
-                        met[i, d] = queries[r, head, d]
+                        met[i, d] = asked[r, head, d]
                 k, v = cache_k[h, bases[b] // _TILE :], cache_v[h, bases[b] :]
                 if size == 64:  # a literal size lets the compiler unroll
                     _head(met, k, v, scores, whole, mixed, low, here, farthest, 64)

@@ -60,10 +60,11 @@ def make_linear(weight: Tensor, bias: Tensor | None = None, steady: bool = True)
     kernels = load_kernels()
     # Who asks for a float32 draft wants its own numbers.
     small = weight.dtype is torch.bfloat16 and weight.numel() <= _ONE_THREAD
-    if kernels is not None and small:
-        return Int8Linear(kernels, weight, bias)
     packed = PackedLinear(weight, bias)
-    return packed if weight.dtype is torch.float32 else CastLinear(packed)
+    wide = packed if weight.dtype is torch.float32 else CastLinear(packed)
+    if kernels is not None and small:
+        return FewRowsLinear(Int8Linear(kernels, weight, bias), wide)
+    return wide
 
 
 class DenseLinear:
@@ -110,3 +111,16 @@ class CastLinear:
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         return self(x).add_(residual)
+
+
+class FewRowsLinear:
+    """One product for a step's few rows, another for a prompt's many."""
+
+    def __init__(self, few: Linear, many: Linear) -> None:
+        self._few, self._many = few, many
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (self._few if x.shape[0] <= _PACK_ROWS else self._many)(x)
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        return (self._few if x.shape[0] <= _PACK_ROWS else self._many).add(x, residual)
