@@ -204,3 +204,14 @@ def test_replayed_answers_end_with_the_text(free: Result, opened: Callable[..., 
     (one,) = engine.generate([START], replace(SAMPLED, max_tokens=10))
     assert one.stats.drafted == 8
     assert (one.stats.accepted, one.stats.rounds, one.stats.emitted) == (8, 2, 10)
+
+
+def test_a_slot_forgets_the_ends_of_its_last_text(
+    free: Result, opened: Callable[..., Engine]
+) -> None:
+    engine = opened(drafter="ngram", k=4, slots=1)
+    listed = replace(SAMPLED, stop_token_ids=(3, *free.token_ids[5:9]), stop=(free.text[20:22],))
+    late = replace(listed, min_tokens=30)
+    for params in (listed, late, replace(SAMPLED, max_tokens=3)):
+        assert len(together(engine, [Case(START, params)])[0].token_ids) < 40
+        same(together(engine, [Case(START, SAMPLED)])[0], free)

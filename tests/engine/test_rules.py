@@ -16,6 +16,7 @@ import torch
 from helpers import VOCAB_SIZE, tiny_checkpoint
 from scipy.stats import chisquare
 from tests.engine.tools import (
+    EVERYTHING,
     Case,
     Holes,
     KnownDrafter,
@@ -73,6 +74,20 @@ def test_a_perfect_draft_is_accepted_whole(
     assert stats.rounds == whole + bool(rest)
     assert stats.accepted == stats.evaluated == stats.drafted == whole * k + max(0, rest - 1)
     assert one.sources[: k + 1] == ("model",) * k + ("target",)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("start", [40, 51])
+def test_a_perfect_draft_over_block_borders(
+    rule: str, start: int, pair: Pair, opened: Callable[..., Engine]
+) -> None:
+    """Every parameter on, penalties inside the draft too, and a cache of several blocks: what
+    the draft model sees and how it draws is what the target does."""
+    params = replace(EVERYTHING, ignore_eos=True, max_tokens=110, logprobs=None)
+    engine = opened(draft=pair.target, rule=rule, k=7)
+    for seed in (1, 2):
+        (one,) = engine.generate([prompt(seed, start)], replace(params, seed=seed))
+        assert one.stats.accepted == one.stats.evaluated == one.stats.drafted > 80
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -183,6 +198,25 @@ def test_counts_agree_with_the_events(
     each = [one.stats.rounds for one in every]
     assert max(each) <= totals.rounds <= sum(each)
     assert totals.rounds >= sum(each) / 2
+
+
+def test_a_stop_string_censors_the_counts(opened: Callable[..., Engine]) -> None:
+    """Draft tokens behind the end of the text were neither accepted nor evaluated, whoever
+    found the end."""
+    params = SamplingParams(max_tokens=40, ignore_eos=True, logit_bias=((65, 40.0), (66, 40.0)))
+    (plain,) = opened(k=0).generate([prompt(1)], params)
+    known = KnownDrafter({tuple(prompt(1)): plain.token_ids})
+    for k in (3, 8):
+        for at in range(1, 12):
+            stop = plain.text[:at]
+            if stop in plain.text[: at - 1]:
+                continue
+            (one,) = opened(drafter=known, k=k).generate([prompt(1)], replace(params, stop=(stop,)))
+            assert len(one.token_ids) == one.stats.emitted == at
+            drafted_tokens = sum(source != "target" for source in one.sources)
+            assert one.stats.accepted == one.stats.evaluated == drafted_tokens
+            assert sum(one.stats.accepted_by_position) == drafted_tokens
+            assert one.stats.rounds == -(-at // (k + 1))
 
 
 def test_events_add_up_to_the_completion(opened: Callable[..., Engine]) -> None:
