@@ -32,15 +32,15 @@ def load_kernels() -> HostKernels | None:
     if not _tried:
         _tried = True
         try:
-            from paceline.ops import host_kernels
+            from paceline.ops import host_attention, host_kernels
         except ImportError as error:
             log.warning("no compiled CPU kernels (%s): install numba for twice the speed", error)
         else:
             _kernels = HostKernels(
                 _callable(host_kernels.rms_norm),
-                _callable(host_kernels.enter),
+                _callable(host_attention.enter),
                 _callable(host_kernels.silu_mul),
-                _callable(host_kernels.attend),
+                _callable(host_attention.attend),
                 _callable(host_kernels.int8_product),
             )
     return _kernels
