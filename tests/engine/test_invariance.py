@@ -12,10 +12,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import EOS
 from tests.engine.tools import (
     EVERYTHING,
     Case,
+    KnownDrafter,
     Pair,
     RandomDrafter,
     Result,
@@ -29,6 +31,7 @@ from tests.engine.tools import (
 from paceline import Engine, SamplingParams
 from paceline.drafters.base import Drafter
 from paceline.drafters.replay import ReplayDrafter, ReplayOptions
+from paceline.ops.linear import packs
 
 MAX_K = 8
 TOKENS = 26
@@ -173,6 +176,30 @@ def test_prefill_chunk(chunk: int, pair: Pair, opened: Callable[..., Engine]) ->
     # A cache that misses a position would show as a draft that is no longer perfect.
     stats = engine.stats()
     assert stats.accepted > 0.95 * stats.evaluated
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(
+            dtype,
+            marks=pytest.mark.skipif(
+                not packs(getattr(torch, dtype), torch.device("cpu")),
+                reason=f"oneDNN packs no {dtype} on this processor",
+            ),
+        )
+        for dtype in ("bfloat16", "float32")
+    ],
+)
+def test_the_dtypes_that_are_timed(dtype: str, pair: Pair, opened: Callable[..., Engine]) -> None:
+    """A row's sums do not depend on the window's width, so that here too nothing changes."""
+    asked = [replace(case, k=None) for case in cases(pair.target)]
+    expected = alone(opened(dtype=dtype, slots=1, k=0), asked)
+    for made in (RandomDrafter(), f"model:path={pair.other}", KnownDrafter(right(pair.target))):
+        engine = opened(dtype=dtype, drafter=made, k=MAX_K, slots=5, prefill_chunk=16)
+        for k in (1, 4, 8):
+            for got, wanted in zip(together(engine, asked, k), expected, strict=True):
+                same(got, wanted, tolerance=0.0, ties=dtype == "bfloat16")
 
 
 def test_a_seed_is_a_text(pair: Pair, opened: Callable[..., Engine]) -> None:
