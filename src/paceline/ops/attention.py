@@ -26,7 +26,7 @@ class AttentionPlan:
     """What all layers of one forward pass share, work space included.
 
     address [B·W]; turns [B·W, 1, D/2] complex; spans per row (first address, extent); masks: per
-    sliding window size (None is full attention) and row, an additive mask [c·G·W, extent] for
+    sliding window size (None is full attention) and row, what is not seen [c·G·W, extent] for
     bundles of c key heads with G query heads each. wide [c, G, W, c, D] holds one row's queries,
     each beside zeros in place of the other heads' keys; diagonal [G, W, D, c] is where it is
     written. out [B·W, Hq·D] is what `attend` returns, overwritten by the next layer, and places
@@ -50,9 +50,8 @@ _ORDER = (0, 2, 4, 1, 5, 3)
 class Planner:
     """Makes plans: a mask is one gather from a constant strip.
 
-    The mask of position p over columns 0..L-1 is a stretch of one vector of zeros and then
-    minus infinities, L long for every p; the strip's view [L, L] is a Toeplitz matrix over 2·L
-    stored numbers.
+    What position p does not see of columns 0..L-1 is a stretch of one vector of False and then
+    True, L long for every p; the strip's view [L, L] is a Toeplitz matrix over 2·L stored bytes.
     """
 
     def __init__(
@@ -74,9 +73,9 @@ class Planner:
         self._views: dict[int | None, Tensor] = {}
         self._spaces: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         for window in sliding:
-            strip = torch.full((2 * size,), float("-inf"), dtype=spec.dtype, device=device)
-            strip[max(0, size - (window or size)) : size] = 0.0
-            # Row L-1-p starts there in the strip, so that column p is its last zero.
+            strip = torch.ones(2 * size, dtype=torch.bool, device=device)
+            strip[max(0, size - (window or size)) : size] = False
+            # Row L-1-p starts there in the strip, so that column p is the last it sees.
             self._views[window] = strip.as_strided((size, size), (1, 1))
 
     def plan(self, window: Window) -> AttentionPlan:
@@ -115,12 +114,17 @@ class Planner:
 
 def write_kv(keys: Tensor, values: Tensor, kv: Tensor, address: Tensor) -> None:
     """Write a window. keys, values [P, N, c·D] with P bundles of c heads; kv [R, 2·Hkv, D] in any
-    float dtype, keys first; address [R] int64."""
+    float dtype, keys first; address [R] int64.
+
+    What is not finite is told by the key alone: values of positions that a node does not see are
+    multiplied by 0, and a rejected draft token must not reach the nodes before it that way.
+    """
     bundles, _, size = keys.shape
     pair = kv.reshape(kv.shape[0], 2, bundles, size).to(keys.dtype).permute(1, 2, 0, 3)
     new_keys, new_values = pair.unbind()
-    keys.index_copy_(1, address, new_keys)
-    values.index_copy_(1, address, new_values)
+    told = (new_values * 0).sum(-1, keepdim=True)  # [P, R, 1]: 0, or NaN
+    keys.index_copy_(1, address, new_keys + told)
+    values.index_copy_(1, address, new_values.nan_to_num())
 
 
 def attend(
@@ -141,6 +145,6 @@ def attend(
             torch.mul(query[row, bundle], size**-0.5, out=plan.diagonal)
             scores = torch.mm(flat, page.t())
             page = values[bundle].narrow(0, start, extent)
-            mixed = torch.mm(scores.add_(mask).softmax(-1), page)
+            mixed = torch.mm(scores.masked_fill_(mask, float("-inf")).softmax(-1), page)
             plan.places[row, bundle].copy_(mixed.view_as(plan.wide).diagonal(dim1=0, dim2=3))
     return plan.out
