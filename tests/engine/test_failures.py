@@ -14,7 +14,7 @@ from typing import ClassVar
 import pytest
 import torch
 from helpers import tiny_checkpoint, tiny_model, tiny_tokenizer
-from tests.engine.tools import Case, Pair, prompt, same, together
+from tests.engine.tools import Case, Pair, RandomDrafter, prompt, same, together
 
 from paceline import Engine, Event, NumericsError, SamplingParams
 from paceline.drafters.base import Drafter, Draw
@@ -127,6 +127,19 @@ def test_a_slot_left_while_its_prompt_is_read(bad: Path, opened: Callable[..., E
             engine._step()
         leaving.close()  # type: ignore[attr-defined]
         check_slots(engine, opened, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_rejected_token_does_no_harm(
+    dtype: str, bad: Path, opened: Callable[..., Engine]
+) -> None:
+    """A draft that holds the bad token, which the target would never say."""
+    cases = [Case(clean(1), GREEDY), Case(clean(2), replace(GREEDY, temperature=1.0, seed=1))]
+    plain = together(opened(bad, dtype=dtype, k=0), cases)
+    for low in (POISON, POISON - 1):
+        engine = opened(bad, dtype=dtype, k=4, drafter=RandomDrafter(low=low, high=POISON + 1))
+        for got, wanted in zip(together(engine, cases), plain, strict=True):
+            same(got, wanted)
 
 
 # --- drafters ---------------------------------------------------------------------------------

@@ -223,3 +223,28 @@ def test_not_a_number_is_seen_and_stays_in_its_text(family: str) -> None:
     layer.qkv[0, 2] = 0.5
     layer.fill(0, 4)
     near(layer.run([(0, 4)], 2)[0], layer.expected(0, 6)[4:], layer.dtype)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["key", "value", "all"])
+@pytest.mark.parametrize("shape", [Shape(4, 2), Shape(3, 1, sliding=5), Shape(6, 3)], ids=str)
+def test_a_node_does_not_feel_what_comes_after_it(
+    family: str, value: float, part: str, shape: Shape
+) -> None:
+    """A draft token whose numbers are not finite: the nodes before it are as ever, in the same
+    window and in narrower ones after it; those that see it are not finite."""
+    layer = Layer(family, shape)
+    layer.fill(0, 10)
+    first, last = shape.heads * shape.size, (shape.heads + shape.kv_heads) * shape.size
+    columns = {"key": slice(first, last), "value": slice(last, None), "all": slice(None)}[part]
+    clean = layer.expected(0, 13)
+    kept = layer.qkv[0, 13].clone()
+    layer.qkv[0, 13, columns] = value
+    got = layer.run([(0, 10)], 5)[0]
+    near(got[:3], clean[10:], layer.dtype)
+    for node in (3, 4):
+        assert not got[node].isfinite().all()
+    near(layer.run([(0, 10)], 2)[0], clean[10:12], layer.dtype)
+    layer.qkv[0, 13] = kept
+    near(layer.run([(0, 12)], 3)[0], layer.expected(0, 15)[12:], layer.dtype)
