@@ -195,6 +195,15 @@ def test_most_0_is_plain_decoding(opened: Callable[..., Engine]) -> None:
     assert one.token_ids == plain.token_ids
 
 
+def test_who_must_observe_is_shown_plain_rounds_too(opened: Callable[..., Engine]) -> None:
+    class Keen(Watcher):
+        needs = Needs(catch_up="observe")
+
+    keen = Keen()
+    (one,) = opened(drafter=keen, k=5).generate([prompt(1)], PARAMS, k=0)
+    assert sum(seen.verdict is not None for seen in keen.seen) == one.stats.rounds == 20
+
+
 def test_most_bounds_the_window(opened: Callable[..., Engine]) -> None:
     class Modest(Watcher):
         needs = Needs(features=(0, 1), most=2)

@@ -59,8 +59,9 @@ def run_round(machine: Machine, plan: Plan, outbox: Callable[[Verdict], None]) -
     """Verify the waiting draft, commit what stands, and leave the next draft in the slots."""
     window, out, verdict = verify_and_commit(machine, plan)
     outbox(verdict)
-    rows = machine.slots.rows(plan.batch, plan.spans, plan.k + 1, fresh=1)
-    machine.drafter.observe(window, out, verdict, rows)
+    if plan.next_k or machine.drafter.needs.catch_up == "observe":
+        rows = machine.slots.rows(plan.batch, plan.spans, plan.k + 1, fresh=1)
+        machine.drafter.observe(window, out, verdict, rows)
     if plan.next_k:
         draft_next(machine, plan, committed=plan.k + 1)
 
