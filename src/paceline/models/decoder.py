@@ -17,7 +17,7 @@ from paceline.models.config import ModelConfig
 from paceline.models.loading import LayerWeights, Weights
 from paceline.models.rope import table
 from paceline.ops.layer import LayerOps, make_ops
-from paceline.ops.linear import make_linear, packs
+from paceline.ops.linear import packs
 from paceline.types import KVSpec, Window
 
 
@@ -40,14 +40,13 @@ class Decoder:
         self._compute = torch.promote_types(dtype, torch.float32)
         steady = steady or not packs(dtype, device)
         self._stream = dtype if steady else self._compute
-        ops = make_ops(self._stream, device)
+        ops = make_ops(self._stream, device, steady)
         self.spec = ops.kv_spec(config.layers, config.kv_heads, config.head_dim)
         self._layers = [
-            _Layer(config, layer, sliding, steady, ops, self.spec)
+            _Layer(config, layer, sliding, ops, self.spec)
             for layer, sliding in zip(weights.layers, config.windows, strict=True)
         ]
-        self._final_norm = ops.norm(weights.final_norm, config.rms_norm_eps)
-        self._head = make_linear(weights.head, steady=steady)
+        self._head = ops.normed(weights.final_norm, config.rms_norm_eps, weights.head, None)
         turns = table(config, max_length, self._compute).to(device)  # [L, D/2]
         self._plan = ops.planner(self.spec, config.heads, frozenset(config.windows), turns)
 
@@ -81,7 +80,7 @@ class Decoder:
 
     def head(self, hidden: Tensor) -> Tensor:
         """hidden [R, d] from `forward`; returns logits [R, V] in float32 (float64 for float64)."""
-        return self._head(self._final_norm(hidden)).to(self._compute)
+        return self._head(hidden).to(self._compute)
 
 
 class _Layer:
@@ -92,22 +91,17 @@ class _Layer:
         config: ModelConfig,
         weights: LayerWeights,
         sliding: int | None,
-        steady: bool,
         ops: LayerOps,
         spec: KVSpec,
     ) -> None:
         eps, norms = config.rms_norm_eps, (weights.q_norm, weights.k_norm)
-        self._attention_norm = ops.norm(weights.attention_norm, eps)
-        self._qkv = make_linear(weights.qkv, weights.qkv_bias, steady)
+        self._qkv = ops.normed(weights.attention_norm, eps, weights.qkv, weights.qkv_bias)
         self._attend = ops.attention(spec, config.heads, norms, eps, sliding)
-        self._o = make_linear(weights.o, weights.o_bias, steady)
-        self._mlp_norm = ops.norm(weights.mlp_norm, eps)
-        self._gate_up = make_linear(weights.gate_up, weights.gate_up_bias, steady)
-        self._silu_mul = ops.silu_mul()
-        self._down = make_linear(weights.down, weights.down_bias, steady)
+        self._o = ops.added(weights.o, weights.o_bias)
+        self._gate_up = ops.gated(weights.mlp_norm, eps, weights.gate_up, weights.gate_up_bias)
+        self._down = ops.added(weights.down, weights.down_bias)
 
     def forward(self, x: Tensor, cache: LayerCache, plan: Any) -> Tensor:
         """x [R, d] -> [R, d]; writes this layer's keys and values."""
-        qkv = self._qkv(self._attention_norm(x))
-        x = self._o.add(self._attend(qkv, cache.keys, cache.values, plan), x)
-        return self._down.add(self._silu_mul(self._gate_up(self._mlp_norm(x))), x)
+        x = self._o(self._attend(self._qkv(x), cache.keys, cache.values, plan), x)
+        return self._down(self._gate_up(x), x)

@@ -1,7 +1,7 @@
-"""Which form of a layer's small operations a decoder uses: torch's, or compiled ones on a CPU.
+"""Which form of a layer's operations a decoder uses: torch's, or compiled ones on a CPU.
 
-The two forms have the same signatures; a decoder is built from what `make_ops` returns and does
-not know which it is.
+The forms have the same signatures, four products and one attention a layer, so that each may fuse
+what stands inside; a decoder is built from what `make_ops` returns and does not know which it is.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from paceline.ops import attention, host
 from paceline.ops.activation import silu_mul
+from paceline.ops.linear import make_linear
 from paceline.ops.norm import RMSNorm
 from paceline.ops.rotary import rotate
 from paceline.types import KVSpec, Window
@@ -29,9 +30,21 @@ class LayerOps(Protocol):
         """The cache these operations want."""
         ...
 
-    def norm(self, gain: Tensor, eps: float) -> Callable[[Tensor], Tensor]: ...
+    def normed(
+        self, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        """x [R, d] -> norm(x) Wᵀ + b [R, out]."""
+        ...
 
-    def silu_mul(self) -> Callable[[Tensor], Tensor]: ...
+    def gated(
+        self, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        """x [R, d] -> silu(g) · u [R, ff], where norm(x) Wᵀ + b is [g | u], [R, 2·ff]."""
+        ...
+
+    def added(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """(x [R, in], residual [R, d]) -> residual + x Wᵀ + b."""
+        ...
 
     def planner(
         self, spec: KVSpec, heads: int, sliding: frozenset[int | None], turns: Tensor
@@ -45,33 +58,50 @@ class LayerOps(Protocol):
         ...
 
 
-def make_ops(dtype: torch.dtype, device: torch.device) -> LayerOps:
-    """The fastest family for activations of `dtype` on `device`."""
+def make_ops(dtype: torch.dtype, device: torch.device, steady: bool = True) -> LayerOps:
+    """The fastest family for activations of `dtype` on `device`. steady: see `make_linear`."""
     if device.type == "cpu" and dtype in (torch.bfloat16, torch.float32):
         kernels = host.load_kernels()
         if kernels is not None:
-            return _HostOps(kernels, dtype)
-    return TorchOps(dtype)
+            return _HostOps(kernels, dtype, steady)
+    return TorchOps(dtype, steady)
 
 
 class TorchOps:
     """The reference, for any dtype and device."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+    def __init__(self, dtype: torch.dtype, steady: bool = True) -> None:
+        self._dtype, self._steady = dtype, steady
 
     def kv_spec(self, layers: int, kv_heads: int, head_dim: int) -> KVSpec:
         return KVSpec(layers, kv_heads, head_dim, self._dtype, 2 if kv_heads % 2 == 0 else 1)
 
     def norm(self, gain: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
+        """x [R, d] -> norm(x)."""
         return RMSNorm(gain, eps)
 
     def silu_mul(self) -> Callable[[Tensor], Tensor]:
+        """[g | u] -> silu(g) · u."""
         return silu_mul
+
+    def normed(
+        self, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        norm, linear = self.norm(gain, eps), make_linear(weight, bias, self._steady)
+        return lambda x: linear(norm(x))
+
+    def gated(
+        self, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        inner, silu_mul = self.normed(gain, eps, weight, bias), self.silu_mul()
+        return lambda x: silu_mul(inner(x))
+
+    def added(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+        return make_linear(weight, bias, self._steady).add
 
     def planner(
         self, spec: KVSpec, heads: int, sliding: frozenset[int | None], turns: Tensor
-    ) -> Callable[[Window], attention.AttentionPlan]:
+    ) -> Callable[[Window], Any]:
         return attention.Planner(spec, heads, sliding, turns, self._dtype).plan
 
     def attention(
@@ -102,11 +132,12 @@ class _TorchAttention:
         return attention.attend(qkv[:, :heads], keys, values, plan, self._sliding)
 
 
-class _HostOps:
+class _HostOps(TorchOps):
     """Compiled for this processor; the cache is float32 whatever the activations are."""
 
-    def __init__(self, kernels: host.HostKernels, dtype: torch.dtype) -> None:
-        self._kernels, self._dtype = kernels, dtype
+    def __init__(self, kernels: host.HostKernels, dtype: torch.dtype, steady: bool) -> None:
+        super().__init__(dtype, steady)
+        self._kernels = kernels
 
     def kv_spec(self, layers: int, kv_heads: int, head_dim: int) -> KVSpec:
         return KVSpec(layers, kv_heads, head_dim, torch.float32, 1)
@@ -119,7 +150,7 @@ class _HostOps:
 
     def planner(
         self, spec: KVSpec, heads: int, sliding: frozenset[int | None], turns: Tensor
-    ) -> Callable[[Window], host.HostPlan]:
+    ) -> Callable[[Window], Any]:
         return host.HostPlanner(turns, heads, spec.head_dim, self._dtype).plan
 
     def attention(
