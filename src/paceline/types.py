@@ -171,8 +171,9 @@ class Window:
 
     position is the depth in the text; address is where the node's K and V are written (scratch
     for a node that is not valid). ancestors [B, W, W] or None for a chain. spans: per row the
-    host's (first address, upper bound of positions) of a contiguous cache; pages [B, P] is what
-    a kernel reads instead.
+    host's (first address, upper bound of positions) of a contiguous cache. pages [B, P] int64 and
+    page_size are what a kernel reads instead: position p lies at
+    pages[p // page_size] · page_size + p % page_size.
     """
 
     ids: Tensor
@@ -181,6 +182,7 @@ class Window:
     valid: Tensor
     spans: tuple[tuple[int, int], ...]
     pages: Tensor | None = None
+    page_size: int = 0
     ancestors: Tensor | None = None
 
 
@@ -232,7 +234,7 @@ class Rows:
     `index`; length [B] committed tokens, the last of which is the next window's root; base [B]
     the address of position 0 in every cache; spans as in `Window`. committed: how many tokens, at
     most, were committed since the last proposal; fresh: how many of them, at most, are not that
-    proposal's own (both static bounds).
+    proposal's own (both static bounds). pages, page_size: as in `Window`.
     """
 
     index: Tensor
@@ -242,6 +244,8 @@ class Rows:
     spans: tuple[tuple[int, int], ...]
     committed: int
     fresh: int
+    pages: Tensor | None = None
+    page_size: int = 0
 
 
 # --- host reports ----------------------------------------------------------------------------

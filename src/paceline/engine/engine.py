@@ -312,7 +312,8 @@ class Engine:
             pool = KVPool(self._target.spec, 1, size, self._limits.device)
             place = torch.arange(len(tokens), device=self._limits.device).unsqueeze(0)
             ids = torch.tensor([list(tokens)], device=self._limits.device)
-            window = Window(ids, place, place, place >= 0, ((0, len(tokens)),))
+            page = torch.zeros_like(place[:, :1])
+            window = Window(ids, place, place, place >= 0, ((0, len(tokens)),), page, size)
             return self._target.head(self._target.forward(window, pool)[0])
 
     def stats(self) -> SequenceStats:

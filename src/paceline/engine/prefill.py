@@ -25,6 +25,8 @@ def prefill_chunk(machine: Machine, slot: int, start: int, stop: int) -> None:
         address=base + position,
         valid=torch.ones_like(position, dtype=torch.bool),
         spans=spans,
+        pages=slots.pages[index],
+        page_size=slots.limits.page_size,
     )
     _, features = machine.target.forward(window, machine.pool, machine.drafter.needs.features)
     # No logits: nothing is drawn here.

@@ -22,10 +22,12 @@ MAX_STOP_IDS = 64
 class Batch:
     """Per-request constants of the rows of a round, gathered once while its rows stay the same.
 
-    index [B] slot numbers; base, seed, limit, k_limit [B] int64; sampling: see `SamplingTensors`.
+    index [B] slot numbers; pages [B, P], base, seed, limit, k_limit [B] int64; sampling: see
+    `SamplingTensors`.
     """
 
     index: Tensor
+    pages: Tensor
     base: Tensor
     seed: Tensor
     limit: Tensor
@@ -48,6 +50,7 @@ class Slots:
         self.tokens = zeros(limits.max_length)
         self.length, self.limit, self.base, self.seed = zeros(), zeros(), zeros(), zeros()
         self.prompt_length, self.k_limit = zeros(), zeros()
+        self.pages = torch.arange(size, device=device).unsqueeze(1)  # one page a slot, its own
         self.active = zeros(dtype=torch.bool)
         real = torch.float32
         self.temperature, self.top_p, self.min_p = (zeros(dtype=real) for _ in range(3))
@@ -102,6 +105,7 @@ class Slots:
         """Gather what does not change while the requests in the slots `index` [B] run."""
         return Batch(
             index=index,
+            pages=self.pages[index],
             base=self.base[index],
             seed=self.seed[index],
             limit=self.limit[index],
@@ -126,7 +130,17 @@ class Slots:
     ) -> Rows:
         """The read-only view that windows and drafters are made from."""
         length = self.length[batch.index]
-        return Rows(batch.index, self.tokens, length, batch.base, spans, committed, fresh)
+        return Rows(
+            index=batch.index,
+            tokens=self.tokens,
+            length=length,
+            base=batch.base,
+            spans=spans,
+            committed=committed,
+            fresh=fresh,
+            pages=batch.pages,
+            page_size=self.limits.page_size,
+        )
 
     def draft(self, index: Tensor, k: int) -> Draft:
         """The waiting draft of the rows `index` [B], its first k tokens."""

@@ -26,7 +26,7 @@ def assemble(rows: Rows, draft: Draft, active: Tensor) -> Window:
     # Nodes past the slot's end cannot be valid, but their rotary row must exist.
     position.clamp_(max=rows.tokens.shape[1] - 1)
     address = torch.where(valid, rows.base.unsqueeze(1) + position, node)
-    return Window(ids, position, address, valid, rows.spans)
+    return Window(ids, position, address, valid, rows.spans, rows.pages, rows.page_size)
 
 
 def tail(rows: Rows, width: int) -> Window:
@@ -41,7 +41,7 @@ def tail(rows: Rows, width: int) -> Window:
     position = place.clamp(min=0)
     ids = rows.tokens[rows.index.unsqueeze(1), position]
     address = torch.where(valid, rows.base.unsqueeze(1) + position, node)
-    return Window(ids, position, address, valid, rows.spans)
+    return Window(ids, position, address, valid, rows.spans, rows.pages, rows.page_size)
 
 
 def ahead(rows: Rows, k: int) -> Window:
@@ -55,7 +55,8 @@ def ahead(rows: Rows, k: int) -> Window:
     valid = place <= limit
     position = place.clamp(max=limit)
     address = torch.where(valid, rows.base.unsqueeze(1) + position, node)
-    return Window(torch.zeros_like(place), position, address, valid, rows.spans)
+    ids = torch.zeros_like(place)
+    return Window(ids, position, address, valid, rows.spans, rows.pages, rows.page_size)
 
 
 def step(window: Window, node: int, ids: Tensor) -> Window:
@@ -67,6 +68,8 @@ def step(window: Window, node: int, ids: Tensor) -> Window:
         window.address[:, here],
         window.valid[:, here],
         window.spans,
+        window.pages,
+        window.page_size,
     )
 
 
