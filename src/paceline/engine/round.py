@@ -2,8 +2,7 @@
 
     assemble the window   root (last committed token), then the draft that waits in the slots
     target forward        one pass over [B, W]
-    distribution          logits to log-weights, per row and position
-    verify                the rule: the only place that accepts a token
+    judge                 logits to distribution to tokens; the rule alone accepts a token
     cut, commit           at the end of the sequence and at the limit; tokens, length += n
     outbox                the host may read the tokens while drafting goes on
     observe, propose      the next draft, left in the slots
@@ -14,7 +13,7 @@ Reads nothing back to the host. Plain decoding is the same function with k = 0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -22,8 +21,9 @@ from paceline.drafters.base import Drafter
 from paceline.engine.slots import Batch, Slots
 from paceline.kv.pools import KVPool
 from paceline.models.decoder import Decoder
+from paceline.speculation.choose import Chooser, ReferenceChooser, Terms
 from paceline.speculation.proposal import ProposalDraw
-from paceline.speculation.sampling import History, distribution, failed, top_logprobs
+from paceline.speculation.sampling import History, top_logprobs
 from paceline.speculation.verify import Rule
 from paceline.speculation.window import assemble, cut
 from paceline.types import SamplingFlags, TargetOut, Verdict, Window
@@ -31,13 +31,14 @@ from paceline.types import SamplingFlags, TargetOut, Verdict, Window
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What every round works on: the models, the rule and the state they share."""
+    """What every round works on: the models, the rule, the state they share, and who draws."""
 
     target: Decoder
     pool: KVPool
     drafter: Drafter
     rule: Rule
     slots: Slots
+    chooser: Chooser = field(default_factory=ReferenceChooser)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,40 +77,29 @@ def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, 
     hidden, features = target.forward(window, machine.pool, machine.drafter.needs.features)
     logits = target.head(hidden).view(*window.ids.shape, -1)  # [B, W, V]
 
-    drawn_at = window.position + 1
     history = None
     if plan.flags.penalties:
         history = History(slots.prompt_seen[index], slots.counts[index], window.ids, None)
-    scores = distribution(
-        logits, batch.sampling, plan.flags, drawn_at, history, machine.rule.needs_q
-    )
-    noise = machine.rule.noise(
-        batch.seed,
-        rows.length - 1,
-        drawn_at,
-        logits.shape[-1],
-        scores.dtype,
-        plan.flags.draws,
-    )
-    tokens, accepted, evaluated = machine.rule.verify(scores, draft, noise)
+    terms = Terms(machine.rule, batch.sampling, plan.flags, batch.seed)
+    judged = machine.chooser.judge(terms, logits, draft, window.position, history)
+    tokens = judged.tokens
 
-    n, ended = cut(tokens, accepted + 1, batch.sampling.stop_ids, batch.limit - rows.length)
+    n, ended = cut(tokens, judged.accepted + 1, batch.sampling.stop_ids, batch.limit - rows.length)
     node = torch.arange(tokens.shape[1], device=index.device)
-    broken = (failed(logits, scores) & (node < n.unsqueeze(1))).any(1)  # [B]
+    broken = (judged.broken & (node < n.unsqueeze(1))).any(1)  # [B]
     n = torch.where(broken | ~active, 0, n)
     logprobs = None
     if plan.flags.logprobs >= 0:
         logprobs = top_logprobs(logits, tokens, min(plan.flags.logprobs, logits.shape[-1]))
     path = node.expand_as(tokens)
-    accepted, evaluated = torch.minimum(accepted, n), torch.minimum(evaluated, n)
     verdict = Verdict(
         tokens=tokens,
         n=n,
         path=path,
         drafted=draft.count,
         source=draft.source,
-        accepted=accepted,
-        evaluated=evaluated,
+        accepted=torch.minimum(judged.accepted, n),
+        evaluated=torch.minimum(judged.evaluated, n),
         ended=ended | broken,
         failed=broken,
         logprobs=logprobs,
@@ -129,10 +119,8 @@ def draft_next(machine: Machine, plan: Plan, committed: int) -> None:
     rows = slots.rows(batch, plan.spans, committed, fresh=1)
     penalties = plan.flags.penalties
     draw = ProposalDraw(
-        rule=machine.rule,
-        params=batch.sampling,
-        flags=plan.flags,
-        seeds=batch.seed,
+        chooser=machine.chooser,
+        terms=Terms(machine.rule, batch.sampling, plan.flags, batch.seed),
         length=rows.length,
         prompt_seen=slots.prompt_seen[index] if penalties else None,
         counts=slots.counts[index] if penalties else None,

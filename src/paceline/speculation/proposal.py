@@ -11,44 +11,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paceline.speculation.sampling import History, SamplingTensors, distribution, draw
-from paceline.speculation.verify import Rule
-from paceline.types import SamplingFlags
+from paceline.speculation.choose import Chooser, Terms
+from paceline.speculation.sampling import History
 
 
 @dataclass(frozen=True, slots=True)
 class ProposalDraw:
-    """`drafters.base.Draw` for one round. seeds, length [B] int64 (committed tokens);
-    prompt_seen, counts [B, V] or None where no row has a penalty."""
+    """`drafters.base.Draw` for one round. length [B] int64, committed tokens; prompt_seen,
+    counts [B, V] or None where no row has a penalty."""
 
-    rule: Rule
-    params: SamplingTensors
-    flags: SamplingFlags
-    seeds: Tensor
+    chooser: Chooser
+    terms: Terms
     length: Tensor
     prompt_seen: Tensor | None
     counts: Tensor | None
 
     def step(self, logits: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `Draw.step`. logits [B, V]; drafted [B, j]."""
-        tokens, scores = self._draw(logits.unsqueeze(1), drafted, drafted.shape[1])
+        tokens, scores = self.chooser.propose(
+            self.terms,
+            logits.unsqueeze(1),
+            self.length,
+            drafted.shape[1],
+            self._history(drafted),
+        )
         return tokens[:, 0], None if scores is None else scores[:, 0]
 
     def block(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `Draw.block`. logits [B, K, V]."""
-        return self._draw(logits, logits.new_zeros(logits.shape[0], 0, dtype=torch.int64), 0)
-
-    def _draw(self, logits: Tensor, drafted: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
-        node = torch.arange(first, first + logits.shape[1], device=logits.device)
-        position = self.length.unsqueeze(1) + node  # [B, K]
-        scores = distribution(
-            logits, self.params, self.flags, position, self._history(drafted), self.rule.needs_q
-        )
-        noise = None
-        if self.flags.draws:
-            vocab = logits.shape[-1]
-            noise = self.rule.proposal(self.seeds, self.length - 1, position, vocab, scores.dtype)
-        return draw(scores, noise), scores if self.rule.needs_q else None
+        none = logits.new_zeros(logits.shape[0], 0, dtype=torch.int64)
+        return self.chooser.propose(self.terms, logits, self.length, 0, self._history(none))
 
     def _history(self, drafted: Tensor) -> History | None:
         """Counts as they stand after `drafted`, for one node that sees all of it."""
