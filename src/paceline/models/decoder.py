@@ -6,10 +6,10 @@ does not know whether it serves as target or as draft.
 
 from __future__ import annotations
 
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from paceline.kv.pools import KVPool, LayerCache
@@ -18,6 +18,7 @@ from paceline.models.loading import LayerWeights, Weights
 from paceline.models.rope import table
 from paceline.ops.layer import LayerOps, make_ops
 from paceline.ops.linear import packs
+from paceline.ops.norm import Residual
 from paceline.types import KVSpec, Window
 
 
@@ -42,11 +43,18 @@ class Decoder:
         self._stream = dtype if steady else self._compute
         ops = make_ops(self._stream, device, steady)
         self.spec = ops.kv_spec(config.layers, config.kv_heads, config.head_dim)
-        self._layers = [
-            _Layer(config, layer, sliding, ops, self.spec)
-            for layer, sliding in zip(weights.layers, config.windows, strict=True)
-        ]
-        self._head = ops.normed(weights.final_norm, config.rms_norm_eps, weights.head, None)
+        self._layers: list[_Layer] = []
+        for (layer, following), sliding in zip(
+            pairwise(chain(weights.layers, (None,))), config.windows, strict=True
+        ):
+            assert layer is not None
+            if not self._layers:
+                self._enter = ops.enter(self.embedding, layer.attention_norm, self._stream)
+            after = None if following is None else following.attention_norm
+            self._layers.append(_Layer(config, layer, sliding, ops, self.spec, after))
+        self._head = ops.normed(
+            weights.final_norm, config.rms_norm_eps, weights.head, None, wide=True
+        )
         turns = table(config, max_length, self._compute).to(device)  # [L, D/2]
         self._plan = ops.planner(self.spec, config.heads, frozenset(config.windows), turns)
 
@@ -70,17 +78,17 @@ class Decoder:
         """
         batch, width = window.ids.shape
         plan = self._plan(window)
-        x = F.embedding(window.ids.reshape(-1), self.embedding).to(self._stream)  # [R, d]
-        kept = {0: x} if 0 in features else {}
+        x = self._enter(window.ids.reshape(-1))
+        kept = {0: x.hidden} if 0 in features else {}
         for number, (layer, cache) in enumerate(zip(self._layers, pool.layers, strict=True), 1):
             x = layer.forward(x, cache, plan)
             if number in features:
-                kept[number] = x
-        return x, tuple(kept[i].view(batch, width, -1) for i in features)
+                kept[number] = x.hidden
+        return x.hidden, tuple(kept[i].view(batch, width, -1) for i in features)
 
     def head(self, hidden: Tensor) -> Tensor:
         """hidden [R, d] from `forward`; returns logits [R, V] in float32 (float64 for float64)."""
-        return self._head(hidden).to(self._compute)
+        return self._head(Residual(hidden))
 
 
 class _Layer:
@@ -93,15 +101,17 @@ class _Layer:
         sliding: int | None,
         ops: LayerOps,
         spec: KVSpec,
+        following: Tensor | None,
     ) -> None:
+        """following: the gain of the next layer's first norm."""
         eps, norms = config.rms_norm_eps, (weights.q_norm, weights.k_norm)
         self._qkv = ops.normed(weights.attention_norm, eps, weights.qkv, weights.qkv_bias)
         self._attend = ops.attention(spec, config.heads, norms, eps, sliding)
-        self._o = ops.added(weights.o, weights.o_bias)
+        self._o = ops.added(weights.o, weights.o_bias, weights.mlp_norm)
         self._gate_up = ops.gated(weights.mlp_norm, eps, weights.gate_up, weights.gate_up_bias)
-        self._down = ops.added(weights.down, weights.down_bias)
+        self._down = ops.added(weights.down, weights.down_bias, following)
 
-    def forward(self, x: Tensor, cache: LayerCache, plan: Any) -> Tensor:
+    def forward(self, x: Residual, cache: LayerCache, plan: Any) -> Residual:
         """x [R, d] -> [R, d]; writes this layer's keys and values."""
         x = self._o(self._attend(self._qkv(x), cache.keys, cache.values, plan), x)
         return self._down(self._gate_up(x), x)

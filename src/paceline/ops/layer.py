@@ -1,4 +1,4 @@
-"""Which form of a layer's operations a decoder uses: torch's, or compiled ones on a CPU.
+"""Which form of a layer's operations a decoder uses: torch's, or compiled ones for its device.
 
 The forms have the same signatures, four products and one attention a layer, so that each may fuse
 what stands inside; a decoder is built from what `make_ops` returns and does not know which it is.
@@ -6,18 +6,22 @@ what stands inside; a decoder is built from what `make_ops` returns and does not
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from paceline.ops import attention, host
 from paceline.ops.activation import silu_mul
 from paceline.ops.linear import make_linear
-from paceline.ops.norm import RMSNorm
+from paceline.ops.norm import Residual, RMSNorm
 from paceline.ops.rotary import rotate
 from paceline.types import KVSpec, Window
+
+log = logging.getLogger(__name__)
 
 Norms = tuple[Tensor | None, Tensor | None]
 
@@ -30,20 +34,30 @@ class LayerOps(Protocol):
         """The cache these operations want."""
         ...
 
+    def enter(
+        self, embedding: Tensor, gain: Tensor, stream: torch.dtype
+    ) -> Callable[[Tensor], Residual]:
+        """ids [R] -> the residual stream that begins with their embeddings; gain: of the first
+        norm that reads it."""
+        ...
+
     def normed(
-        self, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None
-    ) -> Callable[[Tensor], Tensor]:
-        """x [R, d] -> norm(x) Wᵀ + b [R, out]."""
+        self, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None, wide: bool = False
+    ) -> Callable[[Residual], Tensor]:
+        """x [R, d] -> norm(x) Wᵀ + b [R, out]; wide: in float32 at least."""
         ...
 
     def gated(
         self, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None
-    ) -> Callable[[Tensor], Tensor]:
+    ) -> Callable[[Residual], Tensor]:
         """x [R, d] -> silu(g) · u [R, ff], where norm(x) Wᵀ + b is [g | u], [R, 2·ff]."""
         ...
 
-    def added(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
-        """(x [R, in], residual [R, d]) -> residual + x Wᵀ + b."""
+    def added(
+        self, weight: Tensor, bias: Tensor | None, following: Tensor | None
+    ) -> Callable[[Tensor, Residual], Residual]:
+        """(x [R, in], residual [R, d]) -> residual + x Wᵀ + b. following: gain of the norm that
+        reads the result first, or None."""
         ...
 
     def planner(
@@ -64,6 +78,11 @@ def make_ops(dtype: torch.dtype, device: torch.device, steady: bool = True) -> L
         kernels = host.load_kernels()
         if kernels is not None:
             return _HostOps(kernels, dtype, steady)
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float32):
+        try:
+            return _DeviceOps(dtype, steady)
+        except ImportError as error:
+            log.warning("no GPU kernels (%s): install triton for many times the speed", error)
     return TorchOps(dtype, steady)
 
 
@@ -84,20 +103,31 @@ class TorchOps:
         """[g | u] -> silu(g) · u."""
         return silu_mul
 
+    def enter(
+        self, embedding: Tensor, gain: Tensor, stream: torch.dtype
+    ) -> Callable[[Tensor], Residual]:
+        return lambda ids: Residual(F.embedding(ids, embedding).to(stream))
+
     def normed(
-        self, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None
-    ) -> Callable[[Tensor], Tensor]:
+        self, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None, wide: bool = False
+    ) -> Callable[[Residual], Tensor]:
         norm, linear = self.norm(gain, eps), make_linear(weight, bias, self._steady)
-        return lambda x: linear(norm(x))
+        if wide:
+            kind = torch.promote_types(weight.dtype, torch.float32)
+            return lambda x: linear(norm(x.hidden)).to(kind)
+        return lambda x: linear(norm(x.hidden))
 
     def gated(
         self, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None
-    ) -> Callable[[Tensor], Tensor]:
+    ) -> Callable[[Residual], Tensor]:
         inner, silu_mul = self.normed(gain, eps, weight, bias), self.silu_mul()
         return lambda x: silu_mul(inner(x))
 
-    def added(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
-        return make_linear(weight, bias, self._steady).add
+    def added(
+        self, weight: Tensor, bias: Tensor | None, following: Tensor | None
+    ) -> Callable[[Tensor, Residual], Residual]:
+        add = make_linear(weight, bias, self._steady).add
+        return lambda x, residual: Residual(add(x, residual.hidden))
 
     def planner(
         self, spec: KVSpec, heads: int, sliding: frozenset[int | None], turns: Tensor
@@ -157,3 +187,47 @@ class _HostOps(TorchOps):
         self, spec: KVSpec, heads: int, norms: Norms, eps: float, sliding: int | None
     ) -> Callable[[Tensor, Tensor, Tensor, Any], Tensor]:
         return host.HostAttention(self._kernels, heads, spec, norms, eps, sliding)
+
+
+class _DeviceOps(TorchOps):
+    """Triton kernels for a GPU: one launch a product and one an attention."""
+
+    def __init__(self, dtype: torch.dtype, steady: bool) -> None:
+        """Raises ImportError without triton."""
+        super().__init__(dtype, steady)
+        from paceline.ops import device_attention, device_linear
+
+        self._linear, self._attention = device_linear, device_attention
+
+    def kv_spec(self, layers: int, kv_heads: int, head_dim: int) -> KVSpec:
+        return KVSpec(layers, kv_heads, head_dim, self._dtype, 1)
+
+    def enter(
+        self, embedding: Tensor, gain: Tensor, stream: torch.dtype
+    ) -> Callable[[Tensor], Residual]:
+        return self._linear.Enter(embedding, gain, self._steady)
+
+    def normed(
+        self, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None, wide: bool = False
+    ) -> Callable[[Residual], Tensor]:
+        return self._linear.Normed(gain, eps, weight, bias, self._steady, wide)
+
+    def gated(
+        self, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> Callable[[Residual], Tensor]:
+        return self._linear.Gated(gain, eps, weight, bias, self._steady)
+
+    def added(
+        self, weight: Tensor, bias: Tensor | None, following: Tensor | None
+    ) -> Callable[[Tensor, Residual], Residual]:
+        return self._linear.Added(weight, bias, following, self._steady)
+
+    def planner(
+        self, spec: KVSpec, heads: int, sliding: frozenset[int | None], turns: Tensor
+    ) -> Callable[[Window], Any]:
+        return self._attention.DevicePlanner(spec, heads, sliding, turns).plan
+
+    def attention(
+        self, spec: KVSpec, heads: int, norms: Norms, eps: float, sliding: int | None
+    ) -> Callable[[Tensor, Tensor, Tensor, Any], Tensor]:
+        return self._attention.DeviceAttention(spec, heads, norms, eps, sliding)

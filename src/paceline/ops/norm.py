@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Residual(NamedTuple):
+    """The residual stream hidden [R, d] and, where kernels want it, what the next norm reads.
+
+    scaled [R, d] = hidden · the norm's gain; squares [R, T] float32: the sum of squares of each
+    row, in parts. Whoever wrote the stream left them, so the norm needs no pass of its own.
+    """
+
+    hidden: Tensor
+    scaled: Tensor | None = None
+    squares: Tensor | None = None
 
 
 class RMSNorm:

@@ -1,0 +1,197 @@
+"""A layer's products on a GPU: which kernel serves how many rows, and its launch.
+
+Few rows, a round's, are bound by reading the weights and go through `triton_linear`; many, a
+prompt's, through torch. A norm's sum of squares is left as parts by the product before it
+(`Residual`), so that no kernel of its own has to read the row. Knows nothing of layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paceline.ops.activation import silu_mul
+from paceline.ops.norm import Residual, RMSNorm
+from paceline.ops.triton_linear import enter, few_rows, one_row
+
+# Columns of a program's tile. Also the columns that one part of a sum of squares covers.
+TILE = 64
+# Up to so many rows a round's kernels serve; beyond, torch's product is bound by arithmetic.
+MOST_ROWS = 64
+_WIDEST = 8192  # columns that `enter` holds in one program
+
+
+def _block(rows: int) -> int:
+    """Rows of a program's tile: the matrix unit takes 16 at least."""
+    return 16 if rows <= 16 else 32 if rows <= 32 else 64
+
+
+def _pipeline(n: int, gated: bool, block: int, wide: bool) -> dict[str, int]:
+    """Inner block and depth that read weights fastest, measured by benchmarks/gpu_linear.py.
+
+    Few columns make few programs, which must then have more on its way each. None of these
+    changes a bit of the result.
+    """
+    if wide:  # float32 takes twice the room
+        return {"BK": 32, "STAGES": 3, "num_stages": 3}
+    if gated:
+        depth, inner = (4, 128) if block <= 32 else (6, 64)
+    else:
+        depth, inner = (7 if n <= 4096 and block <= 32 else 5), 128
+    return {"BK": inner, "STAGES": depth, "num_stages": depth}
+
+
+class DeviceProduct:
+    """One product with constant weights and what is fused to it. Subclasses say what it serves."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        steady: bool,
+        gain: Tensor | None = None,
+        eps: float = 0.0,
+        gated: bool = False,
+        following: Tensor | None = None,
+    ) -> None:
+        """weight [n, k] ([2·n, k] gated); bias or None. steady: a row's result may not depend on
+        the number of rows. gain, eps: of the norm before it. following: gain of the norm after
+        it, where the result is a residual stream."""
+        self._weight, self._bias = weight.contiguous(), bias
+        self._n, self._k = weight.shape[0] // (2 if gated else 1), weight.shape[1]
+        self._gain, self._eps, self._gated, self._following = gain, eps, gated, following
+        self._norm = None if gain is None else RMSNorm(gain, eps)
+        # Programmatic dependent launch came with Hopper.
+        self._pdl = weight.is_cuda and torch.cuda.get_device_capability(weight.device) >= (9, 0)
+        self._alone = not steady and weight.dtype is torch.bfloat16 and self._k <= 2 * _WIDEST
+        self._tiles = -(-self._k // TILE)
+        self._parts = -(-self._n // TILE)
+        self._even = self._n % TILE == 0 and self._k % 128 == 0
+        lines = (4, 2048) if self._k <= 2048 else (2, 4096)
+        block = min(lines[1], 1 << (self._k - 1).bit_length())
+        self._line: dict[str, Any] = {"BN": lines[0], "BK": block, "LOOPS": -(-self._k // block)}
+
+    def fits(self, rows: int) -> bool:
+        """Whether the kernels serve so many rows."""
+        return rows <= MOST_ROWS and self._k <= _WIDEST * 2
+
+    def run(self, x: Residual, add: Tensor | None, kind: torch.dtype) -> Residual:
+        """f(norm(x) Wᵀ + b) (+ add) as `kind`, with what the norm after it reads."""
+        rows = x.hidden.shape[0]
+        y = torch.empty(rows, self._n, dtype=kind, device=x.hidden.device)
+        if self._alone and rows <= 2:
+            self._run_one(x.hidden, y, add)
+            return Residual(y)
+        if self._gain is not None and x.scaled is None:
+            x = prepare(x.hidden, self._gain)
+        return self._run_few(x, y, add)
+
+    def _run_one(self, x: Tensor, y: Tensor, add: Tensor | None) -> None:
+        w = self._weight
+        one_row[(-(-self._n // self._line["BN"]),)](
+            x, w, y, w if self._gain is None else self._gain,
+            w if self._bias is None else self._bias, w if add is None else add,
+            self._n, self._k, self._eps,
+            ROWS=x.shape[0], NORM=self._gain is not None, GATED=self._gated,
+            BIAS=self._bias is not None, ADD=add is not None, PDL=self._pdl, num_warps=4,
+            **self._line, **({"launch_pdl": True} if self._pdl else {}),
+        )  # fmt: skip
+
+    def _run_few(self, x: Residual, y: Tensor, add: Tensor | None) -> Residual:
+        rows, w, following = y.shape[0], self._weight, self._following
+        source = x.hidden if x.scaled is None else x.scaled
+        scaled, parts = w, w
+        if following is not None:
+            scaled = torch.empty_like(y)
+            parts = torch.empty(rows, self._parts, dtype=torch.float32, device=y.device)
+        block = _block(rows)
+        few_rows[(self._parts, -(-rows // block))](
+            source, w, y, w if x.squares is None else x.squares,
+            w if self._bias is None else self._bias, w if add is None else add,
+            w if following is None else following, scaled, parts,
+            rows, self._n, self._k, self._eps,
+            BM=block, BN=TILE, TILES=0 if self._gain is None else self._tiles, GATED=self._gated,
+            BIAS=self._bias is not None, ADD=add is not None, NEXT=following is not None,
+            EVEN=self._even, num_warps=4,
+            **_pipeline(self._n, self._gated, block, w.dtype is torch.float32),
+        )  # fmt: skip
+        return Residual(y) if following is None else Residual(y, scaled, parts)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """norm(x) Wᵀ + b for many rows."""
+        return F.linear(x if self._norm is None else self._norm(x), self._weight, self._bias)
+
+
+class Normed(DeviceProduct):
+    """See `layer.LayerOps.normed`."""
+
+    def __init__(
+        self, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None, steady: bool,
+        wide: bool,
+    ) -> None:  # fmt: skip
+        super().__init__(weight, bias, steady, gain, eps)
+        self._kind = torch.float32 if wide else weight.dtype
+
+    def __call__(self, x: Residual) -> Tensor:
+        if not self.fits(x.hidden.shape[0]):
+            return self.wide(x.hidden).to(self._kind)
+        return self.run(x, None, self._kind).hidden
+
+
+class Gated(DeviceProduct):
+    """See `layer.LayerOps.gated`."""
+
+    def __init__(
+        self, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None, steady: bool
+    ) -> None:
+        super().__init__(weight, bias, steady, gain, eps, gated=True)
+
+    def __call__(self, x: Residual) -> Tensor:
+        if not self.fits(x.hidden.shape[0]):
+            return silu_mul(self.wide(x.hidden))
+        return self.run(x, None, x.hidden.dtype).hidden
+
+
+class Added(DeviceProduct):
+    """See `layer.LayerOps.added`."""
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, following: Tensor | None, steady: bool
+    ) -> None:
+        super().__init__(weight, bias, steady, following=following)
+
+    def __call__(self, x: Tensor, residual: Residual) -> Residual:
+        if not self.fits(x.shape[0]):
+            return Residual(self.wide(x).add_(residual.hidden))
+        return self.run(Residual(x), residual.hidden, x.dtype)
+
+
+class Enter:
+    """See `layer.LayerOps.enter`."""
+
+    def __init__(self, embedding: Tensor, gain: Tensor, steady: bool) -> None:
+        self._embedding, self._gain, self._steady = embedding, gain, steady
+
+    def __call__(self, ids: Tensor) -> Residual:
+        rows = ids.shape[0]
+        if rows > MOST_ROWS or (rows <= 2 and not self._steady):
+            return Residual(F.embedding(ids, self._embedding))
+        return prepare(self._embedding, self._gain, ids)
+
+
+def prepare(source: Tensor, gain: Tensor, ids: Tensor | None = None) -> Residual:
+    """The residual stream of source [R, d], or of source[ids], with what a normed product reads."""
+    d = source.shape[1]
+    rows = source.shape[0] if ids is None else ids.shape[0]
+    tiles = -(-d // TILE)
+    scaled = torch.empty(rows, d, dtype=source.dtype, device=source.device)
+    parts = torch.empty(rows, tiles, dtype=torch.float32, device=source.device)
+    hidden = source if ids is None else torch.empty_like(scaled)
+    enter[(rows,)](
+        source, source if ids is None else ids, hidden, gain, scaled, parts, d,
+        GATHER=ids is not None, TILE=TILE, TILES=tiles, num_warps=8,
+    )  # fmt: skip
+    return Residual(hidden, scaled, parts)

@@ -1,0 +1,142 @@
+"""The few-rows products: equal to torch's composition, the same to the bit at any row count.
+
+On a machine without a GPU the kernels run in triton's interpreter, in float32 and float16 (it
+cannot multiply bfloat16).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from paceline.ops.device_linear import (
+    MOST_ROWS,
+    Added,
+    DeviceProduct,
+    Enter,
+    Gated,
+    Normed,
+    prepare,
+)
+from paceline.ops.layer import TorchOps
+from paceline.ops.norm import Residual
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EPS = 1e-5
+REFERENCE = TorchOps(torch.float32)
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(DEVICE)
+
+
+# Inner and outer sizes that fill whole tiles, that do not, and those of the mini pair.
+SIZES = [(64, 64), (128, 192), (80, 33), (320, 512), (200, 130)]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6, 17, 33])
+@pytest.mark.parametrize(("k", "n"), SIZES)
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_layers_products_are_torchs(rows: int, k: int, n: int, biased: bool) -> None:
+    x, gain = numbers(rows, k, seed=1), numbers(k, seed=2)
+    bias = numbers(2 * n, seed=4) if biased else None
+    half = None if bias is None else bias[:n]
+    w, gates, back = (numbers(*s, seed=3) * 0.1 for s in ((n, k), (2 * n, k), (k, n)))
+    after = numbers(k, seed=5)
+    stream = Residual(x)
+    forms = [
+        (
+            Normed(gain, EPS, w, half, True, False)(stream),
+            REFERENCE.normed(gain, EPS, w, half)(stream),
+        ),
+        (
+            Gated(gain, EPS, gates, bias, True)(stream),
+            REFERENCE.gated(gain, EPS, gates, bias)(stream),
+        ),
+    ]
+    inner = numbers(rows, n, seed=6)
+    mine = Added(back, None, after, True)(inner, stream)
+    theirs = REFERENCE.added(back, None, after)(inner, stream)
+    forms.append((mine.hidden, theirs.hidden))
+    assert mine.scaled is not None
+    assert mine.squares is not None
+    forms.append((mine.scaled, theirs.hidden * after))
+    forms.append((mine.squares.sum(1), theirs.hidden.pow(2).sum(1)))
+    for got, expected in forms:
+        torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-4)
+
+
+def test_what_a_product_leaves_for_the_next_norm_is_what_it_would_compute_itself() -> None:
+    x, gain, w = numbers(5, 96), numbers(96, seed=2), numbers(70, 96, seed=3)
+    normed = Normed(gain, EPS, w, None, True, False)
+    back = Added(numbers(96, 96, seed=4), None, gain, True)
+    stream = back(x, Residual(x))
+    assert torch.equal(normed(stream), normed(Residual(stream.hidden)))
+
+
+@pytest.mark.parametrize("rows", [2, 6, 16, 20, 40])
+def test_a_row_is_the_same_to_the_bit_at_any_row_count(rows: int) -> None:
+    if rows > 16 and DEVICE.type == "cpu":
+        pytest.skip("numpy multiplies wider tiles in another order; a GPU does not")
+    x, gain, w = numbers(rows, 160), numbers(160, seed=2), numbers(96, 160, seed=3)
+    product = Normed(gain, EPS, w, None, True, True)
+    every = product(Residual(x))
+    for row in (0, rows // 2, rows - 1):
+        alone = product(Residual(x[row : row + 1].contiguous()))
+        assert torch.equal(every[row : row + 1], alone)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize(("k", "n"), [(64, 64), (80, 33), (2100, 12), (4200, 7)])
+def test_a_drafts_single_rows(rows: int, k: int, n: int) -> None:
+    """The form that float32 drafts do not take, tried all the same."""
+    x, gain, add = numbers(rows, k, seed=1), numbers(k, seed=2), numbers(rows, n, seed=3)
+    w, bias = numbers(2 * n, k, seed=4) * 0.1, numbers(2 * n, seed=5)
+    for gated, gained in ((True, True), (False, True), (False, False)):
+        used = w if gated else w[:n]
+        product = DeviceProduct(
+            used, bias if gated else bias[:n], False, gain if gained else None, EPS, gated
+        )
+        product._alone = True
+        got = product.run(Residual(x), None if gated else add, torch.float32).hidden
+        h = x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + EPS) * gain if gained else x
+        z = h @ used.T + (bias if gated else bias[:n])
+        z = torch.nn.functional.silu(z[:, :n]) * z[:, n:] if gated else z + add
+        torch.testing.assert_close(got, z, rtol=2e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 7, MOST_ROWS + 1])
+@pytest.mark.parametrize("steady", [False, True])
+def test_the_stream_begins_with_embeddings(rows: int, steady: bool) -> None:
+    table, gain = numbers(50, 200), numbers(200, seed=1)
+    ids = torch.arange(rows, device=DEVICE) * 3 % 50
+    stream = Enter(table, gain, steady)(ids)
+    assert torch.equal(stream.hidden, table[ids])
+    if stream.scaled is not None and stream.squares is not None:
+        assert torch.equal(stream.scaled, table[ids] * gain)
+        torch.testing.assert_close(stream.squares.sum(1), table[ids].pow(2).sum(1))
+
+
+def test_many_rows_go_through_torch() -> None:
+    x, gain, w = numbers(MOST_ROWS + 1, 64), numbers(64, seed=1), numbers(48, 64, seed=2)
+    got = Normed(gain, EPS, w, None, True, False)(Residual(x))
+    torch.testing.assert_close(got, REFERENCE.normed(gain, EPS, w, None)(Residual(x)))
+
+
+def test_float16_rows_come_close() -> None:
+    x, gain = numbers(6, 128).half(), numbers(128, seed=1).half()
+    w = (numbers(64, 128, seed=2) * 0.1).half()
+    got = Normed(gain, EPS, w, None, True, True)(Residual(x))
+    expected = REFERENCE.normed(gain.float(), EPS, w.float(), None)(Residual(x.float()))
+    assert (got - expected).norm() / expected.norm() < 2e-3
+
+
+def test_a_row_that_is_not_finite_stays_alone() -> None:
+    x, gain, w = numbers(4, 64), numbers(64, seed=1), numbers(64, 64, seed=2)
+    x[1] = float("nan")
+    got = Normed(gain, EPS, w, None, True, False)(prepare(x, gain))
+    assert got[1].isnan().all()
+    assert got[[0, 2, 3]].isfinite().all()
