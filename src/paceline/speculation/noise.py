@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit number
-_MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
-_MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
 
 
 class Stream(IntEnum):
@@ -39,8 +39,8 @@ def _shifted(z: Tensor, bits: int, out: Tensor | None = None) -> Tensor:
 def mix_(z: Tensor) -> Tensor:
     """Apply the finaliser of splitmix64 in place to z int64 and return it."""
     t = _shifted(z, 30)
-    z.bitwise_xor_(t).mul_(_MIX_1)
-    z.bitwise_xor_(_shifted(z, 27, out=t)).mul_(_MIX_2)
+    z.bitwise_xor_(t).mul_(MIX_1)
+    z.bitwise_xor_(_shifted(z, 27, out=t)).mul_(MIX_2)
     return z.bitwise_xor_(_shifted(z, 31, out=t))
 
 
