@@ -129,6 +129,50 @@ def test_a_row_is_the_same_to_the_bit_at_any_width(
         assert torch.equal(read(widths), one), widths
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_number_of_threads_changes_no_bit(
+    kernels: host.HostKernels, dtype: torch.dtype
+) -> None:
+    """Wide enough for every kernel to share its work, and an odd number of everything."""
+    ops, before = make_ops(dtype, CPU), torch.get_num_threads()
+    spec = ops.kv_spec(1, 3, 40)
+    rows, heads = 131, 9
+    qkv, x = noise(rows, (heads + 6) * 40, dtype=dtype), noise(rows, 2 * 333, dtype=dtype)
+    product = host.Int8Linear(kernels, noise(2049, 333), None)
+
+    def outs() -> list[Tensor]:
+        read = run(ops, qkv, windows([list(range(rows))], [PAGE]), empty(spec), heads, spec)
+        norm = host.HostNorm(kernels, torch.ones(666), 1e-5)
+        return [read, norm(x), host.host_silu_mul(kernels)(x), product(noise(2, 333))]
+
+    try:
+        torch.set_num_threads(1)
+        alone = outs()
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            for mine, theirs in zip(outs(), alone, strict=True):
+                assert torch.equal(mine, theirs)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("size", [64, 40])
+def test_a_value_that_is_not_finite_reaches_only_those_that_see_it(size: int) -> None:
+    ops = make_ops(torch.float32, CPU)
+    spec = ops.kv_spec(1, 1, size)
+    qkv, caches = noise(6, 3 * size), empty(spec)
+    clean = run(ops, qkv, windows([list(range(6))], [PAGE]), empty(spec), 1, spec)
+    qkv[3, 2 * size + 5] = float("inf")
+    out = run(ops, qkv[:5], windows([list(range(5))], [PAGE]), caches, 1, spec)
+    assert torch.equal(out[:3], clean[:3])
+    assert not out[3:].isfinite().any()
+    # Rejected, and written over by the next window.
+    qkv[3] = 1.0
+    run(ops, qkv[3:], windows([[3, 4, 5]], [PAGE]), caches, 1, spec)
+    again = run(ops, qkv[:3], windows([[0, 1, 2]], [PAGE]), caches, 1, spec)
+    assert torch.equal(again, clean[:3])
+
+
 def test_queries_that_are_not_finite_show(kernels: host.HostKernels) -> None:
     ops = make_ops(torch.float32, CPU)
     spec = ops.kv_spec(1, 1, 64)

@@ -10,6 +10,7 @@ import ctypes
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,16 +33,17 @@ def load_kernels() -> HostKernels | None:
     if not _tried:
         _tried = True
         try:
-            from paceline.ops import host_attention, host_kernels
+            from paceline.ops import host_attention, host_kernels, host_team
         except ImportError as error:
             log.warning("no compiled CPU kernels (%s): install numba for twice the speed", error)
         else:
+            team = host_team.find_team()
             _kernels = HostKernels(
-                _callable(host_kernels.rms_norm),
-                _callable(host_attention.enter),
-                _callable(host_kernels.silu_mul),
-                _callable(host_attention.attend),
-                _callable(host_kernels.int8_product),
+                _shared(host_kernels.rms_norm, host_kernels.rms_norm_share, team),
+                _shared(host_attention.enter, host_attention.enter_share, team),
+                _shared(host_kernels.silu_mul, host_kernels.silu_mul_share, team),
+                _shared(host_attention.attend, host_attention.attend_share, team),
+                _shared(host_kernels.int8_product, host_kernels.int8_share, team),
             )
     return _kernels
 
@@ -63,13 +65,17 @@ _tried = False
 
 def _callable(function: Any) -> _Call:
     """A Python callable that keeps the interpreter's lock: giving it up and taking it again costs
-    as much as a small kernel. (A second thread for wide calls was tried: it fights torch's
-    spinning one for its core.)"""
+    as much as a small kernel. Threads that a kernel shares its work with need no lock."""
     kinds = [
         ctypes.c_double if str(kind) == "float64" else ctypes.c_int64 for kind in function._sig.args
     ]
     call: _Call = ctypes.PYFUNCTYPE(None, *kinds)(function.address)
     return call
+
+
+def _shared(function: Any, work: Any, team: int) -> _Call:
+    """A callable for a kernel that takes the team and its members' function first."""
+    return partial(_callable(function), team, work.address)
 
 
 class HostNorm:
@@ -85,7 +91,10 @@ class HostNorm:
         out = torch.empty_like(x)
         rows, size = x.shape
         half = x.dtype is torch.bfloat16
-        self._run(x.data_ptr(), out.data_ptr(), self._pointer, rows, size, self._eps, half)
+        self._run(
+            torch.get_num_threads(), x.data_ptr(), out.data_ptr(), self._pointer, rows, size,
+            self._eps, half,
+        )  # fmt: skip
         return out
 
 
@@ -121,8 +130,9 @@ class Int8Linear:
         size_out, size_in = self._weight.shape
         out = x.new_empty(x.shape[0], size_out)
         self._run(
-            x.data_ptr(), out.data_ptr(), *self._pointers, residual, x.shape[0], size_in, size_out
-        )
+            torch.get_num_threads(), x.data_ptr(), out.data_ptr(), *self._pointers, residual,
+            x.shape[0], size_in, size_out,
+        )  # fmt: skip
         return out
 
 
@@ -134,6 +144,7 @@ class HostPlan:
     the kernels are given their addresses."""
 
     width: int
+    threads: int
     address: Tensor
     position: Tensor
     base: Tensor
@@ -168,14 +179,14 @@ class HostAttention:
         heads, kv_heads, size = self._heads, self._spec.kv_heads, self._spec.head_dim
         caches, capacity = (keys.data_ptr(), values.data_ptr()), keys.shape[1]
         self._enter(
-            qkv.data_ptr(), plan.queries.data_ptr(), plan.turns.data_ptr(), *caches,
+            plan.threads, qkv.data_ptr(), plan.queries.data_ptr(), plan.turns.data_ptr(), *caches,
             plan.address.data_ptr(), *self._pointers, self._eps,
             rows, heads, kv_heads, size, capacity, half,
         )  # fmt: skip
         self._attend(
-            plan.queries.data_ptr(), plan.out.data_ptr(), *caches, plan.position.data_ptr(),
-            plan.base.data_ptr(), rows, plan.width, heads, kv_heads, size, capacity,
-            self._sliding, half, _BLOCK,
+            plan.threads, plan.queries.data_ptr(), plan.out.data_ptr(), *caches,
+            plan.position.data_ptr(), plan.base.data_ptr(), rows, plan.width, heads, kv_heads,
+            size, capacity, self._sliding, half, _BLOCK,
         )  # fmt: skip
         return plan.out
 
@@ -193,6 +204,7 @@ class HostPlanner:
         position = window.position.reshape(-1)
         return HostPlan(
             width=window.ids.shape[1],
+            threads=torch.get_num_threads(),
             address=window.address.reshape(-1).contiguous(),
             position=position.contiguous(),
             base=torch.tensor([start for start, _ in window.spans]),
@@ -210,7 +222,8 @@ def host_silu_mul(kernels: HostKernels) -> Callable[[Tensor], Tensor]:
         rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty(rows, size)
         half = gate_up.dtype is torch.bfloat16
-        run(gate_up.data_ptr(), out.data_ptr(), rows, size, half)
+        threads = torch.get_num_threads()
+        run(threads, gate_up.data_ptr(), out.data_ptr(), rows, size, half)
         return out
 
     return silu_mul

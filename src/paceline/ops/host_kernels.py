@@ -16,8 +16,12 @@ import numpy as np
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
+from paceline.ops.host_team import share, take
+
 # No "nnan" or "ninf": what is not finite must reach the logits, where the round looks for it.
-FAST = {"reassoc", "contract", "nsz"}
+_FAST = {"reassoc", "contract", "nsz"}
+# With Python's own error model a division is a branch, and a loop with one is not made of vectors.
+COMPILED = {"cache": True, "fastmath": _FAST, "error_model": "numpy"}
 
 
 def _pointer(kind):
@@ -33,11 +37,12 @@ def _pointer(kind):
     return cast
 
 
-as_f32, as_u16 = _pointer(types.float32), _pointer(types.uint16)
+as_f32, as_f64 = _pointer(types.float32), _pointer(types.float64)
+as_u16 = _pointer(types.uint16)
 as_i64, as_i8 = _pointer(types.int64), _pointer(types.int8)
 
 
-@njit(fastmath=FAST, cache=True, inline="always")
+@njit(**COMPILED, inline="always")
 def _widen(source, target, size):
     """bfloat16 to float32. target is written through its integer view."""
     bits = target.view(np.uint32)
@@ -45,7 +50,7 @@ def _widen(source, target, size):
         bits[i] = np.uint32(source[i]) << np.uint32(16)
 
 
-@njit(fastmath=FAST, cache=True, inline="always")
+@njit(**COMPILED, inline="always")
 def _narrow(source, target, size):
     """float32 to bfloat16, to nearest even; NaN stays NaN."""
     bits = source.view(np.uint32)
@@ -56,7 +61,7 @@ def _narrow(source, target, size):
         target[i] = np.uint16(0x7FC0) if nan else np.uint16(up >> np.uint32(16))
 
 
-@njit(fastmath=FAST, cache=True, inline="always")
+@njit(**COMPILED, inline="always")
 def exp_row(x, whole, size):
     """x[:size] = exp(x) for x <= 0, relative error below 3e-7. whole: int32 work space.
 
@@ -80,7 +85,7 @@ def exp_row(x, whole, size):
         x[i] *= scale[i]
 
 
-@njit(fastmath=FAST, cache=True, inline="always")
+@njit(**COMPILED, inline="always")
 def normalize_row(x, gain, size, eps):
     """x[:size] /= sqrt(mean(x²) + eps), times gain."""
     total = np.float32(0.0)
@@ -91,7 +96,7 @@ def normalize_row(x, gain, size, eps):
         x[i] = x[i] * scale * gain[i]
 
 
-@njit(fastmath=FAST, cache=True, inline="always")
+@njit(**COMPILED, inline="always")
 def load_row(address, half, row, size):
     """Read a row of bfloat16 or float32 into row (float32)."""
     if half:
@@ -102,7 +107,7 @@ def load_row(address, half, row, size):
             row[i] = source[i]
 
 
-@njit(fastmath=FAST, cache=True, inline="always")
+@njit(**COMPILED, inline="always")
 def store_row(row, address, half, size):
     """Write row (float32) as bfloat16 or float32."""
     if half:
@@ -116,59 +121,121 @@ def store_row(row, address, half, size):
 INT, REAL = types.int64, types.float64
 
 
-@cfunc(types.void(INT, INT, INT, INT, INT, REAL, INT), cache=True, fastmath=FAST)
-def rms_norm(x, out, gain, rows, size, eps, half):
-    """out = rms_norm(x) for x, out [rows, size]; gain [size] float32. See `norm.RMSNorm`."""
-    gains = carray(as_f32(gain), (size,))
+# Rows that a thread takes at a time from a wide window, outputs from an int8 product, and the
+# numbers read from which on a second thread is worth waking.
+_ROWS, _OUTPUTS = 8, 256
+_SHARED_ROWS, _SHARED_INT8 = 1 << 15, 1 << 19
+
+
+@cfunc(types.void(INT), **COMPILED)
+def rms_norm_share(data):
+    """One thread's part of `rms_norm`."""
+    a = carray(as_i64(data), (8,))
+    x, out, rows, size, half = a[1], a[2], a[4], a[5], a[7]
+    eps, gains = carray(as_f64(data), (8,))[6], carray(as_f32(a[3]), (size,))
     row = np.empty(size, np.float32)
     item = 2 if half else 4
-    for r in range(rows):
-        load_row(x + item * r * size, half, row, size)
-        normalize_row(row, gains, size, eps)
-        store_row(row, out + item * r * size, half, size)
+    while True:
+        first = take(data) * _ROWS
+        if first >= rows:
+            break
+        for r in range(first, min(first + _ROWS, rows)):
+            load_row(x + item * r * size, half, row, size)
+            normalize_row(row, gains, size, eps)
+            store_row(row, out + item * r * size, half, size)
 
 
-@cfunc(types.void(INT, INT, INT, INT, INT), cache=True, fastmath=FAST)
-def silu_mul(gate_up, out, rows, size, half):
-    """out [rows, size] = silu(gate) · up for gate_up [rows, 2·size]. See `activation`."""
+@cfunc(types.void(*[INT] * 8, REAL, INT), **COMPILED)
+def rms_norm(team, work, threads, x, out, gain, rows, size, eps, half):
+    """out = rms_norm(x) for x, out [rows, size]; gain [size] float32. See `norm.RMSNorm`.
+
+    team, threads: see `host_team.share`; work: `rms_norm_share`.
+    """
+    a = np.empty(8, np.int64)
+    a[0], a[1], a[2], a[3], a[4], a[5], a[7] = 0, x, out, gain, rows, size, half
+    a.view(np.float64)[6] = eps
+    share(team, work, a.ctypes.data, threads if rows * size >= _SHARED_ROWS else 1)
+    a[0] = 0  # alive until here: an address alone does not keep it
+
+
+@cfunc(types.void(INT), **COMPILED)
+def silu_mul_share(data):
+    """One thread's part of `silu_mul`."""
+    a = carray(as_i64(data), (6,))
+    gate_up, out, rows, size, half = a[1], a[2], a[3], a[4], a[5]
     item = 2 if half else 4
     gate, up = np.empty(size, np.float32), np.empty(size, np.float32)
     small, whole = np.empty(size, np.float32), np.empty(size, np.int32)
-    for r in range(rows):
-        load_row(gate_up + item * 2 * r * size, half, gate, size)
-        load_row(gate_up + item * (2 * r + 1) * size, half, up, size)
-        for i in range(size):
-            small[i] = -abs(gate[i])
-        exp_row(small, whole, size)  # e^-|g|, so that nothing overflows
-        for i in range(size):
-            above = np.float32(1.0) if gate[i] >= 0 else small[i]
-            up[i] *= gate[i] * above / (np.float32(1.0) + small[i])
-        store_row(up, out + item * r * size, half, size)
+    while True:
+        first = take(data) * _ROWS
+        if first >= rows:
+            break
+        for r in range(first, min(first + _ROWS, rows)):
+            load_row(gate_up + item * 2 * r * size, half, gate, size)
+            load_row(gate_up + item * (2 * r + 1) * size, half, up, size)
+            for i in range(size):
+                small[i] = -abs(gate[i])
+            exp_row(small, whole, size)  # e^-|g|, so that nothing overflows
+            for i in range(size):
+                above = np.float32(1.0) if gate[i] >= 0 else small[i]
+                up[i] *= gate[i] * above / (np.float32(1.0) + small[i])
+            store_row(up, out + item * r * size, half, size)
 
 
-@cfunc(types.void(*[INT] * 9), cache=True, fastmath=FAST)
-def int8_product(x, out, weight, scale, bias, residual, rows, size_in, size_out):
+@cfunc(types.void(*[INT] * 8), **COMPILED)
+def silu_mul(team, work, threads, gate_up, out, rows, size, half):
+    """out [rows, size] = silu(gate) · up for gate_up [rows, 2·size]. See `activation`.
+
+    team, threads: see `host_team.share`; work: `silu_mul_share`.
+    """
+    a = np.empty(6, np.int64)
+    a[0], a[1], a[2], a[3], a[4], a[5] = 0, gate_up, out, rows, size, half
+    share(team, work, a.ctypes.data, threads if rows * size >= _SHARED_ROWS else 1)
+    a[0] = 0  # alive until here: an address alone does not keep it
+
+
+@cfunc(types.void(INT), **COMPILED)
+def int8_share(data):
+    """One thread's part of `int8_product`."""
+    a = carray(as_i64(data), (10,))
+    rows, size_in, size_out = a[7], a[8], a[9]
+    xs, outs = carray(as_f32(a[1]), (rows, size_in)), carray(as_f32(a[2]), (rows, size_out))
+    weights = carray(as_i8(a[3]), (size_out, size_in))
+    scales, biases = carray(as_f32(a[4]), (size_out,)), carray(as_f32(a[5]), (size_out,))
+    added = carray(as_f32(a[6]), (rows, size_out))
+    while True:
+        first = take(data) * _OUTPUTS
+        if first >= size_out:
+            break
+        last = min(first + _OUTPUTS, size_out)
+        for o in range(first, last):
+            w = weights[o]
+            for r in range(rows):
+                row, total = xs[r], np.float32(0.0)
+                for i in range(size_in):
+                    total += row[i] * np.float32(w[i])
+                outs[r, o] = total * scales[o]
+        if a[5]:
+            for r in range(rows):
+                for o in range(first, last):
+                    outs[r, o] += biases[o]
+        if a[6]:
+            for r in range(rows):
+                for o in range(first, last):
+                    outs[r, o] += added[r, o]
+
+
+@cfunc(types.void(*[INT] * 12), **COMPILED)
+def int8_product(
+    team, work, threads, x, out, weight, scale, bias, residual, rows, size_in, size_out
+):  # fmt: skip
     """out [rows, size_out] = x Wᵀ · scale + bias + residual, all float32 but W.
 
     weight [size_out, size_in] int8; scale [size_out]; bias [size_out] and residual
-    [rows, size_out], or 0 for none.
+    [rows, size_out], or 0 for none; team, threads: see `host_team.share`; work: `int8_share`.
     """
-    xs, outs = carray(as_f32(x), (rows, size_in)), carray(as_f32(out), (rows, size_out))
-    weights, scales = carray(as_i8(weight), (size_out, size_in)), carray(as_f32(scale), (size_out,))
-    for o in range(size_out):
-        w = weights[o]
-        for r in range(rows):
-            row, total = xs[r], np.float32(0.0)
-            for i in range(size_in):
-                total += row[i] * np.float32(w[i])
-            outs[r, o] = total * scales[o]
-    if bias:
-        biases = carray(as_f32(bias), (size_out,))
-        for r in range(rows):
-            for o in range(size_out):
-                outs[r, o] += biases[o]
-    if residual:
-        added = carray(as_f32(residual), (rows, size_out))
-        for r in range(rows):
-            for o in range(size_out):
-                outs[r, o] += added[r, o]
+    a = np.empty(10, np.int64)
+    a[0], a[1], a[2], a[3], a[4], a[5] = 0, x, out, weight, scale, bias
+    a[6], a[7], a[8], a[9] = residual, rows, size_in, size_out
+    share(team, work, a.ctypes.data, threads if size_in * size_out >= _SHARED_INT8 else 1)
+    a[0] = 0  # alive until here: an address alone does not keep it
