@@ -34,7 +34,7 @@ class Sample:
         return len(self.run["ids"]) / self.run["seconds"] if self.run["ids"] else None
 
     @property
-    def decode_rate(self) -> float | None:
+    def writing_rate(self) -> float | None:
         """Tokens a second after the first piece of text."""
         first, tokens = self.run["first_seconds"], len(self.run["ids"]) - self.run["first_tokens"]
         if first is None or tokens <= 0:
@@ -74,6 +74,12 @@ def median(values: Iterable[float | None]) -> float | None:
     return statistics.median(there) if there else None
 
 
+def first_token_ms(rows: Sequence[Sample]) -> float | None:
+    """Return the median time to the first piece of text: reading the prompt and one round."""
+    times = [s.run["first_seconds"] for s in rows]
+    return rounded(median(None if t is None else 1e3 * t for t in times), 1)
+
+
 def summary(rows: Sequence[Sample]) -> dict[str, Any]:
     """Return one contestant's figures."""
     rates = sorted(s.rate for s in rows if s.rate is not None)
@@ -90,11 +96,8 @@ def summary(rows: Sequence[Sample]) -> dict[str, Any]:
         "tok_s_quartiles": [
             rounded(rates[int(share * (len(rates) - 1))], 1) for share in (0.25, 0.75) if rates
         ],
-        "tok_s_decode": rounded(median(s.decode_rate for s in rows), 1),
-        "first_token_ms": rounded(
-            median(None if run["first_seconds"] is None else 1e3 * run["first_seconds"]
-                   for run in runs), 1
-        ),
+        "tok_s_writing": rounded(median(s.writing_rate for s in rows), 1),
+        "first_token_ms": first_token_ms(rows),
         "tokens": tokens,
         "seconds": rounded(sum(run["seconds"] for run in runs), 2),
         "tokens_per_round": rounded(tokens / rounds if rounds else None),

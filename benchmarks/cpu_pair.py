@@ -101,12 +101,19 @@ def main() -> None:
     result = {
         "benchmark": "cpu_pair",
         "judged_dtype": judged,
+        "judged_on": "writing",
         "identical": runs[judged]["identical"],
         "quiet": beside <= QUIET,
         "claims": {
-            name: {"ratio": claim.get("end_to_end", {}).get("ratio"),
-                   "interval": claim.get("end_to_end", {}).get("interval"),
-                   "aim": claim["aim"], "met": claim["met"]}
+            name: {
+                "aim": claim["aim"], "met": claim["met"],
+                "met_prompt_included": claim["met_prompt_included"],
+                **{
+                    label: {key: claim.get(label, {}).get(key) for key in ("ratio", "interval")}
+                    for label in ("writing", "prompt_included")
+                },
+                "first_token_ms": claim["first_token_ms"],
+            }
             for name, claim in runs[judged]["claims"].items()
         },
         "settings": settings,
