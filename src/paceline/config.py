@@ -35,7 +35,8 @@ class EngineConfig:
     round, 0 is plain decoding. rule: match, reject or block. dtype: bfloat16, float32, float64.
     slots: texts written at once. max_length: positions a text may have, prompt included; None is
     the model's own. threads: of the CPU; None measures at start. prefill_chunk: prompt tokens a
-    pass. seed: for requests that bring none; None draws one.
+    pass. seed: for requests that bring none; None draws one. capture: on a GPU, record the rounds
+    as CUDA graphs at start (False: run them eagerly, for debugging).
     """
 
     target: str
@@ -50,6 +51,7 @@ class EngineConfig:
     threads: int | None = None
     prefill_chunk: int = 256
     seed: int | None = None
+    capture: bool = True
 
     def __post_init__(self) -> None:
         _text("target", self.target)
@@ -69,6 +71,8 @@ class EngineConfig:
             _whole("threads", self.threads, 1, 1024)
         if self.seed is not None:
             _whole("seed", self.seed, 0, MAX_SEED)
+        if not isinstance(self.capture, bool):
+            raise ConfigError(f"capture must be true or false, not {self.capture!r}")
 
     @classmethod
     def make(cls, **options: Any) -> Self:

@@ -16,6 +16,9 @@ from torch import Tensor
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 RuleName = Literal["match", "reject", "block"]
 
+# The columns of `Verdict.report` behind the tokens.
+REPORT = ("n", "ended", "failed", "accepted", "evaluated", "drafted", "source", "length")
+
 
 # --- host, frozen ---------------------------------------------------------------------------
 
@@ -80,7 +83,8 @@ class Request:
 class KVSpec:
     """What one model keeps per position: layers x (K and V) x heads x head_dim.
 
-    bundle: key heads that lie side by side in the cache and share one matrix product.
+    bundle: key heads that lie side by side in the cache and share one matrix product. reads_masked:
+    positions that nobody sees are read all the same, times 0, and must therefore be finite.
     """
 
     layers: int
@@ -88,6 +92,7 @@ class KVSpec:
     head_dim: int
     dtype: torch.dtype
     bundle: int = 1
+    reads_masked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +216,8 @@ class Verdict:
     [B, W] the window node after which each token stands; drafted, source [B] the draft's count
     and drafter; accepted [B] draft tokens that were committed; evaluated [B] draft tokens the
     rule tested, up to the cut; ended [B] the row goes idle; failed [B] it met logits that are not
-    finite or wholly masked.
+    finite or wholly masked. report [B, W + 8] int64: the tokens, then the columns `REPORT`, all
+    that the host reads in one piece; length is that of the committed text, these tokens included.
     """
 
     tokens: Tensor
@@ -223,6 +229,7 @@ class Verdict:
     evaluated: Tensor
     ended: Tensor
     failed: Tensor
+    report: Tensor
     logprobs: Logprobs | None = None
 
 

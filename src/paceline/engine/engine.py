@@ -23,10 +23,12 @@ from torch import Tensor
 
 from paceline.config import EngineConfig
 from paceline.drafters import Drafter, create
+from paceline.engine.capture import CapturedRounds
 from paceline.engine.loop import Loop
 from paceline.engine.outbox import Reader
 from paceline.engine.requests import Prompt, as_prompts, build_request, check_ids
 from paceline.engine.round import Machine
+from paceline.engine.rounds import EagerRounds, Rounds
 from paceline.engine.scheduler import Scheduler, Sequence
 from paceline.engine.slots import Slots
 from paceline.engine.threads import choose_threads
@@ -37,6 +39,7 @@ from paceline.models.decoder import Decoder, kv_spec
 from paceline.models.loading import resolve
 from paceline.models.opening import open_decoder, parse_dtype
 from paceline.ops.attention import BLOCK
+from paceline.ops.choose import make_chooser
 from paceline.speculation.verify import RULES
 from paceline.text import Tokenizer
 from paceline.types import Completion, Event, Limits, SamplingParams, SequenceStats, Window
@@ -132,8 +135,13 @@ class Engine:
         rule = RULES[config.rule]
         pool = KVPool(target.spec, limits.pages, page, device)
         compute = torch.promote_types(target.spec.dtype, torch.float32)
-        machine = Machine(target, pool, made, rule, Slots(limits, rule.needs_q, compute))
-        self._loop = Loop(machine, Scheduler(limits.slots), config.prefill_chunk)
+        slots, chooser = Slots(limits, rule.needs_q, compute), make_chooser(device)
+        machine = Machine(target, pool, made, rule, slots, chooser)
+        rounds: Rounds = EagerRounds(machine)
+        if device.type == "cuda" and config.capture:
+            most = config.k if made.needs.most is None else min(config.k, made.needs.most)
+            rounds = CapturedRounds(machine, most)
+        self._loop = Loop(machine, rounds, Scheduler(limits.slots), config.prefill_chunk)
         every_eos = {*model.eos_token_ids, *self.tokenizer.eos_ids}
         # A tokenizer may name more tokens than the model has.
         self._eos = frozenset(token for token in every_eos if token < model.vocab_size)

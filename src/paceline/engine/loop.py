@@ -1,4 +1,4 @@
-"""One step of the engine: admit, read prompts, run a round, hand out what it committed.
+"""One step of the engine: admit, read prompts, launch a round, hand out what one committed.
 
 The only place where device values become host values. Knows nothing of threads or callers.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,13 +16,24 @@ import torch
 
 from paceline.engine.outbox import Committed, Reader
 from paceline.engine.prefill import prefill_chunk
-from paceline.engine.round import Machine, Plan, draft_next, run_round
-from paceline.engine.scheduler import Scheduler, Sequence
+from paceline.engine.report import Report
+from paceline.engine.round import Machine, Plan
+from paceline.engine.rounds import Pending, Rounds
+from paceline.engine.scheduler import Scheduler, Sequence, Status
 from paceline.engine.slots import Batch
 from paceline.errors import NumericsError
-from paceline.types import SamplingFlags, SequenceStats, TokenLogprob, Verdict
+from paceline.types import SamplingFlags, SequenceStats, TokenLogprob
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A round on its way, the sequences in its rows, and when it was launched."""
+
+    rows: list[Sequence]
+    pending: Pending
+    at: float
 
 
 @dataclass(slots=True)
@@ -29,12 +41,15 @@ class Loop:
     """Drives `machine` for the sequences in `scheduler`. prefill_chunk: positions a step reads."""
 
     machine: Machine
+    rounds: Rounds
     scheduler: Scheduler
     prefill_chunk: int
     totals: SequenceStats = field(default_factory=SequenceStats)
     _readers: dict[int, Reader] = field(default_factory=dict)
     _sequences: dict[int, Sequence] = field(default_factory=dict)
     _batch: tuple[tuple[str, ...], Batch] | None = None
+    _launched: deque[_Launched] = field(default_factory=deque)
+    _settled_at: float = 0.0
 
     def submit(self, sequence: Sequence, reader: Reader) -> None:
         """Queue a sequence; its events appear in `reader`."""
@@ -42,17 +57,25 @@ class Loop:
         self.scheduler.add(sequence)
 
     def step(self) -> None:
-        """Admit who can be admitted, read one chunk of one prompt, run one round."""
+        """Admit who can be admitted, read one chunk of one prompt, launch one round, and settle
+        those that are due."""
         for sequence in self.scheduler.admit():
             self._admit(sequence)
         prefilling = self.scheduler.prefilling
         if prefilling:
             with self._all_or_none(prefilling[:1]):
                 self._prefill(prefilling[0])
-        running = self.scheduler.running
+        running, ahead = self.scheduler.running, 0
         if running:
             with self._all_or_none(running):
-                self._round(running)
+                plan = self._make_plan(running, max(s.k for s in running))
+                pending = self.rounds.launch(plan)
+                self._launched.append(_Launched(running, pending, time.perf_counter()))
+                ahead = self.rounds.ahead(plan)
+        while len(self._launched) > ahead:
+            launched = self._launched.popleft()
+            with self._all_or_none(launched.rows):
+                self._settle(launched)
 
     def drop(self, sequence: Sequence, error: Exception | None = None) -> None:
         """End a sequence from outside, wherever it stands."""
@@ -92,8 +115,7 @@ class Loop:
             prefill_chunk(self.machine, sequence.slot, sequence.prefilled, stop)
             sequence.prefilled = stop
         if stop == last:
-            if sequence.k:
-                draft_next(self.machine, self._make_plan([sequence], sequence.k), committed=1)
+            self.rounds.begin(self._make_plan([sequence], sequence.k))
             self.scheduler.start(sequence)
         sequence.stats.prefill_seconds += time.perf_counter() - began
 
@@ -109,27 +131,23 @@ class Loop:
             self._batch = (requests, self.machine.slots.batch(index))
         return Plan(self._batch[1], spans, _flags(running), k, k)
 
-    def _round(self, running: list[Sequence]) -> None:
-        plan = self._make_plan(running, max(s.k for s in running))
-        began = time.perf_counter()
-        rows: list[Committed] = []
-        settled: list[float] = []
-
-        def outbox(verdict: Verdict) -> None:
-            settled.append(time.perf_counter())
-            rows.extend(_to_host(verdict, self.machine.drafter.sources, running))
-
-        run_round(self.machine, plan, outbox)
-        ended = time.perf_counter()
-        for sequence, row in zip(running, rows, strict=True):
+    def _settle(self, launched: _Launched) -> None:
+        """Read a round and book it. A row whose sequence has ended since is left out."""
+        began = max(launched.at, self._settled_at)
+        outcome = launched.pending.wait()
+        self._settled_at = time.perf_counter()
+        rows = _committed(outcome.report, self.machine.drafter.sources, launched.rows)
+        for sequence, row in zip(launched.rows, rows, strict=True):
+            if sequence.status is not Status.RUNNING:
+                continue
             stats = sequence.stats
-            stats.verify_seconds += settled[0] - began
-            stats.draft_seconds += ended - settled[0]
-            stats.decode_seconds += ended - began
-            self._settle(sequence, row)
+            stats.verify_seconds += outcome.verify_seconds
+            stats.draft_seconds += outcome.draft_seconds
+            stats.decode_seconds += self._settled_at - began
+            self._book(sequence, row)
         self.totals.rounds += 1
 
-    def _settle(self, sequence: Sequence, row: Committed) -> None:
+    def _book(self, sequence: Sequence, row: Committed) -> None:
         """Book one row of a round and finish the sequence where it ended."""
         reader = self._readers[id(sequence)]
         sequence.length += len(row.token_ids)
@@ -173,37 +191,33 @@ def _flags(running: list[Sequence]) -> SamplingFlags:
     )
 
 
-def _to_host(
-    verdict: Verdict, sources: tuple[str, ...], running: list[Sequence]
+def _committed(
+    report: Report, sources: tuple[str, ...], running: list[Sequence]
 ) -> list[Committed]:
-    """Read one verdict: the round's only transfer to the host."""
-    tokens, n = verdict.tokens.tolist(), verdict.n.tolist()
-    accepted, evaluated = verdict.accepted.tolist(), verdict.evaluated.tolist()
-    failed, rows = verdict.failed.tolist(), []
-    ended, drafted = verdict.ended.tolist(), verdict.drafted.tolist()
-    source = verdict.source.tolist()
+    """A round's rows as the readers take them."""
+    rows = []
     for row, sequence in enumerate(running):
-        wanted = sequence.request.params.logprobs
+        wanted, n = sequence.request.params.logprobs, report.n[row]
         rows.append(
             Committed(
-                token_ids=tuple(tokens[row][: n[row]]),
-                source=sources[source[row]],
-                drafted=drafted[row],
-                evaluated=evaluated[row],
-                accepted=accepted[row],
-                ended=ended[row],
-                failed=failed[row],
-                logprobs=None if wanted is None else _logprobs(verdict, row, n[row], wanted),
+                token_ids=tuple(report.tokens[row][:n]),
+                source=sources[report.source[row]],
+                drafted=report.drafted[row],
+                evaluated=report.evaluated[row],
+                accepted=report.accepted[row],
+                ended=bool(report.ended[row]),
+                failed=bool(report.failed[row]),
+                logprobs=None if wanted is None else _logprobs(report, row, n, wanted),
             )
         )
     return rows
 
 
-def _logprobs(verdict: Verdict, row: int, n: int, wanted: int) -> tuple[TokenLogprob, ...]:
-    assert verdict.logprobs is not None
-    chosen = verdict.logprobs.chosen[row].tolist()
-    ids, top = verdict.logprobs.top_ids[row].tolist(), verdict.logprobs.top[row].tolist()
-    tokens = verdict.tokens[row].tolist()
+def _logprobs(report: Report, row: int, n: int, wanted: int) -> tuple[TokenLogprob, ...]:
+    assert report.logprobs is not None
+    chosen = report.logprobs.chosen[row].tolist()
+    ids, top = report.logprobs.top_ids[row].tolist(), report.logprobs.top[row].tolist()
+    tokens = report.tokens[row]
     return tuple(
         TokenLogprob(
             tokens[i], chosen[i], tuple(zip(ids[i][:wanted], top[i][:wanted], strict=True))

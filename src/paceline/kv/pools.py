@@ -42,7 +42,10 @@ class KVPool:
 
     def clear(self, page: int, positions: int | None = None) -> None:
         """Zero the first `positions` of a page, or all of it, so that what is not finite there
-        cannot reach the page's next owner. Whole blocks: within one the layout is the kernels'."""
+        cannot reach the page's next owner. Whole blocks: within one the layout is the kernels'.
+        Nothing where attention does not read what it does not see."""
+        if not self.spec.reads_masked:
+            return
         size = self.page_size if positions is None else -(-positions // BLOCK) * BLOCK
         size = min(size, self.page_size)
         first = page * self.page_size

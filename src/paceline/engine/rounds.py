@@ -1,0 +1,81 @@
+"""How a planned round is run: at once, or (capture.py) as graphs recorded when the engine opened.
+
+The loop plans a round, launches it, and later settles it; it does not know which form it has.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from paceline.engine.report import Report
+from paceline.engine.round import Machine, Plan, draft_next, run_round
+from paceline.types import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A round that the host has read. verify_seconds: up to the verdict; draft_seconds: of the
+    drafting last known to have ended, this round's own or the one before it."""
+
+    report: Report
+    verify_seconds: float
+    draft_seconds: float
+
+
+class Pending(Protocol):
+    """A round that was launched."""
+
+    def wait(self) -> Outcome:
+        """Block until its tokens are committed; the drafting behind them may still run."""
+        ...
+
+
+class Rounds(Protocol):
+    """A way to run rounds."""
+
+    def launch(self, plan: Plan) -> Pending:
+        """Begin a round; rounds run in the order they were launched in."""
+        ...
+
+    def ahead(self, plan: Plan) -> int:
+        """Rounds that may be launched before `plan`'s has been waited for."""
+        ...
+
+    def begin(self, plan: Plan) -> None:
+        """A prompt has been read: the chance to draft for its first round."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    outcome: Outcome
+
+    def wait(self) -> Outcome:
+        return self.outcome
+
+
+class EagerRounds:
+    """Runs every round when it is launched."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def launch(self, plan: Plan) -> Pending:
+        began = time.perf_counter()
+        seen: list[tuple[Report, float]] = []
+
+        def outbox(verdict: Verdict) -> None:
+            seen.append((Report.read(verdict), time.perf_counter()))
+
+        run_round(self._machine, plan, outbox)
+        report, settled = seen[0]
+        return _Done(Outcome(report, settled - began, time.perf_counter() - settled))
+
+    def ahead(self, plan: Plan) -> int:
+        return 0
+
+    def begin(self, plan: Plan) -> None:
+        if plan.next_k:
+            draft_next(self._machine, plan, committed=1)
