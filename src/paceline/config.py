@@ -49,7 +49,7 @@ class EngineConfig:
     slots: int = 4
     max_length: int | None = None
     threads: int | None = None
-    prefill_chunk: int = 256
+    prefill_chunk: int = 512
     seed: int | None = None
     capture: bool = True
 
