@@ -21,6 +21,10 @@ from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
 
+# Without a GPU, Triton kernels run in its interpreter: a flag that is read when they are made.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # A shared machine is slow at times: no deadline, and a slow draw is no failure. The examples are
 # the same on every run, so that a red suite is red for everyone.
 settings.register_profile(

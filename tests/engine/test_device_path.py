@@ -1,0 +1,131 @@
+"""The path a GPU takes, kernels and recorded rounds, driven on a machine without one.
+
+Triton's interpreter stands for the device and a re-run for a graph's replay; all else is what
+runs on a GPU: rows rounded up, idle rows, static inputs, rounds launched ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import tiny_checkpoint
+from tests.engine.tools import EVERYTHING, Case, alone, prompt, same, together
+
+pytest.importorskip("triton")
+
+from paceline import Engine, SamplingParams
+from paceline.engine.capture import CapturedRounds
+from paceline.ops.choose import FusedChooser
+from paceline.ops.layer import _DeviceOps
+
+if torch.cuda.is_available():
+    pytest.skip("a GPU runs the real thing", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("device")
+    shape: dict[str, Any] = {"head_dim": 16, "num_hidden_layers": 1}
+    return {
+        "target": tiny_checkpoint(root / "target", "qwen3", seed=0, **shape),
+        "draft": tiny_checkpoint(root / "draft", seed=1, **shape),
+    }
+
+
+@pytest.fixture
+def device_engine(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Engine]]:
+    """Opens engines as a GPU would run them."""
+    monkeypatch.setattr(
+        "paceline.models.decoder.make_ops",
+        lambda dtype, device, steady=True: _DeviceOps(dtype, steady),
+    )
+    monkeypatch.setattr("paceline.models.decoder.packs", lambda dtype, device: False)
+    monkeypatch.setattr(
+        "paceline.engine.engine.make_chooser", lambda device: FusedChooser(native=False)
+    )
+    engines: list[Engine] = []
+
+    def open_engine(capture: bool = True, **options: Any) -> Engine:
+        options = {"dtype": "float32", "threads": 1, "max_length": 64, "slots": 2} | options
+        engine = Engine(folders["target"], **options)
+        engines.append(engine)
+        if capture:
+            machine = engine._loop.machine
+            engine._loop.rounds = CapturedRounds(machine, engine.config.k)
+        return engine
+
+    yield open_engine
+    for engine in engines:
+        engine.close()
+
+
+CASES = [
+    Case(prompt(1, 5), SamplingParams(max_tokens=7)),
+    Case(prompt(2, 9), SamplingParams(temperature=0.8, seed=5, max_tokens=9), k=0),
+    Case(prompt(3, 3), SamplingParams(temperature=1.0, seed=6, max_tokens=5, logprobs=2)),
+]
+
+
+@pytest.fixture(scope="module")
+def on_the_cpu(folders: dict[str, Path]) -> list[Any]:
+    with Engine(folders["target"], dtype="float32", threads=1, max_length=64) as engine:
+        return alone(engine, CASES)
+
+
+def test_the_text_is_the_cpus(
+    device_engine: Callable[..., Engine], folders: dict[str, Path], on_the_cpu: list[Any]
+) -> None:
+    """Speculative and plain rows, greedy and drawn, more requests than slots."""
+    engine = device_engine(draft=folders["draft"], k=2)
+    for mine, theirs in zip(together(engine, CASES), on_the_cpu, strict=True):
+        same(mine, theirs, tolerance=1e-3, ties=True)
+
+
+def test_plain_rounds_are_launched_ahead(
+    device_engine: Callable[..., Engine], on_the_cpu: list[Any]
+) -> None:
+    engine = device_engine(k=0)
+    for mine, theirs in zip(together(engine, CASES), on_the_cpu, strict=True):
+        same(mine, theirs, tolerance=1e-3, ties=True)
+    assert engine._loop.rounds.ahead(next(iter(_plans(engine)))) == 1
+    assert not engine._loop._launched or engine._loop.scheduler.idle
+
+
+def _plans(engine: Engine) -> list[Any]:
+    """A plan of no rows, to ask about."""
+    from paceline.engine.round import Plan
+    from paceline.types import SamplingFlags
+
+    batch = engine._loop.machine.slots.batch(torch.zeros(1, dtype=torch.int64))
+    return [Plan(batch, ((0, 64),), SamplingFlags(), 0, 0)]
+
+
+def test_recorded_rounds_equal_eager_ones_with_everything_on(
+    device_engine: Callable[..., Engine],
+) -> None:
+    params = EVERYTHING.__class__(
+        **{
+            **{name: getattr(EVERYTHING, name) for name in EVERYTHING.__slots__},
+            "max_tokens": 8,
+            "min_tokens": 3,
+        }
+    )
+    case = Case(prompt(4, 6), params)
+    recorded = together(device_engine(drafter="ngram", k=2), [case])[0]
+    eager = together(device_engine(capture=False, drafter="ngram", k=2), [case])[0]
+    same(recorded, eager, tolerance=1e-6, ties=True)
+
+
+def test_leaving_early_frees_the_slot(device_engine: Callable[..., Engine]) -> None:
+    engine = device_engine(k=0, slots=1)
+    stream = engine.stream(prompt(1, 4), SamplingParams(max_tokens=30))
+    next(stream)
+    stream.close()
+    assert len(engine.generate(prompt(2, 4), SamplingParams(max_tokens=3))[0].token_ids) == 3
+    assert engine._loop.scheduler.idle
