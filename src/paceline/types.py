@@ -17,7 +17,7 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 RuleName = Literal["match", "reject", "block"]
 
 # The columns of `Verdict.report` behind the tokens.
-REPORT = ("n", "ended", "failed", "accepted", "evaluated", "drafted", "source", "length")
+REPORT = ("n", "drafted", "source", "accepted", "evaluated", "ended", "failed", "length")
 
 
 # --- host, frozen ---------------------------------------------------------------------------

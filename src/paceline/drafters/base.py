@@ -19,12 +19,14 @@ from paceline.types import Draft, Limits, Needs, Request, Rows, TargetOut, Verdi
 class Draw(Protocol):
     """Draws proposal tokens with the request's own sampling parameters and the rule's noise."""
 
-    def step(self, logits: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor | None]:
+    def step(
+        self, logits: Tensor, drafted: Tensor, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Draw one token a row after `drafted`.
 
         logits [B, V]; drafted [B, j] the tokens drawn so far, so that penalties see them.
-        Returns tokens [B] int64 and, where the rule stores q, the log-weights [B, V] they were
-        drawn from.
+        Returns tokens [B] int64 (in `out` where it is given, which saves a copy) and, where the
+        rule stores q, the log-weights [B, V] they were drawn from.
         """
         ...
 

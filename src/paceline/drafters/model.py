@@ -19,7 +19,8 @@ from paceline.kv.pools import KVPool
 from paceline.models.decoder import Decoder
 from paceline.models.loading import resolve
 from paceline.models.opening import open_decoder
-from paceline.speculation.window import ahead, step, tail
+from paceline.ops.bookkeeping import tail_and_ahead
+from paceline.speculation.window import step
 from paceline.text import Tokenizer
 from paceline.types import Draft, Limits, Needs, Rows, TargetOut, Verdict, Window
 
@@ -58,6 +59,7 @@ class ModelDrafter(Drafter):
             self.options.path, self.options.dtype, limits.device, limits.max_length, steady=False
         )
         self._vocab = target.vocab_size
+        self._numbers = torch.arange(limits.max_k + 1, device=limits.device)
         self._pool = KVPool(self._model.spec, limits.pages, limits.page_size, limits.device)
         self.needs = Needs(kv=self._model.spec, lookahead=limits.max_k, catch_up="tokens")
 
@@ -75,22 +77,22 @@ class ModelDrafter(Drafter):
     def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
         """Draft k tokens a row, always k: tokens [B, k]."""
         width = rows.fresh + 1
-        hidden = self._model.forward(tail(rows, width), self._pool)[0]
+        newest, places = tail_and_ahead(rows, width, k)
+        hidden = self._model.forward(newest, self._pool)[0]
         hidden = hidden.view(-1, width, hidden.shape[-1])[:, -1]  # [B, d]
-        drafted = rows.length.new_empty(rows.length.shape[0], 0)
+        batch = rows.length.shape[0]
+        drafted = rows.length.new_empty(k, batch).t()  # [B, k], each node's tokens side by side
         scores: list[Tensor] = []
-        places = ahead(rows, k)
         for node in range(k):
             logits = fit(self._model.head(hidden), self._vocab)
-            token, score = draw.step(logits, drafted)
-            drafted = torch.cat((drafted, token.unsqueeze(1)), 1)
+            token, score = draw.step(logits, drafted[:, :node], out=drafted[:, node])
             if score is not None:
                 scores.append(score)
             if node + 1 < k:
                 hidden = self._model.forward(step(places, node, token), self._pool)[0]
-        count = torch.full_like(rows.length, k)
         stored = torch.stack(scores, 1) if scores else None  # [B, k, V]
-        return Draft(drafted, count, torch.zeros_like(count), stored)
+        count, source = self._numbers[k].expand(batch), self._numbers[0].expand(batch)
+        return Draft(drafted, count, source, stored)
 
 
 def fit(logits: Tensor, vocab_size: int) -> Tensor:

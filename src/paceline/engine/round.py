@@ -3,7 +3,7 @@
     assemble the window   root (last committed token), then the draft that waits in the slots
     target forward        one pass over [B, W]
     judge                 logits to distribution to tokens; the rule alone accepts a token
-    cut, commit           at the end of the sequence and at the limit; tokens, length += n
+    settle                cut at the end of the sequence and at the limit; tokens, length += n
     outbox                the host may read the tokens while drafting goes on
     observe, propose      the next draft, left in the slots
 
@@ -13,9 +13,7 @@ Reads nothing back to the host. Plain decoding is the same function with k = 0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-
-import torch
+from dataclasses import dataclass, field, replace
 
 from paceline.drafters.base import Drafter
 from paceline.engine.slots import Batch, Slots
@@ -25,7 +23,6 @@ from paceline.speculation.choose import Chooser, ReferenceChooser, Terms
 from paceline.speculation.proposal import ProposalDraw
 from paceline.speculation.sampling import History, top_logprobs
 from paceline.speculation.verify import Rule
-from paceline.speculation.window import assemble, cut
 from paceline.types import SamplingFlags, TargetOut, Verdict, Window
 
 
@@ -70,41 +67,21 @@ def run_round(machine: Machine, plan: Plan, outbox: Callable[[Verdict], None]) -
 def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, Verdict]:
     """The first half of a round: one target pass, one verdict, committed to the slots."""
     slots, target, batch = machine.slots, machine.target, plan.batch
-    index = batch.index
-    rows = slots.rows(batch, plan.spans, committed=0, fresh=0)
-    draft, active = slots.draft(index, plan.k), slots.active[index]
-    window = assemble(rows, draft, active)
+    draft, window = slots.open_window(batch, plan.spans, plan.k)
     hidden, features = target.forward(window, machine.pool, machine.drafter.needs.features)
     logits = target.head(hidden).view(*window.ids.shape, -1)  # [B, W, V]
 
-    history = None
-    if plan.flags.penalties:
+    history, penalties = None, plan.flags.penalties
+    if penalties:
+        index = batch.index
         history = History(slots.prompt_seen[index], slots.counts[index], window.ids, None)
     terms = Terms(machine.rule, batch.sampling, plan.flags, batch.seed)
     judged = machine.chooser.judge(terms, logits, draft, window.position, history)
-    tokens = judged.tokens
 
-    n, ended = cut(tokens, judged.accepted + 1, batch.sampling.stop_ids, batch.limit - rows.length)
-    node = torch.arange(tokens.shape[1], device=index.device)
-    broken = (judged.broken & (node < n.unsqueeze(1))).any(1)  # [B]
-    n = torch.where(broken | ~active, 0, n)
-    logprobs = None
+    verdict = slots.settle(batch, draft, judged, penalties)
     if plan.flags.logprobs >= 0:
-        logprobs = top_logprobs(logits, tokens, min(plan.flags.logprobs, logits.shape[-1]))
-    path = node.expand_as(tokens)
-    verdict = Verdict(
-        tokens=tokens,
-        n=n,
-        path=path,
-        drafted=draft.count,
-        source=draft.source,
-        accepted=torch.minimum(judged.accepted, n),
-        evaluated=torch.minimum(judged.evaluated, n),
-        ended=ended | broken,
-        failed=broken,
-        logprobs=logprobs,
-    )
-    slots.commit(index, verdict, plan.flags.penalties)
+        most = min(plan.flags.logprobs, logits.shape[-1])
+        verdict = replace(verdict, logprobs=top_logprobs(logits, judged.tokens, most))
     return window, TargetOut(logits, features), verdict
 
 

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paceline.ops.bookkeeping import make_bookkeeping
+from paceline.speculation.choose import Judgement
 from paceline.speculation.sampling import SamplingTensors, one_hot_scores
-from paceline.types import Draft, Limits, Request, Rows, SamplingParams, Verdict
+from paceline.speculation.window import assemble, settle
+from paceline.types import Draft, Limits, Request, Rows, SamplingParams, Verdict, Window
 
 MAX_BIAS = 300
 MAX_STOP_IDS = 64
@@ -47,6 +50,7 @@ class Slots:
             return torch.zeros(size, *shape, dtype=dtype, device=device)
 
         self.limits = limits
+        self.kernels = make_bookkeeping(device)  # or None: the forms below
         self.tokens = zeros(limits.max_length)
         self.length, self.limit, self.base, self.seed = zeros(), zeros(), zeros(), zeros()
         self.prompt_length, self.k_limit = zeros(), zeros()
@@ -142,6 +146,28 @@ class Slots:
             page_size=self.limits.page_size,
         )
 
+    def open_window(
+        self, batch: Batch, spans: tuple[tuple[int, int], ...], k: int
+    ) -> tuple[Draft, Window]:
+        """The waiting draft, its first k tokens, and the window that verifies it."""
+        index = batch.index
+        if self.kernels is not None and self.draft_scores is None:
+            return self.kernels.open_window(
+                self, index, batch.pages, self.limits.page_size, spans, k
+            )
+        rows, draft = self.rows(batch, spans, committed=0, fresh=0), self.draft(index, k)
+        return draft, assemble(rows, draft, self.active[index])
+
+    def settle(self, batch: Batch, draft: Draft, judged: Judgement, penalties: bool) -> Verdict:
+        """Cut what was judged and commit it; penalties: tokens are counted."""
+        index, limit, stop_ids = batch.index, batch.limit, batch.sampling.stop_ids
+        if self.kernels is not None:
+            return self.kernels.settle(self, index, limit, stop_ids, draft, judged, penalties)
+        active, length = self.active[index], self.length[index]
+        verdict = settle(judged, draft, active, length, limit, stop_ids)
+        self.commit(index, verdict, penalties)
+        return verdict
+
     def draft(self, index: Tensor, k: int) -> Draft:
         """The waiting draft of the rows `index` [B], its first k tokens."""
         scores = None if self.draft_scores is None else self.draft_scores[index, :k]
@@ -151,6 +177,9 @@ class Slots:
     def keep_draft(self, batch: Batch, draft: Draft) -> None:
         """Store the next draft; rows that may not speculate, or that ended, get count 0."""
         index, k = batch.index, draft.tokens.shape[1]
+        if self.kernels is not None and self.draft_scores is None:
+            self.kernels.keep_draft(self, index, batch.limit, batch.k_limit, draft)
+            return
         self.draft_tokens[index, :k] = draft.tokens
         room = batch.limit - self.length[index] - 1
         count = torch.minimum(torch.minimum(draft.count, batch.k_limit), room.clamp_(min=0))

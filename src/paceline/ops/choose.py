@@ -95,11 +95,17 @@ class FusedChooser:
         return Judgement(tokens, accepted, evaluated, broken)
 
     def propose(
-        self, terms: Terms, logits: Tensor, length: Tensor, first: int, history: History | None
+        self,
+        terms: Terms,
+        logits: Tensor,
+        length: Tensor,
+        first: int,
+        history: History | None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Chooser.propose`."""
         if not _fuses(terms, logits):
-            return self._reference.propose(terms, logits, length, first, history)
+            return self._reference.propose(terms, logits, length, first, history, out)
         batch, width, _ = logits.shape
         ready = _beyond(terms.flags)
         if ready:
@@ -107,7 +113,7 @@ class FusedChooser:
             params, drawn_at = terms.params, length.unsqueeze(1) + node
             logits = distribution(logits, params, terms.flags, drawn_at, history, one_hot=False)
         scan = self._scan(terms, logits, ready, length, first, 1)
-        tokens = length.new_empty(batch, width)
+        tokens = length.new_empty(batch, width) if out is None else out
         self._kernels.propose[(batch * width,)](
             tokens=tokens,
             tokens_b=tokens.stride(0),

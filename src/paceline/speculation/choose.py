@@ -54,12 +54,19 @@ class Chooser(Protocol):
         ...
 
     def propose(
-        self, terms: Terms, logits: Tensor, length: Tensor, first: int, history: History | None
+        self,
+        terms: Terms,
+        logits: Tensor,
+        length: Tensor,
+        first: int,
+        history: History | None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Draw draft tokens `first` to `first` + J − 1 of the round to come.
 
-        logits [B, J, V]; length [B] int64, committed tokens. Returns tokens [B, J] int64 and,
-        where the rule needs q, the log-weights [B, J, V] they were drawn from.
+        logits [B, J, V]; length [B] int64, committed tokens. Returns tokens [B, J] int64, written
+        into `out` where it is given, and, where the rule needs q, the log-weights [B, J, V] they
+        were drawn from.
         """
         ...
 
@@ -80,7 +87,13 @@ class ReferenceChooser:
         return Judgement(tokens, accepted, evaluated, failed(logits, scores))
 
     def propose(
-        self, terms: Terms, logits: Tensor, length: Tensor, first: int, history: History | None
+        self,
+        terms: Terms,
+        logits: Tensor,
+        length: Tensor,
+        first: int,
+        history: History | None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Chooser.propose`."""
         rule, flags = terms.rule, terms.flags
@@ -91,4 +104,7 @@ class ReferenceChooser:
         if flags.draws:
             vocab = logits.shape[-1]
             noise = rule.proposal(terms.seeds, length - 1, position, vocab, scores.dtype)
-        return draw(scores, noise), scores if rule.needs_q else None
+        tokens = draw(scores, noise)
+        if out is not None:
+            tokens = out.copy_(tokens)
+        return tokens, scores if rule.needs_q else None

@@ -26,7 +26,9 @@ class ProposalDraw:
     prompt_seen: Tensor | None
     counts: Tensor | None
 
-    def step(self, logits: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor | None]:
+    def step(
+        self, logits: Tensor, drafted: Tensor, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """See `Draw.step`. logits [B, V]; drafted [B, j]."""
         tokens, scores = self.chooser.propose(
             self.terms,
@@ -34,6 +36,7 @@ class ProposalDraw:
             self.length,
             drafted.shape[1],
             self._history(drafted),
+            None if out is None else out.unsqueeze(1),
         )
         return tokens[:, 0], None if scores is None else scores[:, 0]
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from paceline.types import Draft, Rows, Window
+from paceline.speculation.choose import Judgement
+from paceline.types import Draft, Rows, Verdict, Window
 
 
 def assemble(rows: Rows, draft: Draft, active: Tensor) -> Window:
@@ -86,3 +87,38 @@ def cut(tokens: Tensor, n: Tensor, stop_ids: Tensor, room: Tensor) -> tuple[Tens
     kept = torch.minimum(torch.minimum(n, first + 1), room)
     ended = (first < kept) | (kept >= room)
     return kept, ended
+
+
+def settle(
+    judged: Judgement,
+    draft: Draft,
+    active: Tensor,
+    length: Tensor,
+    limit: Tensor,
+    stop_ids: Tensor,
+) -> Verdict:
+    """The verdict on a chain: what was judged, cut, and nothing for rows that are idle or failed.
+
+    active [B] bool; length, limit [B] int64: tokens that are committed, and that may be; stop_ids
+    as in `cut`. A row fails if a node that would stand is broken.
+    """
+    tokens = judged.tokens
+    n, ended = cut(tokens, judged.accepted + 1, stop_ids, limit - length)
+    node = torch.arange(tokens.shape[1], device=tokens.device)
+    failed = (judged.broken & (node < n.unsqueeze(1))).any(1)  # [B]
+    n = torch.where(failed | ~active, 0, n)
+    ended = ended | failed
+    accepted, evaluated = torch.minimum(judged.accepted, n), torch.minimum(judged.evaluated, n)
+    columns = (n, draft.count, draft.source, accepted, evaluated, ended, failed, length + n)
+    return Verdict(
+        tokens=tokens,
+        n=n,
+        path=node.expand_as(tokens),
+        drafted=draft.count,
+        source=draft.source,
+        accepted=accepted,
+        evaluated=evaluated,
+        ended=ended,
+        failed=failed,
+        report=torch.cat((tokens, torch.stack(columns, 1)), 1),
+    )
