@@ -197,8 +197,8 @@ def enter(
     a[0] = 0  # alive until here: an address alone does not keep it
 
 
-# Scores from which on a second thread is worth waking: a few rows of a text, or many.
-_SHARED = 6144
+# Scores from which on a second thread is worth waking: it reads its share of the cache, too.
+_SHARED = 1024
 # What `attend` hands to the threads: a counter of tasks, then its own arguments.
 _ARGUMENTS = 16
 
@@ -261,11 +261,12 @@ def attend(
     depths, longest = carray(as_i64(position), (rows,)), 0
     for r in range(rows):
         longest = max(longest, depths[r] + 1)
-    if rows * heads * longest < _SHARED:
-        threads = 1
+    block = min(width, block)
+    tasks = rows // width * ((width + block - 1) // block) * kv_heads
+    threads = min(threads, tasks) if rows * heads * longest >= _SHARED else 1
     a = np.empty(_ARGUMENTS, np.int64)
     a[0], a[1], a[2], a[3], a[4], a[5], a[6] = 0, queries, out, keys, values, position, base
     a[7], a[8], a[9], a[10], a[11], a[12] = rows, width, heads, kv_heads, size, capacity
-    a[13], a[14], a[15] = window, half, min(width, block)
+    a[13], a[14], a[15] = window, half, block
     share(team, work, a.ctypes.data, threads)
     a[0] = 0  # alive until here: an address alone does not keep it
