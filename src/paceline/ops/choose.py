@@ -178,6 +178,7 @@ class FusedChooser:
             MIN_P=min_p,
             codes=codes,
             numbers=numbers,
+            num_warps=8 if block > 2048 else 4,  # noise takes many registers
             **drawn,
             **shared,
         )
