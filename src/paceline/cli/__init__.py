@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from paceline import PacelineError, __version__
-from paceline.cli import audit, demo, generate, info
+from paceline.cli import audit, demo, generate, info, pair
 from paceline.cli.common import fail, stderr
 
 
@@ -65,6 +65,7 @@ def _root(
 app.command()(demo.demo)
 app.command()(generate.generate)
 app.command()(audit.audit)
+app.add_typer(pair.app, name="pair")
 app.command()(info.info)
 
 
