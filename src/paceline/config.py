@@ -186,6 +186,7 @@ def _device(value: object) -> None:
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+        hint = hint if "did you mean" in hint else ""  # the choices are named already
         raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}{hint}")
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -17,13 +19,34 @@ from paceline import PacelineError, __version__
 from paceline.cli import audit, demo, generate, info, pair
 from paceline.cli.common import fail, stderr
 
+# click's, which typer keeps to itself: an unknown option or command, a value out of range.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Where the command line itself is wrong, say it in a line instead of a box."""
+    try:
+        yield
+    except _UsageError as error:
+        message = error.format_message().strip().rstrip(".")
+        if type(error).__name__ == "NoArgsIsHelpError" or not message:
+            raise
+        command = error.ctx.command_path if error.ctx else "paceline"
+        fail(f"{message[0].lower()}{message[1:]}; {command} --help shows what there is", 2)
+
 
 class _Group(TyperGroup):
     """Turns what a command raises into a line and an exit status."""
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with _one_line():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: Any) -> Any:  # click's context, which typer does not export
         try:
-            return super().invoke(ctx)
+            with _one_line():
+                return super().invoke(ctx)
         except PacelineError as error:
             fail(str(error), error.exit_status)
         except KeyboardInterrupt:
