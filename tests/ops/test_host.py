@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -154,6 +155,13 @@ def test_the_number_of_threads_changes_no_bit(
                 assert torch.equal(mine, theirs)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="torch's OpenMP is elsewhere")
+def test_the_team_is_found(kernels: host.HostKernels) -> None:
+    from paceline.ops.host_team import find_team
+
+    assert find_team() != 0, "compiled kernels would run on one thread"
 
 
 @pytest.mark.parametrize("size", [64, 40])

@@ -263,7 +263,8 @@ def attend(
         longest = max(longest, depths[r] + 1)
     block = min(width, block)
     tasks = rows // width * ((width + block - 1) // block) * kv_heads
-    threads = min(threads, tasks) if rows * heads * longest >= _SHARED else 1
+    if tasks == 1 or rows * heads * longest < _SHARED:
+        threads = 1
     a = np.empty(_ARGUMENTS, np.int64)
     a[0], a[1], a[2], a[3], a[4], a[5], a[6] = 0, queries, out, keys, values, position, base
     a[7], a[8], a[9], a[10], a[11], a[12] = rows, width, heads, kv_heads, size, capacity

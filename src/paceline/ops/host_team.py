@@ -46,7 +46,10 @@ def take(typing, counter):
 @intrinsic
 def share(typing, team, function, data, threads):
     """Call the function at the address `function` with `data` (an address) on that many threads,
-    and wait for all. team: see `find_team`; 0, or one thread, is a plain call."""
+    and wait for all. team: see `find_team`; 0, or one thread, is a plain call.
+
+    threads must be 1 or what torch uses: a team of another size ends threads and starts them anew.
+    """
 
     def code(context, builder, signature, arguments):
         team, function, data, threads = arguments
