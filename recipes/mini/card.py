@@ -57,9 +57,41 @@ def acceptance_table(evaluation: dict[str, Any], names: list[str]) -> str:
     return "\n".join(lines)
 
 
+def served_table(served: dict[str, Any], evaluation: dict[str, Any], name: str) -> str:
+    """The engine's own counts, the replayed figure beside each."""
+    lines = [
+        "| temperature | completions | counted | tokens | acceptance, engine | replayed | tokens "
+        "per round, engine | replayed |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for heat in ("0.0", "0.8"):
+        part = served[f"temperature {heat}"]
+        for group, label in (
+            ("natural_stop", "those that stop"),
+            ("natural_stop_without_repeats", "of them without repeats"),
+            ("all", "all"),
+        ):
+            mine, other = part[group], evaluation[f"temperature {heat}"][name][group]["k"][K]
+            lines.append(
+                f"| {heat} | {mine['completions']} | {label} | {mine['tokens']} "
+                f"| {mine['acceptance_rate']:.3f} | {other['acceptance_rate']:.3f} "
+                f"| {mine['tokens_per_round']:.2f} | {other['tokens_per_round']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def unequal(served: dict[str, Any]) -> str:
+    """How many texts differed with and without speculation."""
+    parts = [served[f"temperature {heat}"] for heat in ("0.0", "0.8")]
+    count = sum(part["unequal_texts"] for part in parts)
+    total = sum(part["all"]["completions"] for part in parts)
+    return f"{count or 'none'} of {total}"
+
+
 def card(candidate: str) -> str:
     """The model card of both checkpoints."""
     corpus, target, evaluation = read("corpus"), read("target"), read("evaluate")
+    served = read("served")
     train, held = corpus["train"], corpus["held_out"]
     drafts = {**read("distill_first")["parameters"], **read("distill_second")["parameters"]}
     names = [n for n in sorted(drafts) if n in evaluation["temperature 0.0"]]
@@ -121,6 +153,13 @@ when it is not stopped. The last two columns leave out completions with such a r
 them, stopped or not.
 
 {acceptance_table(evaluation, names)}
+
+The rows above are replayed from float32 agreement (`evaluate.py`). The same prompts written by the
+engine itself (`served.py`: bfloat16, the draft's weights of eight bits, rule `match`, K = {K}; its
+stop strings begin after the prompt), each also without speculation: {unequal(served)} texts
+differed.
+
+{served_table(served, evaluation, candidate)}
 
 Candidates `b` and `c` never saw a text of more than 512 tokens and fail beyond; `a` and `d` did.
 
