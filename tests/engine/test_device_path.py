@@ -19,6 +19,7 @@ pytest.importorskip("triton")
 
 from paceline import Engine, SamplingParams
 from paceline.engine.capture import CapturedRounds
+from paceline.ops.bookkeeping import Bookkeeping
 from paceline.ops.choose import FusedChooser
 from paceline.ops.layer import _DeviceOps
 
@@ -49,6 +50,8 @@ def device_engine(
     monkeypatch.setattr(
         "paceline.engine.engine.make_chooser", lambda device: FusedChooser(native=False)
     )
+    for module in ("paceline.engine.slots", "paceline.ops.bookkeeping"):
+        monkeypatch.setattr(f"{module}.make_bookkeeping", lambda device: Bookkeeping(device))
     engines: list[Engine] = []
 
     def open_engine(capture: bool = True, **options: Any) -> Engine:

@@ -79,7 +79,7 @@ class ModelDrafter(Drafter):
         width = rows.fresh + 1
         newest, places = tail_and_ahead(rows, width, k)
         hidden = self._model.forward(newest, self._pool)[0]
-        hidden = hidden.view(-1, width, hidden.shape[-1])[:, -1]  # [B, d]
+        hidden = hidden.view(-1, width, hidden.shape[-1])[:, -1].contiguous()  # [B, d]
         batch = rows.length.shape[0]
         drafted = rows.length.new_empty(k, batch).t()  # [B, k], each node's tokens side by side
         scores: list[Tensor] = []

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from paceline.config import MAX_LOGPROBS
-from paceline.engine.report import Report, pack
+from paceline.engine.report import Report
 from paceline.engine.round import Machine, Plan, run_round
 from paceline.engine.rounds import Outcome, Pending
 from paceline.engine.slots import Batch
@@ -99,7 +99,7 @@ class _Captured:
 
     batch: Batch
     loaded: Batch | None = None
-    packed: Tensor | None = None
+    report: Tensor | None = None
     logprobs: Logprobs | None = None
     recording: Recording | None = None
     buffers: list[_Buffer] = dataclasses.field(default_factory=list)
@@ -136,7 +136,7 @@ class CapturedRounds:
 
         def work(between: Callable[[], None]) -> None:
             def outbox(verdict: Verdict) -> None:
-                captured.packed, captured.logprobs = pack(verdict), verdict.logprobs
+                captured.report, captured.logprobs = verdict.report, verdict.logprobs
                 between()
 
             run_round(machine, plan, outbox)
@@ -148,9 +148,9 @@ class CapturedRounds:
         captured.recording = Recording(work, two, self._device)
         if self._device.type != "cuda":
             work(lambda: None)
-        assert captured.packed is not None
+        assert captured.report is not None
         captured.buffers = [
-            _Buffer(captured.packed, captured.logprobs, self._device) for _ in range(_BUFFERS)
+            _Buffer(captured.report, captured.logprobs, self._device) for _ in range(_BUFFERS)
         ]
         return captured
 
@@ -162,13 +162,13 @@ class CapturedRounds:
         if captured.loaded is not plan.batch:
             self._load(captured, plan.batch)
         assert captured.recording is not None
-        assert captured.packed is not None
+        assert captured.report is not None
         buffer = captured.buffers[captured.turn]
         captured.turn = (captured.turn + 1) % _BUFFERS
         marks = _Marks(self._device)
         marks.begin()
         captured.recording.first()
-        buffer.fill(captured.packed, captured.logprobs)
+        buffer.fill(captured.report, captured.logprobs)
         marks.middle()
         captured.recording.second()
         marks.end()
@@ -198,20 +198,20 @@ class CapturedRounds:
 class _Buffer:
     """Where one verdict lies on the host; pinned, so that the copy waits for nothing."""
 
-    def __init__(self, packed: Tensor, logprobs: Logprobs | None, device: torch.device) -> None:
+    def __init__(self, report: Tensor, logprobs: Logprobs | None, device: torch.device) -> None:
         pin = device.type == "cuda"
 
         def like(x: Tensor) -> Tensor:
             return torch.empty(x.shape, dtype=x.dtype, pin_memory=pin)
 
-        self._packed = like(packed)
+        self._report = like(report)
         self._logprobs: Logprobs | None = None
         if logprobs is not None:
             self._logprobs = Logprobs(*(like(x) for x in _logprobs(logprobs)))
 
-    def fill(self, packed: Tensor, logprobs: Logprobs | None) -> None:
+    def fill(self, report: Tensor, logprobs: Logprobs | None) -> None:
         """Copy a verdict, in the device's own time."""
-        self._packed.copy_(packed, non_blocking=True)
+        self._report.copy_(report, non_blocking=True)
         if self._logprobs is not None and logprobs is not None:
             for into, value in zip(_logprobs(self._logprobs), _logprobs(logprobs), strict=True):
                 into.copy_(value, non_blocking=True)
@@ -221,7 +221,7 @@ class _Buffer:
         logprobs = self._logprobs
         if logprobs is not None:
             logprobs = Logprobs(*(x[:rows].clone() for x in _logprobs(logprobs)))
-        return Report.unpack(self._packed[:rows], logprobs)
+        return Report.read(self._report[:rows], logprobs)
 
 
 class _Marks:

@@ -1,21 +1,13 @@
-"""What the host reads of one round, as plain lists, and how it leaves the device.
-
-A verdict is read directly where the round has just run; a captured round packs it into one array,
-so that one copy brings all of it to the host.
-"""
+"""What the host reads of one round, as plain lists, from the verdict's one array."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 from torch import Tensor
 
-from paceline.types import Logprobs, Verdict
-
-# Columns of a packed verdict after its W tokens.
-_COLUMNS = 7
+from paceline.types import REPORT, Logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,38 +26,11 @@ class Report:
     logprobs: Logprobs | None = None
 
     @classmethod
-    def read(cls, verdict: Verdict) -> Self:
-        """Wait for a verdict and read it."""
-        return cls(
-            verdict.tokens.tolist(),
-            verdict.n.tolist(),
-            verdict.drafted.tolist(),
-            verdict.source.tolist(),
-            verdict.accepted.tolist(),
-            verdict.evaluated.tolist(),
-            verdict.ended.tolist(),
-            verdict.failed.tolist(),
-            verdict.logprobs,
-        )
-
-    @classmethod
-    def unpack(cls, packed: Tensor, logprobs: Logprobs | None) -> Self:
-        """Read what `pack` made, [B, W + 7] on the host."""
-        width = packed.shape[1] - _COLUMNS
-        n, drafted, source, accepted, evaluated, ended, failed = packed[:, width:].t().tolist()
-        tokens = packed[:, :width].tolist()
+    def read(cls, report: Tensor, logprobs: Logprobs | None) -> Self:
+        """Read `Verdict.report`, [B, W + 8]; waits for it where it is on a device."""
+        width = report.shape[1] - len(REPORT)
+        rows: list[list[int]] = report.tolist()
+        columns = [[row[width + place] for row in rows] for place in range(len(REPORT) - 1)]
+        n, drafted, source, accepted, evaluated, ended, failed = columns
+        tokens = [row[:width] for row in rows]
         return cls(tokens, n, drafted, source, accepted, evaluated, ended, failed, logprobs)
-
-
-def pack(verdict: Verdict) -> Tensor:
-    """A verdict without its log-probabilities as one array [B, W + 7] int64."""
-    columns = (
-        verdict.n,
-        verdict.drafted,
-        verdict.source,
-        verdict.accepted,
-        verdict.evaluated,
-        verdict.ended,
-        verdict.failed,
-    )
-    return torch.cat((verdict.tokens, *(column.unsqueeze(1) for column in columns)), 1)

@@ -67,7 +67,8 @@ class EagerRounds:
         seen: list[tuple[Report, float]] = []
 
         def outbox(verdict: Verdict) -> None:
-            seen.append((Report.read(verdict), time.perf_counter()))
+            report = Report.read(verdict.report, verdict.logprobs)
+            seen.append((report, time.perf_counter()))
 
         run_round(self._machine, plan, outbox)
         report, settled = seen[0]

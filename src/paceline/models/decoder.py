@@ -39,8 +39,10 @@ class Decoder:
         self.embedding = weights.embedding  # [V, d]
         dtype, device = self.embedding.dtype, self.embedding.device
         self._compute = torch.promote_types(dtype, torch.float32)
-        steady = steady or not packs(dtype, device)
-        self._stream = dtype if steady else self._compute
+        # On a CPU a draft that packs computes in float32; elsewhere it has kernels of its own.
+        on_cpu = device.type == "cpu"
+        steady = steady or (on_cpu and not packs(dtype, device))
+        self._stream = self._compute if on_cpu and not steady else dtype
         ops = make_ops(self._stream, device, steady)
         self.spec = ops.kv_spec(config.layers, config.kv_heads, config.head_dim)
         self._layers: list[_Layer] = []
@@ -87,7 +89,8 @@ class Decoder:
         return x.hidden, tuple(kept[i].view(batch, width, -1) for i in features)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """hidden [R, d] from `forward`; returns logits [R, V] in float32 (float64 for float64)."""
+        """hidden [R, d] contiguous, from `forward`; returns logits [R, V] in float32 (float64 for float64)."""
+        assert hidden.is_contiguous(), "kernels read rows by their address"
         return self._head(Residual(hidden))
 
 

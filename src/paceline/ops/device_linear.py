@@ -21,6 +21,7 @@ from paceline.ops.triton_linear import enter, few_rows, one_row
 TILE = 64
 # Up to so many rows a round's kernels serve; beyond, torch's product is bound by arithmetic.
 MOST_ROWS = 64
+FEW_PDL = False
 _WIDEST = 8192  # columns that `enter` holds in one program
 
 
@@ -115,7 +116,8 @@ class DeviceProduct:
             rows, self._n, self._k, self._eps,
             BM=block, BN=TILE, TILES=0 if self._gain is None else self._tiles, GATED=self._gated,
             BIAS=self._bias is not None, ADD=add is not None, NEXT=following is not None,
-            EVEN=self._even, num_warps=4,
+            EVEN=self._even, PDL=self._pdl and FEW_PDL, num_warps=4,
+            **({"launch_pdl": True} if self._pdl and FEW_PDL else {}),
             **_pipeline(self._n, self._gated, block, w.dtype is torch.float32),
         )  # fmt: skip
         return Residual(y) if following is None else Residual(y, scaled, parts)

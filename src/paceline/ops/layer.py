@@ -83,7 +83,7 @@ def make_ops(dtype: torch.dtype, device: torch.device, steady: bool = True) -> L
             return _DeviceOps(dtype, steady)
         except ImportError as error:
             log.warning("no GPU kernels (%s): install triton for many times the speed", error)
-    return TorchOps(dtype, steady)
+    return TorchOps(dtype, steady or device.type != "cpu")
 
 
 class TorchOps:

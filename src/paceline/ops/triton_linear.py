@@ -39,6 +39,7 @@ def few_rows(
     ADD: tl.constexpr,
     NEXT: tl.constexpr,
     EVEN: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """y [rows, n] = f(x [rows, k] wᵀ · scale + bias) (+ residual), a tile [BM, BN] a program.
 
@@ -46,7 +47,9 @@ def few_rows(
     of squares given as parts, squares [rows, TILES]; else 1. w [n, k], or with GATED [2·n, k],
     whose first n rows are the gate: y = silu(gate) · up. ADD: residual [rows, n] is added.
     NEXT: for the norm that follows, scaled [rows, n] = y · gain and parts [rows, programs], each
-    program's sum of squares, are written too. EVEN: k is a multiple of BK and n of BN.
+    program's sum of squares, are written too. EVEN: k is a multiple of BK and n of BN. PDL:
+    programmatic dependent launch, given away only when the weights are read: programs of the next
+    kernel that came earlier would crowd on the multiprocessors that happen to be free.
     """
     first = tl.program_id(0) * BN
     row = tl.program_id(1) * BM + tl.arange(0, BM)
@@ -54,6 +57,8 @@ def few_rows(
     inner = tl.arange(0, BK)
     here = row < rows
     in_n = column < n
+    if PDL:
+        gdc_wait()
     if TILES > 0:
         WIDE: tl.constexpr = triton.next_power_of_2(TILES)
         tile = tl.arange(0, WIDE)
@@ -81,6 +86,8 @@ def few_rows(
             else:
                 c = tl.load(at_w + second + start, mask=left[None, :], other=0.0)
             up = tl.dot(c, tl.trans(a), up, input_precision="ieee")
+    if PDL:
+        gdc_launch_dependents()
     acc = tl.trans(acc)
     up = tl.trans(up)
     if TILES > 0:
