@@ -26,6 +26,7 @@ from paceline.drafters import Drafter, create
 from paceline.engine.capture import CapturedRounds
 from paceline.engine.loop import Loop
 from paceline.engine.outbox import Reader
+from paceline.engine.prefill import warm_up
 from paceline.engine.requests import Prompt, as_prompts, build_request, check_ids
 from paceline.engine.round import Machine
 from paceline.engine.rounds import EagerRounds, Rounds
@@ -141,6 +142,8 @@ class Engine:
         if device.type == "cuda" and config.capture:
             most = config.k if made.needs.most is None else min(config.k, made.needs.most)
             rounds = CapturedRounds(machine, most)
+        if device.type == "cuda":
+            warm_up(machine, config.prefill_chunk)
         self._loop = Loop(machine, rounds, Scheduler(limits.slots), config.prefill_chunk)
         every_eos = {*model.eos_token_ids, *self.tokenizer.eos_ids}
         # A tokenizer may name more tokens than the model has.

@@ -33,3 +33,14 @@ def prefill_chunk(machine: Machine, slot: int, start: int, stop: int) -> None:
     rows = slots.rows(slots.batch(index), spans, stop - start, stop - start)
     out = TargetOut(torch.empty(0, device=device), features)
     machine.drafter.observe(window, out, None, rows)
+
+
+def warm_up(machine: Machine, chunk: int) -> None:
+    """Read made-up prompts of every size class up to `chunk` tokens into the scratch page, so that
+    the first request finds every kernel compiled and loaded."""
+    longest = min(chunk, machine.slots.limits.max_length - 1)
+    size = 1
+    while size < longest:
+        prefill_chunk(machine, 0, 0, size)
+        size *= 2
+    prefill_chunk(machine, 0, 0, longest)

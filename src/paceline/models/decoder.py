@@ -89,7 +89,7 @@ class Decoder:
         return x.hidden, tuple(kept[i].view(batch, width, -1) for i in features)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """hidden [R, d] contiguous, from `forward`; returns logits [R, V] in float32 (float64 for float64)."""
+        """hidden [R, d] contiguous, from `forward`; returns logits [R, V] in float32 or float64."""
         assert hidden.is_contiguous(), "kernels read rows by their address"
         return self._head(Residual(hidden))
 

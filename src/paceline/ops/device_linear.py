@@ -21,7 +21,8 @@ from paceline.ops.triton_linear import enter, few_rows, one_row
 TILE = 64
 # Up to so many rows a round's kernels serve; beyond, torch's product is bound by arithmetic.
 MOST_ROWS = 64
-FEW_PDL = False
+AHEAD = 256
+EVICT = "evict_first"
 _WIDEST = 8192  # columns that `enter` holds in one program
 
 
@@ -97,8 +98,8 @@ class DeviceProduct:
             w if self._bias is None else self._bias, w if add is None else add,
             self._n, self._k, self._eps,
             ROWS=x.shape[0], NORM=self._gain is not None, GATED=self._gated,
-            BIAS=self._bias is not None, ADD=add is not None, PDL=self._pdl, num_warps=4,
-            **self._line, **({"launch_pdl": True} if self._pdl else {}),
+            BIAS=self._bias is not None, ADD=add is not None, PDL=self._pdl, EVICT=EVICT,
+            num_warps=4, **self._line, **({"launch_pdl": True} if self._pdl else {}),
         )  # fmt: skip
 
     def _run_few(self, x: Residual, y: Tensor, add: Tensor | None) -> Residual:
@@ -116,8 +117,9 @@ class DeviceProduct:
             rows, self._n, self._k, self._eps,
             BM=block, BN=TILE, TILES=0 if self._gain is None else self._tiles, GATED=self._gated,
             BIAS=self._bias is not None, ADD=add is not None, NEXT=following is not None,
-            EVEN=self._even, PDL=self._pdl and FEW_PDL, num_warps=4,
-            **({"launch_pdl": True} if self._pdl and FEW_PDL else {}),
+            EVEN=self._even, PDL=self._pdl, AHEAD=AHEAD,
+            EVICT=EVICT, num_warps=4,
+            **({"launch_pdl": True} if self._pdl else {}),
             **_pipeline(self._n, self._gated, block, w.dtype is torch.float32),
         )  # fmt: skip
         return Residual(y) if following is None else Residual(y, scaled, parts)

@@ -14,6 +14,23 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
+@triton.jit
+def _ask(w, column, n, k, COLUMNS: tl.constexpr):
+    """Have the first COLUMNS columns of some rows of w [n, k] brought into the second cache."""
+    LINE: tl.constexpr = 128 // (w.dtype.element_ty.primitive_bitwidth // 8)  # of 128 bytes
+    line = tl.arange(0, COLUMNS // LINE) * LINE
+    row = tl.minimum(column, n - 1).to(tl.int64) * k
+    at = (w + row[:, None] + tl.minimum(line, k - 1)[None, :]).to(tl.int64)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [at],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
 @triton.jit(do_not_specialize=["rows"])
 def few_rows(
     x,
@@ -40,6 +57,8 @@ def few_rows(
     NEXT: tl.constexpr,
     EVEN: tl.constexpr,
     PDL: tl.constexpr,
+    AHEAD: tl.constexpr,
+    EVICT: tl.constexpr,
 ):
     """y [rows, n] = f(x [rows, k] wᵀ · scale + bias) (+ residual), a tile [BM, BN] a program.
 
@@ -49,7 +68,9 @@ def few_rows(
     NEXT: for the norm that follows, scaled [rows, n] = y · gain and parts [rows, programs], each
     program's sum of squares, are written too. EVEN: k is a multiple of BK and n of BN. PDL:
     programmatic dependent launch, given away only when the weights are read: programs of the next
-    kernel that came earlier would crowd on the multiprocessors that happen to be free.
+    kernel that came earlier would crowd on the multiprocessors that happen to be free. While this
+    program waits for the kernel before it, its first AHEAD columns of weights are asked for.
+    EVICT: how the second cache shall treat the weights, which are read once a step.
     """
     first = tl.program_id(0) * BN
     row = tl.program_id(1) * BM + tl.arange(0, BM)
@@ -58,6 +79,10 @@ def few_rows(
     here = row < rows
     in_n = column < n
     if PDL:
+        if AHEAD > 0:
+            _ask(w, column, n, k, AHEAD)
+            if GATED:
+                _ask(w + n.to(tl.int64) * k, column, n, k, AHEAD)
         gdc_wait()
     if TILES > 0:
         WIDE: tl.constexpr = triton.next_power_of_2(TILES)
@@ -74,17 +99,19 @@ def few_rows(
         left = inner < k - start
         if EVEN:
             a = tl.load(at_x + start, mask=here[:, None], other=0.0)
-            b = tl.load(at_w + start)
+            b = tl.load(at_w + start, eviction_policy=EVICT)
         else:
             a = tl.load(at_x + start, mask=here[:, None] & left[None, :], other=0.0)
-            b = tl.load(at_w + start, mask=left[None, :], other=0.0)
+            b = tl.load(at_w + start, mask=left[None, :], other=0.0, eviction_policy=EVICT)
         # Weights are the left operand: its side of the matrix unit has 64 places to fill.
         acc = tl.dot(b, tl.trans(a), acc, input_precision="ieee")
         if GATED:
             if EVEN:
-                c = tl.load(at_w + second + start)
+                c = tl.load(at_w + second + start, eviction_policy=EVICT)
             else:
-                c = tl.load(at_w + second + start, mask=left[None, :], other=0.0)
+                c = tl.load(
+                    at_w + second + start, mask=left[None, :], other=0.0, eviction_policy=EVICT
+                )
             up = tl.dot(c, tl.trans(a), up, input_precision="ieee")
     if PDL:
         gdc_launch_dependents()
@@ -161,6 +188,7 @@ def one_row(
     BIAS: tl.constexpr,
     ADD: tl.constexpr,
     PDL: tl.constexpr,
+    EVICT: tl.constexpr,
 ):
     """y [ROWS, n] = f(norm(x [ROWS, k]) wᵀ + bias) (+ residual) for one row or two, BN columns a
     program. LOOPS blocks of BK cover k. PDL: programmatic dependent launch; the first block of
@@ -172,9 +200,10 @@ def one_row(
     second = n.to(tl.int64) * k
     if PDL:
         gdc_launch_dependents()
-    b = tl.load(w + line + inner[None, :], mask=(inner < k)[None, :], other=0.0)
+    at_w = w + line + inner[None, :]
+    b = tl.load(at_w, mask=(inner < k)[None, :], other=0.0, eviction_policy=EVICT)
     if GATED:
-        c = tl.load(w + second + line + inner[None, :], mask=(inner < k)[None, :], other=0.0)
+        c = tl.load(at_w + second, mask=(inner < k)[None, :], other=0.0, eviction_policy=EVICT)
     if PDL:
         gdc_wait()
     total = tl.zeros((BN,), tl.float32)
@@ -187,9 +216,11 @@ def one_row(
         at = loop * BK + inner
         inside = at < k
         if loop > 0:
-            b = tl.load(w + line + at[None, :], mask=inside[None, :], other=0.0)
+            at_w = w + line + at[None, :]
+            b = tl.load(at_w, mask=inside[None, :], other=0.0, eviction_policy=EVICT)
             if GATED:
-                c = tl.load(w + second + line + at[None, :], mask=inside[None, :], other=0.0)
+                at_w += second
+                c = tl.load(at_w, mask=inside[None, :], other=0.0, eviction_policy=EVICT)
         a = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         if ROWS == 2:
             a1 = tl.load(x + k + at, mask=inside, other=0.0).to(tl.float32)
