@@ -19,8 +19,9 @@ from paceline.ops.triton_linear import enter, few_rows, one_row
 
 # Columns of a program's tile. Also the columns that one part of a sum of squares covers.
 TILE = 64
-# Up to so many rows a round's kernels serve; beyond, torch's product is bound by arithmetic.
-MOST_ROWS = 64
+# Up to so many rows the kernels serve, which a round of many texts may have; a prompt's chunk that
+# is longer goes through torch's product, which is better where arithmetic is the bound.
+MOST_ROWS = 320
 AHEAD = 256
 EVICT = "evict_first"
 _WIDEST = 8192  # columns that `enter` holds in one program
@@ -28,7 +29,7 @@ _WIDEST = 8192  # columns that `enter` holds in one program
 
 def _block(rows: int) -> int:
     """Rows of a program's tile: the matrix unit takes 16 at least."""
-    return 16 if rows <= 16 else 32 if rows <= 32 else 64
+    return 16 if rows <= 16 else 32 if rows <= 32 else 64 if rows <= 64 else 128
 
 
 def _pipeline(n: int, gated: bool, block: int, wide: bool) -> dict[str, int]:
@@ -40,9 +41,9 @@ def _pipeline(n: int, gated: bool, block: int, wide: bool) -> dict[str, int]:
     if wide:  # float32 takes twice the room
         return {"BK": 32, "STAGES": 3, "num_stages": 3}
     if gated:
-        depth, inner = (4, 128) if block <= 32 else (6, 64)
+        depth, inner = (4, 128) if block <= 32 else (5, 64)
     else:
-        depth, inner = (7 if n <= 4096 and block <= 32 else 5), 128
+        depth, inner = (7 if n <= 4096 and block <= 32 else 5 if block <= 64 else 4), 128
     return {"BK": inner, "STAGES": depth, "num_stages": depth}
 
 
@@ -110,7 +111,7 @@ class DeviceProduct:
             scaled = torch.empty_like(y)
             parts = torch.empty(rows, self._parts, dtype=torch.float32, device=y.device)
         block = _block(rows)
-        few_rows[(self._parts, -(-rows // block))](
+        few_rows[(-(-rows // block), self._parts)](
             source, w, y, w if x.squares is None else x.squares,
             w if self._bias is None else self._bias, w if add is None else add,
             w if following is None else following, scaled, parts,

@@ -72,8 +72,9 @@ def few_rows(
     program waits for the kernel before it, its first AHEAD columns of weights are asked for.
     EVICT: how the second cache shall treat the weights, which are read once a step.
     """
-    first = tl.program_id(0) * BN
-    row = tl.program_id(1) * BM + tl.arange(0, BM)
+    # Tiles of the same weights are neighbours, so that they meet them in the second cache.
+    first = tl.program_id(1) * BN
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
     column = first + tl.arange(0, BN)
     inner = tl.arange(0, BK)
     here = row < rows
@@ -137,7 +138,7 @@ def few_rows(
         wide = tl.where(kept, out.to(tl.float32), 0.0)
         g = tl.load(gain + column, mask=in_n, other=0.0).to(tl.float32)
         tl.store(scaled + at_y, (wide * g[None, :]).to(scaled.dtype.element_ty), mask=kept)
-        at = row * tl.num_programs(0) + tl.program_id(0)
+        at = row * tl.num_programs(1) + tl.program_id(1)
         tl.store(parts + at, tl.sum(wide * wide, 1), mask=here)
 
 
