@@ -57,7 +57,12 @@ def test_a_closed_pipe_is_quiet(pair: Pair) -> None:
 def test_interrupt(pair: Pair) -> None:
     command = [sys.executable, "-m", "paceline", "generate", *pair.options, "--ignore-eos",
                "--max-tokens", "100000", "x"]  # fmt: skip
-    writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # Tests started in a shell's background inherit that Ctrl-C is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert writer.stdout is not None
     assert writer.stdout.read(1)  # it writes by now
     time.sleep(0.05)
