@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from paceline import Engine, SamplingParams
-from paceline.engine import capture
 from paceline.models.config import ModelConfig
 from paceline.models.loading import resolve
 from paceline.types import Request
@@ -28,7 +27,6 @@ from paceline.types import Request
 REFERENCE_RATE = 4.28e12  # bytes a second, read and written, that an H200 was seen to copy
 BEGAN = "GPU_ROUND_BEGAN"  # the environment's name for when the whole run did, time.time()
 _BEGAN = float(os.environ.get(BEGAN) or time.time())
-anchors: dict[Any, Any] = {}  # one graph for each memory pool, see `gpu_recorded.record`
 
 
 @dataclass(slots=True)
@@ -83,11 +81,8 @@ def settle(bench: Bench) -> None:
 
 
 def free(bench: Bench) -> None:
-    """Give back what engines that are gone have held. Graphs of a pool that is empty again could
-    not be recorded into it, so the next engine gets a new one."""
-    anchors.clear()
+    """Give back what engines that are gone have held."""
     gc.collect()
-    getattr(capture, "_pools", {}).clear()
     if bench.cuda:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

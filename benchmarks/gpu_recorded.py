@@ -6,16 +6,14 @@ is timed, so that every replay does the same work.
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from gpu_common import Bench, Watch, admit, anchors, median, prompts
+from gpu_common import Bench, Watch, admit, median, prompts
 from torch import Tensor
 
 from paceline import Engine
-from paceline.engine import capture
 from paceline.engine.capture import Recording
 from paceline.engine.round import Plan, run_round
 from paceline.speculation.choose import Terms
@@ -25,23 +23,9 @@ FLAGS = SamplingFlags()  # greedy, the least stage
 
 
 def record(bench: Bench, work: Any, two: bool) -> Recording:
-    """The engine's recording of work(between).
-
-    The graphs' memory pool may not be recorded into again once its last graph is gone, so one
-    graph stays; and none may be collected while another is recorded.
-    """
-    gc.collect()
-    if bench.cuda:
-        pool = capture._pool(bench.device)
-        if pool not in anchors:
-            some = torch.ones(1, device=bench.device)
-
-            def touch(between: Any) -> None:
-                some.add_(1)
-                between()
-
-            anchors[pool] = Recording(touch, False, bench.device)
-    return Recording(work, two, bench.device)
+    """The engine's recording of work(between), in a memory pool of its own."""
+    pool = torch.cuda.graph_pool_handle() if bench.cuda else None
+    return Recording(work, two, bench.device, pool)
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ lies in device arrays; what is left is the key: rows rounded up, window width, s
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import logging
 import time
@@ -44,23 +45,25 @@ class Recording:
     at each replay, which lets tests drive everything around it."""
 
     def __init__(
-        self, work: Callable[[Callable[[], None]], None], two: bool, device: torch.device
+        self, work: Callable[[Callable[[], None]], None], two: bool, device: torch.device, pool: Any
     ) -> None:
-        """work(between) calls `between` once; two: something comes after it."""
+        """work(between) calls `between` once; two: something comes after it. pool: the handle of
+        the memory pool that graphs share which never run at the same time."""
         self._work, self._two = work, two
         self._graphs: tuple[torch.cuda.CUDAGraph, ...] = ()
         if device.type == "cuda":
-            self._record(device)
+            self._record(device, pool)
 
-    def _record(self, device: torch.device) -> None:
+    def _record(self, device: torch.device, pool: Any) -> None:
         first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        pool = _pool(device)
 
         def between() -> None:
             first.capture_end()
             if self._two:
                 second.capture_begin(pool=pool, capture_error_mode="thread_local")
 
+        # An older engine's graphs, collected in the middle of a recording, would break it.
+        gc.collect()
         torch.cuda.synchronize(device)
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(side):
@@ -81,16 +84,6 @@ class Recording:
         """Replay the rest."""
         if len(self._graphs) > 1:
             self._graphs[1].replay()
-
-
-_pools: dict[torch.device, Any] = {}
-
-
-def _pool(device: torch.device) -> Any:
-    """One memory pool for all graphs of a device: they run one after the other."""
-    if device not in _pools:
-        _pools[device] = torch.cuda.graph_pool_handle()
-    return _pools[device]
 
 
 @dataclass(slots=True)
@@ -118,6 +111,8 @@ class CapturedRounds:
         self._sizes = tuple(1 << i for i in range((most - 1).bit_length() + 1))
         self._rounds: dict[tuple[int, int, int], _Captured] = {}
         self._marks: _Marks | None = None
+        on_gpu = self._device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
         began = time.perf_counter()
         keys = list(itertools.product(self._sizes, sorted({0, k}), range(len(LEVELS))))
         with torch.inference_mode():
@@ -145,7 +140,7 @@ class CapturedRounds:
         # all that is written is scratch.
         run_round(machine, plan, lambda verdict: None)
         two = bool(k) or machine.drafter.needs.catch_up == "observe"
-        captured.recording = Recording(work, two, self._device)
+        captured.recording = Recording(work, two, self._device, self._pool)
         if self._device.type != "cuda":
             work(lambda: None)
         assert captured.report is not None

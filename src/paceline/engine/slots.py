@@ -53,6 +53,7 @@ class Slots:
         self.kernels = make_bookkeeping(device)  # or None: the forms below
         self.tokens = zeros(limits.max_length)
         self.length, self.limit, self.base, self.seed = zeros(), zeros(), zeros(), zeros()
+        self.length[0] = 1  # the scratch slot: a root at position 0, so that rows of it are whole
         self.prompt_length, self.k_limit = zeros(), zeros()
         self.pages = torch.arange(size, device=device).unsqueeze(1)  # one page a slot, its own
         self.active = zeros(dtype=torch.bool)
