@@ -48,7 +48,7 @@ def device_engine(
     )
     monkeypatch.setattr("paceline.models.decoder.packs", lambda dtype, device: False)
     monkeypatch.setattr(
-        "paceline.engine.engine.make_chooser", lambda device: FusedChooser(native=False)
+        "paceline.engine.build.make_chooser", lambda device: FusedChooser(native=False)
     )
     for module in ("paceline.engine.slots", "paceline.ops.bookkeeping"):
         monkeypatch.setattr(f"{module}.make_bookkeeping", lambda device: Bookkeeping(device))

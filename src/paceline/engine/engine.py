@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,41 +22,18 @@ import torch
 from torch import Tensor
 
 from paceline.config import EngineConfig
-from paceline.drafters import Drafter, create
-from paceline.engine.capture import CapturedRounds
-from paceline.engine.loop import Loop
+from paceline.drafters import Drafter
+from paceline.engine.build import open_machine
 from paceline.engine.outbox import Reader
-from paceline.engine.prefill import warm_up
 from paceline.engine.requests import Prompt, as_prompts, build_request, check_ids
-from paceline.engine.round import Machine
-from paceline.engine.rounds import EagerRounds, Rounds
-from paceline.engine.scheduler import Scheduler, Sequence
-from paceline.engine.slots import Slots
-from paceline.engine.threads import choose_threads
+from paceline.engine.scheduler import Sequence
 from paceline.errors import ConfigError, EngineClosedError, RequestError
-from paceline.kv.pools import KVPool, kv_bytes
-from paceline.models.config import ModelConfig
-from paceline.models.decoder import Decoder, kv_spec
-from paceline.models.loading import resolve
-from paceline.models.opening import open_decoder, parse_dtype
+from paceline.kv.pools import KVPool
 from paceline.ops.attention import BLOCK
-from paceline.ops.choose import make_chooser
-from paceline.speculation.verify import RULES
-from paceline.text import Tokenizer
-from paceline.types import Completion, Event, Limits, SamplingParams, SequenceStats, Window
+from paceline.types import Completion, Event, SamplingParams, SequenceStats, Window
 
 # What a stream's generator gives to `stream` itself, never to a caller.
 _STARTED = Event("", (), "", ())
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """What drafters may borrow (`drafters.base.TargetInfo`)."""
-
-    vocab_size: int
-    hidden_size: int
-    embedding: Tensor
-    tokenizer: Tokenizer | None
 
 
 class Engine:
@@ -97,69 +74,9 @@ class Engine:
         self._ids = itertools.count(1)
         self._worker: ThreadPoolExecutor | None = None
         with torch.inference_mode():
-            self._open(drafter if isinstance(drafter, Drafter) else None)
-
-    def _open(self, drafter: Drafter | None) -> None:
-        config = self.config
-        path = resolve(config.target)
-        model = ModelConfig.from_folder(path)
-        max_length = config.max_length or min(model.max_length, 4096)
-        self.tokenizer = Tokenizer.load(path)
-        # The scratch page holds the widest window: what a drafter has not seen, K + 2 tokens.
-        page = -(-max(max_length, config.k + 2) // BLOCK) * BLOCK
-        device = torch.device(config.device)
-        limits = Limits(
-            slots=config.slots + 1,
-            max_length=max_length,
-            max_k=max(1, config.k),
-            vocab_size=model.vocab_size,
-            pages=config.slots + 1,
-            page_size=page,
-            device=device,
-        )
-        cache = kv_bytes(kv_spec(model, parse_dtype(config.dtype), device), limits.pages * page)
-        target = open_decoder(config.target, config.dtype, device, max_length, cache)
-        self._target, self._limits = target, limits
-        made = drafter or create(
-            config.drafter,
-            **({} if config.draft is None else {"path": config.draft, "dtype": config.dtype}),
-        )
-        made.bind(
-            _Target(model.vocab_size, model.hidden_size, target.embedding, self.tokenizer), limits
-        )
-        deepest = max(made.needs.features, default=0)
-        if deepest > target.spec.layers:
-            raise ConfigError(
-                f"drafter {made.name!r} reads the features of layer {deepest}; the target has 0 to "
-                f"{target.spec.layers}: choose a drafter made for this target"
-            )
-        rule = RULES[config.rule]
-        pool = KVPool(target.spec, limits.pages, page, device)
-        compute = torch.promote_types(target.spec.dtype, torch.float32)
-        slots, chooser = Slots(limits, rule.needs_q, compute), make_chooser(device)
-        machine = Machine(target, pool, made, rule, slots, chooser)
-        rounds: Rounds = EagerRounds(machine)
-        if device.type == "cuda" and config.capture:
-            most = config.k if made.needs.most is None else min(config.k, made.needs.most)
-            rounds = CapturedRounds(machine, most)
-        if device.type == "cuda":
-            warm_up(machine, config.prefill_chunk)
-        self._loop = Loop(machine, rounds, Scheduler(limits.slots), config.prefill_chunk)
-        every_eos = {*model.eos_token_ids, *self.tokenizer.eos_ids}
-        # A tokenizer may name more tokens than the model has.
-        self._eos = frozenset(token for token in every_eos if token < model.vocab_size)
-        self.threads = self._set_threads(target, pool)
-
-    def _set_threads(self, target: Decoder, pool: KVPool) -> int:
-        if self.config.threads is not None:
-            torch.set_num_threads(self.config.threads)
-            return self.config.threads
-        if self._limits.device.type != "cpu":
-            return torch.get_num_threads()
-        # A verify window on the scratch page, which nobody reads.
-        node = torch.arange(min(self.config.k + 1, self._limits.max_length)).unsqueeze(0)
-        window = Window(torch.zeros_like(node), node, node, node >= 0, ((0, BLOCK),))
-        return choose_threads(lambda: target.head(target.forward(window, pool)[0]))
+            opened = open_machine(self.config, drafter if isinstance(drafter, Drafter) else None)
+        self.tokenizer, self.threads = opened.tokenizer, opened.threads
+        self._loop, self._limits, self._eos = opened.loop, opened.limits, opened.eos_ids
 
     # --- requests ---
 
@@ -320,12 +237,13 @@ class Engine:
         check_ids("the text", tokens, self._limits.vocab_size)
         size = -(-len(tokens) // BLOCK) * BLOCK
         with self._lock, torch.inference_mode():
-            pool = KVPool(self._target.spec, 1, size, self._limits.device)
+            target = self._loop.machine.target
+            pool = KVPool(target.spec, 1, size, self._limits.device)
             place = torch.arange(len(tokens), device=self._limits.device).unsqueeze(0)
             ids = torch.tensor([list(tokens)], device=self._limits.device)
             page = torch.zeros_like(place[:, :1])
             window = Window(ids, place, place, place >= 0, ((0, len(tokens)),), page, size)
-            return self._target.head(self._target.forward(window, pool)[0])
+            return target.head(target.forward(window, pool)[0])
 
     def stats(self) -> SequenceStats:
         """Counts over all finished requests (rounds: the engine's own)."""
