@@ -33,22 +33,22 @@ class Tuning:
     tile: positions of one product. chunk: neighbouring positions of one program, tiles in number
     a power of two. streams: programs a key head, and as many parts to combine. rows: most query
     rows of a program, 16 or 32 (at 64 Hopper's other product unit would round otherwise). pdl:
-    begin before the kernel in front has ended (programmatic dependent launch).
+    from Hopper on, begin before the kernel in front has ended (programmatic dependent launch).
     """
 
     tile: int = 64
-    chunk: int = 64
+    chunk: int = 128
     streams: int = 16
     rows: int = 32
     warps: int = 4
     stages: int = 3
-    pdl: bool = False
+    pdl: bool = True
 
     @staticmethod
     def of(spec: KVSpec) -> Tuning:
         """What fits a multiprocessor. Products of float32 hold their operands in registers."""
         if spec.dtype is torch.float32:
-            return Tuning(tile=32, rows=16, stages=1)
+            return Tuning(tile=32, chunk=64, rows=16, stages=1)
         return Tuning(rows=16, stages=2) if spec.head_dim > 128 else Tuning()
 
 
@@ -136,8 +136,8 @@ class DevicePlanner:
             size, device = self._spec.head_dim, self._pairs.device
             count = batch * width * self._heads * (self._tuning.streams + 1)
             count = -(-count // 4) * 4  # every part begins where vectors may
-            arena = self._arena(count * (size + 2))
-            tops, totals = arena[count * size :][:count], arena[count * (size + 1) :][:count]
+            arena = self._arena(count * (size + 8))
+            tops, totals = arena[count * size :][: count * 4], arena[count * (size + 4) :]
             most = batch * width * self._heads  # more than key heads times row tiles
             counters = torch.zeros(most, dtype=torch.int32, device=device)
             out = torch.empty(
@@ -222,11 +222,15 @@ class DeviceAttention:
         assert all(part.is_contiguous() for part in (qkv, keys, values))
         assert plan.page_size % tuning.tile == tuning.chunk % tuning.tile == 0
         rows = width * (self._heads // kv_heads)
-        tile_rows = min(tuning.rows, max(16, _power(rows)))
+        # Programs that are few do better with less each, though all of them read the same keys.
+        most = 16 if batch <= 2 else tuning.rows
+        tile_rows = min(most, max(16, _power(rows)))
         tiles = -(-rows // tile_rows)
         tree = plan.ancestors is not None
         streams = tuning.streams + tree
         q_gain, k_gain = self._gains
+        capable = qkv.is_cuda and torch.cuda.get_device_capability(qkv.device) >= (9, 0)
+        pdl = tuning.pdl and capable
         # Triton's interpreter cannot multiply bfloat16.
         half = qkv.dtype is not torch.float32 and qkv.device.type == "cuda"
         self._kernel[streams, kv_heads * tiles, batch](
@@ -238,13 +242,14 @@ class DeviceAttention:
             width, plan.position.stride(0), tiles, plan.pages.shape[1], plan.page_size,
             keys.shape[1], self._eps, self._scale,
             HEADS=self._heads, KV_HEADS=kv_heads, D=size, DP=max(16, _power(size)), M=tile_rows,
-            NODES=max(16, _power(width)), TILE=tuning.tile, CHUNK=tuning.chunk,
-            STREAMS=tuning.streams, PP=_power(streams), SLIDING=self._sliding or 0,
-            NORMED=q_gain is not None, TREE=tree, ONE_PAGE=plan.pages.shape[1] == 1,
-            PDL=tuning.pdl, STAGES=tuning.stages + (plan.pages.shape[1] > 1), HALF=half,
+            R=min(tile_rows, _power(rows)), NODES=max(16, _power(width)), TILE=tuning.tile,
+            CHUNK=tuning.chunk, STREAMS=tuning.streams, PP=_power(streams),
+            SLIDING=self._sliding or 0, NORMED=q_gain is not None, TREE=tree,
+            ONE_PAGE=plan.pages.shape[1] == 1, PDL=pdl, STAGES=tuning.stages + (plan.pages.shape[1] > 1), HALF=half,
+            PREFETCH=capable and size * keys.element_size() % 16 == 0,
             # Fused or not, the same in every variant of the kernel: results must not show it.
             num_warps=tuning.warps, enable_fp_fusion=False,
-            **({"launch_pdl": True} if tuning.pdl else {}),
+            **({"launch_pdl": True} if pdl else {}),
         )  # fmt: skip
 
     def _wide(self, qkv: Tensor, keys: Tensor, values: Tensor, plan: WidePlan) -> Tensor:

@@ -5,6 +5,10 @@ A node's result is the same to the bit in any window, place and batch. Positions
 and chunks at absolute places, chunk c belongs to stream c mod STREAMS, a stream's tiles are summed
 in their order and the streams in theirs; what a node does not see adds exactly nothing. Sums over
 positions are matrix products, whose order does not follow from how a tile lies in registers.
+
+With programmatic dependent launch (PDL) the plan is read, and old cells are asked for, while the
+kernel in front still runs. So between what writes a plan and this kernel a kernel must be launched
+plainly: a forward pass plans first, and its embedding is launched so.
 """
 
 from __future__ import annotations
@@ -18,18 +22,40 @@ _NODES: tl.constexpr = tl.constexpr(16)
 
 
 @triton.jit
-def _heads(
-    source, offset, held, place, gain, turns, eps,
-    N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, NORMED: tl.constexpr,
-):  # fmt: skip
-    """[N, DP] float32: N heads at source + offset, normed and turned to their places."""
+def _prefetch(pointer, size):
+    """Ask the second cache for `size` bytes, which with the address is a multiple of 16."""
+    tl.inline_asm_elementwise(
+        """{
+        .reg .pred p;
+        .reg .b32 t;
+        mov.u32 t, %tid.x;
+        setp.eq.u32 p, t, 0;
+        setp.gt.and.s32 p, $2, 0, p;
+        @p cp.async.bulk.prefetch.L2.global [$1], $2;
+        mov.u32 $0, 0;
+        }""",
+        "=r,l,r", [pointer, size], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _angles(turns, place, held, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr):
+    """[N, DP] float32: the turns of N places, cosine and sine side by side."""
     d = tl.arange(0, DP)
     mask = held[:, None] & (d < D)[None, :]
-    x = tl.load(source + offset[:, None] + d[None, :], mask=mask, other=0.0).to(tl.float32)
+    return tl.load(turns + place[:, None] * D + d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _turn(
+    x, turn, gain, eps, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, NORMED: tl.constexpr
+):  # fmt: skip
+    """[N, DP] float32: N heads x, normed and turned."""
+    x = x.to(tl.float32)
     if NORMED:
+        d = tl.arange(0, DP)
         length = tl.sqrt(tl.sum(x * x, 1) / D + eps)
         x = x / length[:, None] * tl.load(gain + d, mask=d < D, other=0.0)[None, :]
-    turn = tl.load(turns + place[:, None] * D + d[None, :], mask=mask, other=0.0)
     across, up = tl.split(tl.reshape(turn, [N, DP // 2, 2]))
     even, odd = tl.split(tl.reshape(x, [N, DP // 2, 2]))
     return tl.reshape(tl.join(even * across - odd * up, even * up + odd * across), [N, DP])
@@ -37,36 +63,29 @@ def _heads(
 
 @triton.jit
 def _enter(
-    qkv, keys, values, position, address, valid, gain, turns, width, stream, eps,
+    qkv, keys, values, turn, goal, mine, node, gain, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    CHUNK: tl.constexpr, STREAMS: tl.constexpr, NORMED: tl.constexpr, TREE: tl.constexpr,
+    NORMED: tl.constexpr,
 ):  # fmt: skip
-    """Write the window's keys and values that fall into the stream's chunks (with TREE: all), so
-    that a program reads back only what it wrote itself. qkv: at the key head of node 0.
+    """Write keys and values of 16 nodes at cells `goal`, those that are `mine`. qkv: at the key
+    head of node 0.
 
     What is not finite is told by the key alone, which is then nowhere finite: scores are masked
     before they count, while a value that a row does not see is multiplied by 0.
     """
     d = tl.arange(0, DP)
-    for start in range(0, width, _NODES):
-        node = start + tl.arange(0, _NODES)
-        mine = tl.load(valid + node, mask=node < width, other=0) != 0
-        place = tl.load(position + node, mask=mine, other=0)
-        if not TREE:
-            mine = mine & ((place.to(tl.int32) // CHUNK) % STREAMS == stream)
-        goal = tl.load(address + node, mask=mine, other=0)[:, None] * D + d[None, :]
-        mask = mine[:, None] & (d < D)[None, :]
-        offset = node.to(tl.int64) * ((HEADS + 2 * KV_HEADS) * D)
-        key = _heads(qkv, offset, mine, place, gain, turns, eps, _NODES, D, DP, NORMED)
-        key = key.to(keys.dtype.element_ty).to(tl.float32)
-        offset += KV_HEADS * D
-        value = tl.load(qkv + offset[:, None] + d[None, :], mask=mask, other=0.0).to(tl.float32)
-        good = (tl.abs(key) < float("inf")) & (tl.abs(value) < float("inf"))
-        good = tl.min(good.to(tl.int32), 1)[:, None] != 0
-        key, value = tl.where(good, key, float("nan")), tl.where(good, value, 0.0)
-        tl.store(keys + goal, key.to(keys.dtype.element_ty), mask=mask)
-        tl.store(values + goal, value.to(values.dtype.element_ty), mask=mask)
-    tl.debug_barrier()
+    mask = mine[:, None] & (d < D)[None, :]
+    at = qkv + node[:, None] * ((HEADS + 2 * KV_HEADS) * D) + d[None, :]
+    key = tl.load(at, mask=mask, other=0.0)
+    value = tl.load(at + KV_HEADS * D, mask=mask, other=0.0).to(tl.float32)
+    key = _turn(key, turn, gain, eps, _NODES, D, DP, NORMED)
+    key = key.to(keys.dtype.element_ty).to(tl.float32)
+    good = (tl.abs(key) < float("inf")) & (tl.abs(value) < float("inf"))
+    good = tl.min(good.to(tl.int32), 1)[:, None] != 0
+    key, value = tl.where(good, key, float("nan")), tl.where(good, value, 0.0)
+    cell = goal[:, None] * D + d[None, :]
+    tl.store(keys + cell, key.to(keys.dtype.element_ty), mask=mask)
+    tl.store(values + cell, value.to(values.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -91,13 +110,14 @@ def _see(query, key, value, seen, top, total, mixed, scale, HALF: tl.constexpr):
 
 @triton.jit
 def _look_back(
-    query, place, keys, values, pages, page_size, own, stop, begin, end, scale,
+    query, place, keys, values, pages, page, page_size, own, stop, begin, end, scale,
     M: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
     STREAMS: tl.constexpr, SLIDING: tl.constexpr, ONE_PAGE: tl.constexpr, STAGES: tl.constexpr,
     HALF: tl.constexpr,
 ):  # fmt: skip
     """What rows [M] see of one stream's cached positions: chunks own, own + STREAMS, … before
-    `stop`, and of them positions begin to end - 1. Returns (top, total, mixed), see `_see`."""
+    `stop`, and of them positions begin to end - 1. page: that of position 0. Returns (top, total,
+    mixed), see `_see`."""
     top = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M, 16], tl.float32)
     mixed = tl.zeros([M, DP], tl.float32)
@@ -106,22 +126,27 @@ def _look_back(
     # Every chunk but the last is whole.
     last = tl.maximum(stop - 1 - own, 0) // STREAMS
     tail = tl.minimum(tl.cdiv(end - (own + last * STREAMS) * CHUNK, TILE), SUB)
-    base = tl.zeros([], tl.int64)
-    if ONE_PAGE:
-        base = tl.load(pages) * page_size
+    base = page * page_size
     for step in tl.range(0, tl.where(own < stop, last * SUB + tail, 0), num_stages=STAGES):
         start = (own + step // SUB * STREAMS) * CHUNK + step % SUB * TILE
         if not ONE_PAGE:
-            page = start // page_size
-            base = (tl.load(pages + page) - page) * page_size
-        column = start + tl.arange(0, TILE)
-        mask = ((column >= begin) & (column < end))[:, None] & (d < D)[None, :]
-        cell = (base + column)[:, None] * D + d[None, :]
-        key = tl.load(keys + cell, mask=mask, other=0.0)
-        value = tl.load(values + cell, mask=mask, other=0.0)
-        seen = (column < end)[None, :] & (column[None, :] <= place[:, None])
+            count = start // page_size
+            base = (tl.load(pages + count) - count) * page_size
+        # One address, the rest small numbers: arithmetic on 64 bits is dear.
+        skip = (base + start) * D
+        column = tl.arange(0, TILE)
+        held = column < end - start
         if SLIDING:
-            seen = seen & (column[None, :] > place[:, None] - SLIDING)
+            held = held & (column >= begin - start)
+        mask = held[:, None] & (d < D)[None, :]
+        cell = column[:, None] * D + d[None, :]
+        key = tl.load(keys + skip + cell, mask=mask, other=0.0)
+        value = tl.load(values + skip + cell, mask=mask, other=0.0)
+        here = place - start
+        # A row that is not valid may lie behind the last that is.
+        seen = held[None, :] & (column[None, :] <= here[:, None])
+        if SLIDING:
+            seen = seen & (column[None, :] > here[:, None] - SLIDING)
         top, total, mixed = _see(query, key, value, seen, top, total, mixed, scale, HALF)
     return top, total, mixed
 
@@ -143,37 +168,50 @@ def _written(stream, first, stop, STREAMS: tl.constexpr, TREE: tl.constexpr):
 
 @triton.jit
 def _combine(
-    tops, totals, partial, at, r, real, rows, first, stop,
-    M: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, STREAMS: tl.constexpr, PP: tl.constexpr,
-    TREE: tl.constexpr,
+    out, goal, tops, totals, partial, at, r, real, rows, first, stop,
+    R: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, STREAMS: tl.constexpr, PP: tl.constexpr,
+    SLIDING: tl.constexpr, TREE: tl.constexpr,
 ):  # fmt: skip
-    """Streams in their order: (total [M], mixed [M, DP]).
+    """Rows r [R]: streams in their order, and the result.
 
-    Through the second cache (.cg): other programs wrote them during this launch.
+    Through the second cache (.cg): other programs wrote them during this launch. All of one
+    layout, tops and totals too, which lie there four times each: no load waits for another.
     """
-    part, d = tl.arange(0, PP), tl.arange(0, DP)
-    mask = _written(part, first, stop, STREAMS, TREE)[:, None] & real[None, :]
-    every = tops + at + part[:, None] * rows + r[None, :]
-    top = tl.max(tl.load(every, mask=mask, other=float("-inf"), cache_modifier=".cg"), 0)
+    d = tl.arange(0, DP)
+    four = (r * 4)[:, None] + (d % 4)[None, :]
+    cell = (r * D)[:, None] + d[None, :]
+    inside = real[:, None] & (d < D)[None, :]
+    partial, tops, totals = partial + at * D, tops + at * 4, totals + at * 4
+    top = tl.full([R, DP], float("-inf"), tl.float32)
+    for part in tl.static_range(STREAMS + TREE):
+        held = inside & _written(part, first, stop, STREAMS, TREE)
+        its = tops + part * rows * 4 + four
+        top = tl.maximum(top, tl.load(its, mask=held, other=float("-inf"), cache_modifier=".cg"))
     base = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.zeros([M], tl.float32)
-    mixed = tl.zeros([M, DP], tl.float32)
+    total = tl.zeros([R, DP], tl.float32)
+    mixed = tl.zeros([R, DP], tl.float32)
+    parts = STREAMS + TREE
+    if not SLIDING and not TREE:
+        parts = tl.minimum(stop, STREAMS)
     # Several at once, so that their loads do not wait for one another, but no more than registers.
-    AT_ONCE: tl.constexpr = max(1, min(PP, 16384 // (M * DP)))
-    for some in range(0, STREAMS + TREE, AT_ONCE):
+    AT_ONCE: tl.constexpr = max(1, min(PP, 8, 6144 // (R * DP)))
+    for some in range(0, parts, AT_ONCE):
+        gone = ()
         for more in tl.static_range(AT_ONCE):
-            held = real & _written(some + more, first, stop, STREAMS, TREE)
-            one = at + (some + more) * rows + r
-            top = tl.load(tops + one, mask=held, other=float("-inf"), cache_modifier=".cg")
-            count = tl.load(totals + one, mask=held, other=0.0, cache_modifier=".cg")
-            added = tl.load(
-                partial + one[:, None] * D + d[None, :],
-                mask=held[:, None] & (d < D)[None, :], other=0.0, cache_modifier=".cg",
-            )  # fmt: skip
-            weight = tl.exp2(top - base)
-            total += count * weight
-            mixed += added * weight[:, None]
-    return total, mixed
+            held = inside & _written(some + more, first, stop, STREAMS, TREE)
+            skip = (some + more) * rows
+            one = tl.load(
+                tops + skip * 4 + four, mask=held, other=float("-inf"), cache_modifier=".cg"
+            )
+            count = tl.load(totals + skip * 4 + four, mask=held, other=0.0, cache_modifier=".cg")
+            added = tl.load(partial + skip * D + cell, mask=held, other=0.0, cache_modifier=".cg")
+            gone = gone + ((one, count, added),)  # noqa: RUF005
+        for more in tl.static_range(AT_ONCE):
+            weight = tl.exp2(gone[more][0] - base)
+            total += gone[more][1] * weight
+            mixed += gone[more][2] * weight
+    result = mixed / tl.where(total == 0.0, 1.0, total)
+    tl.store(out + goal[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -186,45 +224,34 @@ def _give(out, place, real, total, mixed, D: tl.constexpr, DP: tl.constexpr):
 
 
 @triton.jit
-def _reach(
-    position, valid, width, NODES: tl.constexpr, SLIDING: tl.constexpr, TREE: tl.constexpr
-):  # fmt: skip
-    """Of one window: places and validity of its nodes [NODES], and the cached positions that some
-    node sees, begin to end - 1 (none where no node is valid)."""
-    node = tl.arange(0, NODES)
-    places = tl.load(position + node, mask=node < width, other=0).to(tl.int32)
-    live = tl.load(valid + node, mask=node < width, other=0) != 0
+def _reach(places, live, root, SLIDING: tl.constexpr, TREE: tl.constexpr):
+    """Of one window: the cached positions that some node sees, begin to end - 1 (none where no
+    node is valid). root: position of node 0."""
     end = tl.max(tl.where(live, places, -1), 0) + 1
     if TREE:
-        end = tl.load(position).to(tl.int32) * tl.max(live.to(tl.int32), 0)
+        end = root * tl.max(live.to(tl.int32), 0)
     begin = end * 0
     if SLIDING:
         begin = tl.maximum(tl.min(tl.where(live, places, 1 << 30), 0) - (SLIDING - 1), 0)
         begin = tl.minimum(begin, end)
-    return places, live, begin, end
+    return begin, end
 
 
 @triton.jit
 def _leave(
-    out, goal, partial, tops, totals, counter, at, stream, first, stop, arrivals, r, real,
-    rows, top, total, mixed,
-    M: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, STREAMS: tl.constexpr, PP: tl.constexpr,
-    TREE: tl.constexpr,
+    partial, tops, totals, counter, at, stream, r, real, rows, top, total, mixed,
+    M: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
-    """Leave this stream's part; the last program to come combines all and writes the result."""
+    """Leave this stream's part, top and total four times each; how many programs came before."""
     d = tl.arange(0, DP)
-    one = at + stream * rows + r
-    tl.store(tops + one, top, mask=real)
-    tl.store(totals + one, total, mask=real)
+    one = stream * rows + r
     mask = real[:, None] & (d < D)[None, :]
-    tl.store(partial + one[:, None] * D + d[None, :], mixed, mask=mask)
+    tl.store(partial + at * D + (one[:, None] * D + d[None, :]), mixed, mask=mask)
+    four = at * 4 + (one[:, None] * 4 + tl.arange(0, 4)[None, :])
+    tl.store(tops + four, tl.broadcast_to(top[:, None], [M, 4]), mask=real[:, None])
+    tl.store(totals + four, tl.broadcast_to(total[:, None], [M, 4]), mask=real[:, None])
     tl.debug_barrier()
-    if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == arrivals - 1:
-        tl.store(counter, 0)
-        total, mixed = _combine(
-            tops, totals, partial, at, r, real, rows, first, stop, M, D, DP, STREAMS, PP, TREE
-        )
-        _give(out, goal, real, total, mixed, D, DP)
+    return tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
 
 
 @triton.jit(do_not_specialize=["width", "tiles", "page_count", "capacity", "stride"])
@@ -233,19 +260,19 @@ def attend_window(
     position, address, valid, pages, ancestors, partial, tops, totals, counters,
     width, stride, tiles, page_count, page_size, capacity, eps, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    M: tl.constexpr, NODES: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
-    STREAMS: tl.constexpr, PP: tl.constexpr, SLIDING: tl.constexpr, NORMED: tl.constexpr,
-    TREE: tl.constexpr, ONE_PAGE: tl.constexpr, PDL: tl.constexpr, STAGES: tl.constexpr,
-    HALF: tl.constexpr,
+    M: tl.constexpr, R: tl.constexpr, NODES: tl.constexpr, TILE: tl.constexpr,
+    CHUNK: tl.constexpr, STREAMS: tl.constexpr, PP: tl.constexpr, SLIDING: tl.constexpr,
+    NORMED: tl.constexpr, TREE: tl.constexpr, ONE_PAGE: tl.constexpr, PDL: tl.constexpr,
+    STAGES: tl.constexpr, HALF: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """A program is (stream, key head and tile of M query rows, row of the batch).
 
     qkv [B·W, (Hq + 2·Hkv)·D]; keys, values [Hkv, capacity, D]; out [B·W, Hq·D]; turns [L, D/2, 2]
     float32; gains [D] float32; position, address, valid [B, W], rows `stride` apart; pages
     [B, page_count]; ancestors [B, W, W]. Query row r is node r // G with query head r % G of its
-    key head; M of them make a tile. Programs leave partial [.., D], tops and totals
-    [B, Hkv, PARTS, W·G] and count themselves at counters [B, Hkv·tiles], which is 0 between
-    launches. scale: of scores, times the binary logarithm of e.
+    key head; M of them make a tile, R of which at most are real. Programs leave partial [.., D],
+    tops and totals [B, Hkv, PARTS, W·G, 4] and count themselves at counters [B, Hkv·tiles], which
+    is 0 between launches. scale: of scores, times the binary logarithm of e.
 
     Rows see positions up to their own, at most SLIDING of them unless that is 0. With TREE they
     see the positions before the root's, and of the window what `ancestors` says, which is a
@@ -253,16 +280,26 @@ def attend_window(
     """
     GROUPS: tl.constexpr = HEADS // KV_HEADS
     PARTS: tl.constexpr = STREAMS + 1 if TREE else STREAMS
+    WIDE: tl.constexpr = HEADS + 2 * KV_HEADS
     stream, row = tl.program_id(0), tl.program_id(2)
     head, tile = tl.program_id(1) // tiles, tl.program_id(1) % tiles
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()
+    # What the plan holds: every load that waits for no other, at once.
     position += row * stride
     address += row * stride
     valid += row * stride
     pages += row * page_count
-    places, live, begin, end = _reach(position, valid, width, NODES, SLIDING, TREE)
+    node = tl.arange(0, NODES)
+    r = tile * M + tl.arange(0, M)
+    real = r < width * GROUPS
+    root = tl.load(position).to(tl.int32)
+    page = tl.load(pages)
+    places = tl.load(position + node, mask=node < width, other=0).to(tl.int32)
+    live = tl.load(valid + node, mask=node < width, other=0) != 0
+    goal = tl.load(address + node, mask=node < width, other=0)
+    place = tl.load(position + r // GROUPS, mask=real, other=0).to(tl.int32)
+    begin, end = _reach(places, live, root, SLIDING, TREE)
 
     # Chunks that are seen, the first of this program's, and how many programs arrive.
     first, stop = begin // CHUNK, tl.cdiv(end, CHUNK)
@@ -283,51 +320,89 @@ def attend_window(
 
     keys += head.to(tl.int64) * capacity * D
     values += head.to(tl.int64) * capacity * D
-    mine = (places // CHUNK) % STREAMS == stream
+    if PREFETCH:
+        # The program's first chunk, as far as its page goes and the window does not write.
+        start = own * CHUNK
+        if not ONE_PAGE:
+            page = tl.load(pages + start // page_size, mask=own < stop, other=0)
+            start = start % page_size
+        size = tl.minimum(tl.minimum(root, end) - own * CHUNK, tl.minimum(CHUNK, page_size - start))
+        size *= D * keys.dtype.element_ty.primitive_bitwidth // 8
+        _prefetch(keys + (page * page_size + start) * D, size)
+        _prefetch(values + (page * page_size + start) * D, size)
+    turn = _angles(turns, place, real, M, D, DP)
+    # New keys and values are written by who reads them, and before.
+    mine = live & ((places // CHUNK) % STREAMS == stream)
     if TREE:
-        mine = in_window & live
-    if tl.max((mine & live).to(tl.int32), 0) != 0:
-        first_key = (row * width).to(tl.int64) * ((HEADS + 2 * KV_HEADS) * D) + (HEADS + head) * D
-        _enter(
-            qkv + first_key, keys, values, position, address, valid, k_gain, turns, width, stream,
-            eps, HEADS, KV_HEADS, D, DP, CHUNK, STREAMS, NORMED, TREE,
-        )  # fmt: skip
+        mine = live & in_window
+    if NODES == _NODES:
+        key_turn = _angles(turns, places, mine, NODES, D, DP)
+    if PDL:
+        gdc_wait()
 
-    r = tile * M + tl.arange(0, M)
-    real = r < width * GROUPS
-    place = tl.load(position + r // GROUPS, mask=real, other=0).to(tl.int32)
+    d = tl.arange(0, DP)
+    index = row * width + r // GROUPS
     lane = (head * GROUPS + r % GROUPS) * D
-    index = (row * width + r // GROUPS).to(tl.int64)
-    offset = index * ((HEADS + 2 * KV_HEADS) * D) + lane
-    query = _heads(qkv, offset, real, place, q_gain, turns, eps, M, D, DP, NORMED)
-    query = query.to(keys.dtype.element_ty)
+    source = index.to(tl.int64) * (WIDE * D) + lane
+    query = tl.load(
+        qkv + source[:, None] + d[None, :], mask=real[:, None] & (d < D)[None, :], other=0.0
+    )
+    if tl.max(mine.to(tl.int32), 0) != 0:
+        first_key = qkv + ((row * width).to(tl.int64) * WIDE + HEADS + head) * D
+        if NODES == _NODES:
+            _enter(
+                first_key, keys, values, key_turn, goal, mine, node, k_gain, eps,
+                HEADS, KV_HEADS, D, DP, NORMED,
+            )  # fmt: skip
+        else:
+            for start in range(0, width, _NODES):
+                some = start + tl.arange(0, _NODES)
+                held = tl.load(valid + some, mask=some < width, other=0) != 0
+                spot = tl.load(position + some, mask=held, other=0).to(tl.int32)
+                if not TREE:
+                    held = held & ((spot // CHUNK) % STREAMS == stream)
+                cell = tl.load(address + some, mask=held, other=0)
+                spun = _angles(turns, spot, held, _NODES, D, DP)
+                _enter(
+                    first_key, keys, values, spun, cell, held, some, k_gain, eps,
+                    HEADS, KV_HEADS, D, DP, NORMED,
+                )  # fmt: skip
+        tl.debug_barrier()
+    query = _turn(query, turn, q_gain, eps, M, D, DP, NORMED).to(keys.dtype.element_ty)
 
     top, total, mixed = _look_back(
-        query, place, keys, values, pages, page_size, own, stop, begin, end, scale,
+        query, place, keys, values, pages, page, page_size, own, stop, begin, end, scale,
         M, D, DP, TILE, CHUNK, STREAMS, SLIDING, ONE_PAGE, STAGES, HALF,
     )  # fmt: skip
-    if in_window:
-        node, d = tl.arange(0, NODES), tl.arange(0, DP)
-        cell = tl.load(address + node, mask=live, other=0)[:, None] * D + d[None, :]
-        mask = live[:, None] & (d < D)[None, :]
-        key = tl.load(keys + cell, mask=mask, other=0.0)
-        value = tl.load(values + cell, mask=mask, other=0.0)
-        seen = real[:, None] & live[None, :]
-        pair = index[:, None] * width + node[None, :]
-        seen = seen & (tl.load(ancestors + pair, mask=seen, other=0) != 0)
-        if SLIDING:
-            seen = seen & (places[None, :] > place[:, None] - SLIDING)
-        top, total, mixed = _see(query, key, value, seen, top, total, mixed, scale, HALF)
+    if TREE:
+        if in_window:
+            at = goal[:, None] * D + d[None, :]
+            mask = live[:, None] & (d < D)[None, :]
+            key = tl.load(keys + at, mask=mask, other=0.0)
+            value = tl.load(values + at, mask=mask, other=0.0)
+            seen = real[:, None] & live[None, :]
+            pair = index[:, None].to(tl.int64) * width + node[None, :]
+            seen = seen & (tl.load(ancestors + pair, mask=seen, other=0) != 0)
+            if SLIDING:
+                seen = seen & (places[None, :] > place[:, None] - SLIDING)
+            top, total, mixed = _see(query, key, value, seen, top, total, mixed, scale, HALF)
 
     count = tl.max(total, 1)  # every column is the same
-    goal = index * (HEADS * D) + lane
     if arrivals == 1:
-        _give(out, goal, real, count, mixed, D, DP)
+        _give(out, index.to(tl.int64) * (HEADS * D) + lane, real, count, mixed, D, DP)
     else:
         rows = width * GROUPS
-        _leave(
-            out, goal, partial, tops, totals,
-            counters + row * tl.num_programs(1) + tl.program_id(1),
-            (row * KV_HEADS + head).to(tl.int64) * PARTS * rows, stream, first, stop, arrivals,
-            r, real, rows, top, count, mixed, M, D, DP, STREAMS, PP, TREE,
-        )  # fmt: skip
+        base = (row * KV_HEADS + head).to(tl.int64) * PARTS * rows
+        counter = counters + row * tl.num_programs(1) + tl.program_id(1)
+        before = _leave(
+            partial, tops, totals, counter, base, stream, r, real, rows, top, count, mixed, M, D, DP
+        )
+        if before == arrivals - 1:
+            tl.store(counter, 0)
+            q = tile * M + tl.arange(0, R)
+            to = (row * width + q // GROUPS).to(tl.int64) * (HEADS * D)
+            to += (head * GROUPS + q % GROUPS) * D
+            _combine(
+                out, to, tops, totals, partial, base, q, q < rows, rows, first, stop,
+                R, D, DP, STREAMS, PP, SLIDING, TREE,
+            )  # fmt: skip
