@@ -245,7 +245,8 @@ class DeviceAttention:
             R=min(tile_rows, _power(rows)), NODES=max(16, _power(width)), TILE=tuning.tile,
             CHUNK=tuning.chunk, STREAMS=tuning.streams, PP=_power(streams),
             SLIDING=self._sliding or 0, NORMED=q_gain is not None, TREE=tree,
-            ONE_PAGE=plan.pages.shape[1] == 1, PDL=pdl, STAGES=tuning.stages + (plan.pages.shape[1] > 1), HALF=half,
+            ONE_PAGE=plan.pages.shape[1] == 1, PDL=pdl, HALF=half,
+            STAGES=tuning.stages + (plan.pages.shape[1] > 1),
             PREFETCH=capable and size * keys.element_size() % 16 == 0,
             # Fused or not, the same in every variant of the kernel: results must not show it.
             num_warps=tuning.warps, enable_fp_fusion=False,
