@@ -34,9 +34,11 @@ class EngineConfig:
     several joined with `+`. draft: the draft model, for drafters that have one. k: draft tokens a
     round, 0 is plain decoding. rule: match, reject or block. dtype: bfloat16, float32, float64.
     slots: texts written at once. max_length: positions a text may have, prompt included; None is
-    the model's own. threads: of the CPU; None measures at start. prefill_chunk: prompt tokens a
-    pass. seed: for requests that bring none; None draws one. capture: on a GPU, record the rounds
-    as CUDA graphs at start (False: run them eagerly, for debugging).
+    the model's own, on a CPU at most 4096, on a GPU at most what fits. threads: of the CPU; None
+    measures at start. prefill_chunk: prompt tokens a pass. seed: for requests that bring none;
+    None draws one. On a GPU: capture records the rounds as CUDA graphs at start (False: run them
+    eagerly, for debugging), and memory is the share that may be used of what the weights leave
+    free, where max_length is None.
     """
 
     target: str
@@ -52,6 +54,7 @@ class EngineConfig:
     prefill_chunk: int = 512
     seed: int | None = None
     capture: bool = True
+    memory: float = 0.9
 
     def __post_init__(self) -> None:
         _text("target", self.target)
@@ -73,6 +76,8 @@ class EngineConfig:
             _whole("seed", self.seed, 0, MAX_SEED)
         if not isinstance(self.capture, bool):
             raise ConfigError(f"capture must be true or false, not {self.capture!r}")
+        if _number("memory", self.memory, 0.0, 1.0) == 0:
+            raise ConfigError("memory must be above 0 and at most 1, not 0")
 
     @classmethod
     def make(cls, **options: Any) -> Self:

@@ -134,6 +134,16 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryPart:
+    """Bytes that something will take on the device, under the name that users read. fixed: they do
+    not depend on `Limits`, as those of weights."""
+
+    name: str
+    size: int
+    fixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingFlags:
     """Which stages of the distribution any row of this batch needs (host-known, static).
 

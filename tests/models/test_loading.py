@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 def read(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, Weights]:
     config = ModelConfig.from_folder(folder)
-    check(folder, config, dtype, CPU)
+    check(folder, config)
     weights = load(folder, config, dtype, CPU)
     return config, replace(weights, layers=tuple(weights.layers))
 
@@ -175,10 +175,10 @@ def test_unexpected_tensors(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 # --- refusals --------------------------------------------------------------------------------
 
 
-def refusal(folder: Path, **arguments: Any) -> str:
+def refusal(folder: Path) -> str:
     config = ModelConfig.from_folder(folder)
     with pytest.raises(CheckpointError) as caught:
-        check(folder, config, torch.float32, CPU, **arguments)
+        check(folder, config)
     message = str(caught.value)
     assert "\n" not in message
     assert ";" in message
@@ -261,19 +261,6 @@ def test_quantised_tensors(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     edit(tmp_path, lambda tensors: tensors.update({name: torch.zeros(64, 32, dtype=torch.int8)}))
     assert f"tensor {name} is I8; use the bfloat16 or float32 version" in refusal(tmp_path)
-
-
-def test_more_memory_than_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_checkpoint(tmp_path, tokenizer=False)
-    config = ModelConfig.from_folder(tmp_path)
-    need = config.weight_bytes(torch.float32)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: need + 2**30)
-    check(tmp_path, config, torch.float32, CPU, extra_bytes=2**30)
-    message = refusal(tmp_path, extra_bytes=2**30 + 1)
-    assert "needs 1.0 GiB (0.0 of weights) and cpu has 1.0 GiB free" in message
-    assert "use dtype bfloat16, a smaller model" in message
-    with pytest.raises(CheckpointError, match="free; use a smaller model"):
-        check(tmp_path, config, torch.bfloat16, CPU, extra_bytes=2**40)
 
 
 def test_free_memory_heeds_the_container(tmp_path: Path) -> None:

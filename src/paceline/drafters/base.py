@@ -13,7 +13,17 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from paceline.text import Tokenizer
-from paceline.types import Draft, Limits, Needs, Request, Rows, TargetOut, Verdict, Window
+from paceline.types import (
+    Draft,
+    Limits,
+    MemoryPart,
+    Needs,
+    Request,
+    Rows,
+    TargetOut,
+    Verdict,
+    Window,
+)
 
 
 class Draw(Protocol):
@@ -67,6 +77,11 @@ class Drafter(ABC):
         return (self.name,)
 
     # Deliberately empty rather than abstract: a stateless drafter writes only `propose`.
+    def memory(self, limits: Limits) -> tuple[MemoryPart, ...]:
+        """What `bind` would take on `limits.device`. Asked before it, for several limits, so that
+        what cannot fit is refused before anything is read."""
+        return ()
+
     def bind(self, target: TargetInfo, limits: Limits) -> None:  # noqa: B027
         """Called once before any request: allocate fixed-size buffers, load weights."""
 

@@ -16,7 +16,17 @@ from torch import Tensor
 
 from paceline.drafters.base import Drafter, Draw, TargetInfo
 from paceline.errors import ConfigError
-from paceline.types import Draft, Limits, Needs, Request, Rows, TargetOut, Verdict, Window
+from paceline.types import (
+    Draft,
+    Limits,
+    MemoryPart,
+    Needs,
+    Request,
+    Rows,
+    TargetOut,
+    Verdict,
+    Window,
+)
 
 _CATCH_UP: tuple[Literal["none", "tokens", "observe"], ...] = ("none", "tokens", "observe")
 
@@ -37,6 +47,10 @@ class MixDrafter(Drafter):
     def sources(self) -> tuple[str, ...]:
         """The parts' sources, one after the other."""
         return tuple(source for part in self.parts for source in part.sources)
+
+    def memory(self, limits: Limits) -> tuple[MemoryPart, ...]:
+        """What all parts take."""
+        return tuple(item for part in self.parts for item in part.memory(limits))
 
     def bind(self, target: TargetInfo, limits: Limits) -> None:
         """Bind every part; what one needs may be known only then."""

@@ -18,11 +18,11 @@ from paceline.errors import ConfigError
 from paceline.kv.pools import KVPool
 from paceline.models.decoder import Decoder
 from paceline.models.loading import resolve
-from paceline.models.opening import open_decoder
+from paceline.models.opening import decoder_memory, open_decoder
 from paceline.ops.bookkeeping import tail_and_ahead
 from paceline.speculation.window import step
 from paceline.text import Tokenizer
-from paceline.types import Draft, Limits, Needs, Rows, TargetOut, Verdict, Window
+from paceline.types import Draft, Limits, MemoryPart, Needs, Rows, TargetOut, Verdict, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,10 @@ class ModelDrafter(Drafter):
         self.options = options
         self._model: Decoder
         self._pool: KVPool
+
+    def memory(self, limits: Limits) -> tuple[MemoryPart, ...]:
+        """Its weights and its cache. Raises CheckpointError where there is no such model."""
+        return decoder_memory("draft", self.options.path, self.options.dtype, limits, steady=False)
 
     def bind(self, target: TargetInfo, limits: Limits) -> None:
         """Load the model. Raises CheckpointError, or ConfigError where it cannot draft for

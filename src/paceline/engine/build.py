@@ -12,6 +12,7 @@ from torch import Tensor
 
 from paceline.config import EngineConfig
 from paceline.drafters import Drafter, create
+from paceline.engine.budget import Budget, plan_memory
 from paceline.engine.capture import CapturedRounds
 from paceline.engine.loop import Loop
 from paceline.engine.prefill import warm_up
@@ -21,16 +22,16 @@ from paceline.engine.scheduler import Scheduler
 from paceline.engine.slots import Slots
 from paceline.engine.threads import choose_threads
 from paceline.errors import ConfigError
-from paceline.kv.pools import KVPool, kv_bytes
+from paceline.kv.pools import KVPool
 from paceline.models.config import ModelConfig
-from paceline.models.decoder import Decoder, kv_spec
+from paceline.models.decoder import Decoder
 from paceline.models.loading import resolve
-from paceline.models.opening import open_decoder, parse_dtype
+from paceline.models.opening import open_decoder
 from paceline.ops.attention import BLOCK
 from paceline.ops.choose import make_chooser
 from paceline.speculation.verify import RULES
 from paceline.text import Tokenizer
-from paceline.types import Limits, Window
+from paceline.types import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Opened:
 
     tokenizer: Tokenizer
     loop: Loop
-    limits: Limits
+    budget: Budget
     eos_ids: frozenset[int]
     threads: int
 
@@ -61,13 +62,10 @@ def open_machine(config: EngineConfig, drafter: Drafter | None = None) -> Opened
     """
     path = resolve(config.target)
     model, tokenizer = ModelConfig.from_folder(path), Tokenizer.load(path)
-    limits = _limits(config, model)
-    device = limits.device
-    cache = kv_bytes(
-        kv_spec(model, parse_dtype(config.dtype), device), limits.pages * limits.page_size
-    )
-    target = open_decoder(config.target, config.dtype, device, limits.max_length, cache)
     made = drafter or _create(config)
+    budget = plan_memory(config, model, made)
+    limits, device = budget.limits, budget.limits.device
+    target = open_decoder(config.target, config.dtype, device, limits.max_length)
     made.bind(_Target(model.vocab_size, model.hidden_size, target.embedding, tokenizer), limits)
     _check_features(made, target)
     rule = RULES[config.rule]
@@ -80,25 +78,10 @@ def open_machine(config: EngineConfig, drafter: Drafter | None = None) -> Opened
     return Opened(
         tokenizer,
         Loop(machine, rounds, Scheduler(limits.slots), config.prefill_chunk),
-        limits,
+        budget,
         # A tokenizer may name more tokens than the model has.
         frozenset(token for token in every_eos if token < model.vocab_size),
         _set_threads(config, machine),
-    )
-
-
-def _limits(config: EngineConfig, model: ModelConfig) -> Limits:
-    max_length = config.max_length or min(model.max_length, 4096)
-    # The scratch page holds the widest window: what a drafter has not seen, K + 2 tokens.
-    page = -(-max(max_length, config.k + 2) // BLOCK) * BLOCK
-    return Limits(
-        slots=config.slots + 1,
-        max_length=max_length,
-        max_k=max(1, config.k),
-        vocab_size=model.vocab_size,
-        pages=config.slots + 1,
-        page_size=page,
-        device=torch.device(config.device),
     )
 
 

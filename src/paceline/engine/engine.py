@@ -30,7 +30,7 @@ from paceline.engine.scheduler import Sequence
 from paceline.errors import ConfigError, EngineClosedError, RequestError
 from paceline.kv.pools import KVPool
 from paceline.ops.attention import BLOCK
-from paceline.types import Completion, Event, SamplingParams, SequenceStats, Window
+from paceline.types import Completion, Event, Limits, SamplingParams, SequenceStats, Window
 
 # What a stream's generator gives to `stream` itself, never to a caller.
 _STARTED = Event("", (), "", ())
@@ -57,7 +57,8 @@ class Engine:
         first that has a draft), with options as "ngram:max=6", or a `Drafter`; default "model"
         where `draft` is given, else "none". draft: the draft model's folder. options: the other
         fields of `EngineConfig` (k, rule, dtype, device, slots, max_length, threads,
-        prefill_chunk, seed). Raises ConfigError and CheckpointError, one line each.
+        prefill_chunk, seed, capture, memory). Raises ConfigError and CheckpointError, one line
+        each.
         """
         if drafter is not None and not isinstance(drafter, str | Drafter):
             raise ConfigError(f"drafter must be a name or a Drafter, not {drafter!r}")
@@ -76,7 +77,8 @@ class Engine:
         with torch.inference_mode():
             opened = open_machine(self.config, drafter if isinstance(drafter, Drafter) else None)
         self.tokenizer, self.threads = opened.tokenizer, opened.threads
-        self._loop, self._limits, self._eos = opened.loop, opened.limits, opened.eos_ids
+        self._loop, self._eos = opened.loop, opened.eos_ids
+        self._budget, self._limits = opened.budget, opened.budget.limits
 
     # --- requests ---
 
@@ -248,6 +250,16 @@ class Engine:
     def stats(self) -> SequenceStats:
         """Counts over all finished requests (rounds: the engine's own)."""
         return self._loop.totals
+
+    @property
+    def limits(self) -> Limits:
+        """Sizes that the engine was opened with; one of `slots` and of `pages` is scratch."""
+        return self._limits
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes on the device by part, as they were reckoned before it was opened."""
+        return {part.name: part.size for part in self._budget.parts}
 
     def close(self) -> None:
         """Cancel what runs and refuse what comes. Safe to call twice."""

@@ -38,6 +38,14 @@ class Batch:
     sampling: SamplingTensors
 
 
+def slots_bytes(limits: Limits, stores_q: bool, compute: torch.dtype) -> int:
+    """Bytes that `Slots` of these arguments take."""
+    numbers = 8 * (limits.max_length + limits.max_k + MAX_STOP_IDS) + 12 * MAX_BIAS
+    scores = limits.max_k * limits.vocab_size * compute.itemsize if stores_q else 0
+    # 13 numbers a slot beside them, and per token whether the prompt has it and a count.
+    return limits.slots * (numbers + 13 * 8 + 5 * limits.vocab_size + scores)
+
+
 class Slots:
     """Arrays over S slots. See `types.Limits` for the sizes."""
 

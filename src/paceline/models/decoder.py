@@ -22,9 +22,21 @@ from paceline.ops.norm import Residual
 from paceline.types import KVSpec, Window
 
 
-def kv_spec(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> KVSpec:
-    """The cache that a target of this shape keeps."""
-    return make_ops(dtype, device).kv_spec(config.layers, config.kv_heads, config.head_dim)
+def kv_spec(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, steady: bool = True
+) -> KVSpec:
+    """The cache that a model of this shape keeps; arguments as for `Decoder`."""
+    stream, steady = _stream(dtype, device, steady)
+    ops = make_ops(stream, device, steady)
+    return ops.kv_spec(config.layers, config.kv_heads, config.head_dim)
+
+
+def _stream(dtype: torch.dtype, device: torch.device, steady: bool) -> tuple[torch.dtype, bool]:
+    """The residual stream's dtype, and whether products are steady after all."""
+    # On a CPU a draft that packs computes in float32; elsewhere it has kernels of its own.
+    on_cpu = device.type == "cpu"
+    steady = steady or (on_cpu and not packs(dtype, device))
+    return (torch.promote_types(dtype, torch.float32) if on_cpu and not steady else dtype), steady
 
 
 class Decoder:
@@ -39,10 +51,7 @@ class Decoder:
         self.embedding = weights.embedding  # [V, d]
         dtype, device = self.embedding.dtype, self.embedding.device
         self._compute = torch.promote_types(dtype, torch.float32)
-        # On a CPU a draft that packs computes in float32; elsewhere it has kernels of its own.
-        on_cpu = device.type == "cpu"
-        steady = steady or (on_cpu and not packs(dtype, device))
-        self._stream = self._compute if on_cpu and not steady else dtype
+        self._stream, steady = _stream(dtype, device, steady)
         ops = make_ops(self._stream, device, steady)
         self.spec = ops.kv_spec(config.layers, config.kv_heads, config.head_dim)
         self._layers: list[_Layer] = []

@@ -23,7 +23,6 @@ from torch import Tensor
 from paceline.errors import CheckpointError
 from paceline.models.checkpoint import Stored, read_headers
 from paceline.models.config import ModelConfig
-from paceline.models.memory import check_memory
 from paceline.models.source import resolve
 
 __all__ = ["LayerWeights", "Weights", "check", "load", "resolve"]
@@ -128,18 +127,11 @@ def _layer(config: ModelConfig, number: int) -> _Table:
     return table
 
 
-def check(
-    path: Path,
-    config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    extra_bytes: int = 0,
-) -> None:
-    """See that `load` will succeed, reading headers only.
+def check(path: Path, config: ModelConfig) -> None:
+    """See that the files are what `load` will want, reading headers only.
 
-    extra_bytes: what the caller will need on `device` beside the weights (cache, packed copies).
     Raises CheckpointError for a missing or damaged file, a missing tensor or one of another
-    shape, and too little memory. Tensors that nobody asked for are logged as a warning.
+    shape. Tensors that nobody asked for are logged as a warning.
     """
     stored = _normalize(read_headers(path))
     parts = [part for group in _ends(config).values() for part in group]
@@ -165,7 +157,6 @@ def check(
         spare = [name for name in spare if name != "lm_head.weight"]
     if spare:
         log.warning("%s: %d tensors are not used, the first is %s", path, len(spare), spare[0])
-    check_memory(path, config.weight_bytes(dtype), extra_bytes, dtype, device)
 
 
 def load(path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Weights:

@@ -1,13 +1,15 @@
-"""Whether weights fit: what a device has free, and the error when that is too little."""
+"""What a device has free, and the error when that is too little for what is to be opened."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import torch
 
 from paceline.errors import CheckpointError, ConfigError
+from paceline.types import MemoryPart
 
 _GIB = 2**30
 
@@ -20,24 +22,31 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError("there is no CUDA device here; use device cpu")
+        # What torch keeps for later and nobody uses counts as taken otherwise.
+        torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
     limit = _container_free(Path("/sys/fs/cgroup"))
     return free if limit is None else min(free, limit)
 
 
-def check_memory(
-    path: Path, weights: int, extra: int, dtype: torch.dtype, device: torch.device
-) -> None:
-    """Raise CheckpointError if `weights` + `extra` bytes are not free on `device`."""
-    free = free_bytes(device)
-    if weights + extra <= free:
-        return
-    smaller = "dtype bfloat16, " if dtype.itemsize > 2 else ""
-    raise CheckpointError(
-        f"{path} needs {(weights + extra) / _GIB:.1f} GiB ({weights / _GIB:.1f} of weights) and "
-        f"{device} has {free / _GIB:.1f} GiB free; use {smaller}a smaller model, a shorter "
-        "context or another device"
+def total(parts: Sequence[MemoryPart]) -> int:
+    """Bytes of all parts."""
+    return sum(part.size for part in parts)
+
+
+def describe(parts: Sequence[MemoryPart]) -> str:
+    """The parts in GiB, as in `target weights 14.96, target cache 2.00`."""
+    return ", ".join(f"{part.name} {part.size / _GIB:.2f}" for part in parts)
+
+
+def too_little(
+    what: str, parts: Sequence[MemoryPart], free: int, device: torch.device, remedy: str
+) -> CheckpointError:
+    """The error that says what each part takes, what is free, and what to do."""
+    return CheckpointError(
+        f"{what} does not fit: it needs {total(parts) / _GIB:.2f} GiB ({describe(parts)}) and "
+        f"{device} has {free / _GIB:.2f} GiB free; {remedy}"
     )
 
 

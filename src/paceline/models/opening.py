@@ -1,16 +1,20 @@
-"""From a name to a decoder that is ready: resolve, read, check, load."""
+"""From a name to a decoder that is ready: resolve, read, check, load; and what it will take."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import torch
 
 from paceline.errors import ConfigError, did_you_mean
+from paceline.kv.pools import kv_bytes
 from paceline.models.config import ModelConfig
-from paceline.models.decoder import Decoder
-from paceline.models.loading import check, load, resolve
+from paceline.models.decoder import Decoder, kv_spec
+from paceline.models.loading import LayerWeights, check, load, resolve
+from paceline.types import Limits, MemoryPart
 
 log = logging.getLogger(__name__)
 
@@ -26,27 +30,51 @@ def parse_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def decoder_memory(
+    name: str, source: str, dtype: str, limits: Limits, steady: bool = True
+) -> tuple[MemoryPart, MemoryPart]:
+    """What the checkpoint `source` takes once opened, as `{name} weights` and `{name} cache`, the
+    rotary table included. Reads its configuration only; see `open_decoder` for the arguments."""
+    config, kind = ModelConfig.from_folder(resolve(source)), parse_dtype(dtype)
+    weights = config.weight_bytes(kind)
+    if limits.device.type == "cpu" and config.tie_embeddings:
+        # Packed for the head's product, as it lies for the embedding.
+        weights += config.vocab_size * config.hidden_size * kind.itemsize
+    spec = kv_spec(config, kind, limits.device, steady)
+    angle = 2 * torch.promote_types(kind, torch.float32).itemsize  # a complex number
+    table = limits.max_length * config.head_dim // 2 * angle
+    if limits.device.type == "cuda":
+        table *= 2  # kernels read real numbers, torch complex ones
+    cache = kv_bytes(spec, limits.pages * limits.page_size) + table
+    return MemoryPart(f"{name} weights", weights, True), MemoryPart(f"{name} cache", cache)
+
+
 def open_decoder(
     source: str,
     dtype: str,
     device: torch.device,
     max_length: int,
-    extra_bytes: int = 0,
     steady: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
     """Open the checkpoint `source` (a folder, a bundled model's name or a hub id).
 
-    max_length: positions to serve. extra_bytes: other memory that must fit beside the weights.
-    steady: False for drafts, see `Decoder`.
-    Raises CheckpointError before any weight is read where it cannot be loaded.
+    max_length: positions to serve. steady: False for drafts, see `Decoder`. progress(done, all)
+    is called after each layer. Raises CheckpointError before any weight is read where it cannot
+    be loaded; whether it fits is the caller's to ask, with `decoder_memory`.
     """
     began = time.perf_counter()
     kind = parse_dtype(dtype)
     path = resolve(source)
     config = ModelConfig.from_folder(path)
-    check(path, config, kind, device, extra_bytes)
+    check(path, config)
     with torch.inference_mode():
-        decoder = Decoder(config, load(path, config, kind, device), max_length, steady)
+        weights = load(path, config, kind, device)
+        if progress is not None:
+            weights = replace(weights, layers=_counted(weights.layers, config.layers, progress))
+        decoder = Decoder(config, weights, max_length, steady)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # so that the seconds below are those of the reading
     if max_length > config.max_length:
         log.warning(
             "%s was trained for %d positions and is opened for %d",
@@ -54,12 +82,22 @@ def open_decoder(
             config.max_length,
             max_length,
         )
+    seconds, size = time.perf_counter() - began, config.weight_bytes(kind)
     log.info(
-        "opened %s (%s, %.1f million parameters, %s) in %.2f s",
+        "opened %s (%s, %.1f million parameters, %s) in %.2f s, %.1f GB/s",
         source,
         config.architecture,
         config.parameters() / 1e6,
         dtype,
-        time.perf_counter() - began,
+        seconds,
+        size / 1e9 / seconds,
     )
     return decoder
+
+
+def _counted(
+    layers: Iterable[LayerWeights], count: int, progress: Callable[[int, int], None]
+) -> Iterator[LayerWeights]:
+    for done, layer in enumerate(layers, 1):
+        progress(done, count)
+        yield layer
