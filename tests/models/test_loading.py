@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from paceline.errors import CheckpointError, ConfigError
-from paceline.models import loading, memory
+from paceline.models import loading, memory, streaming
 from paceline.models.config import ModelConfig
 from paceline.models.loading import Weights, check, load
 
@@ -75,6 +75,7 @@ def test_every_tensor_is_in_its_place(
     variant: str, shards: str, slices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "_COPY_ELEMENTS", slices)
+    monkeypatch.setattr(streaming, "_BLOCK", slices // 3)  # read by several threads
     family, overrides = VARIANTS[variant]
     tiny_checkpoint(tmp_path, family, max_shard_size=shards, tokenizer=False, **overrides)
     assert (tmp_path / "model.safetensors").exists() == (shards == "5GB")
@@ -204,6 +205,19 @@ def test_truncated_shard(tmp_path: Path) -> None:
     assert "no safetensors file" in refusal(tmp_path)
     shard.write_bytes((2).to_bytes(8, "little") + b"{!")
     assert "no safetensors file" in refusal(tmp_path)
+
+
+def test_a_shard_that_shrinks_after_it_was_checked(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path, tokenizer=False)
+    file = tmp_path / "model.safetensors"
+    config = ModelConfig.from_folder(tmp_path)
+    check(tmp_path, config)
+    weights = load(tmp_path, config, torch.float32, CPU)
+    layers = iter(weights.layers)
+    next(layers)
+    file.write_bytes(file.read_bytes()[:-9000])
+    with pytest.raises(CheckpointError, match="is truncated; download the model again"):
+        list(layers)
 
 
 def test_missing_shards(tmp_path: Path) -> None:

@@ -11,21 +11,30 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from paceline.errors import CheckpointError
 from paceline.models.fields import Fields
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 _AGAIN = "download the model again"
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where one tensor lies, and its shape."""
+    """Where one tensor lies: from byte `start` of a file, in rows."""
 
     file: Path
     shape: tuple[int, ...]
+    dtype: torch.dtype
+    start: int
 
 
 def read_headers(folder: Path) -> dict[str, Stored]:
@@ -89,10 +98,13 @@ def _read_header(file: Path) -> dict[str, Stored]:
     if size > whole:
         raise CheckpointError(f"{file} is damaged: {size} bytes, not {whole}; {_AGAIN}")
     for name, dtype, shape, (begin, end) in entries:
-        if dtype not in _ITEM_SIZES:
+        if dtype not in _DTYPES:
             raise CheckpointError(
                 f"{file}: tensor {name} is {dtype}; use the bfloat16 or float32 version"
             )
-        if end - begin != math.prod(shape) * _ITEM_SIZES[dtype]:
+        if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
             raise CheckpointError(f"{file}: tensor {name} has the wrong size; {_AGAIN}")
-    return {name: Stored(file, shape) for name, _, shape, _ in entries}
+    return {
+        name: Stored(file, shape, _DTYPES[dtype], 8 + length + begin)
+        for name, dtype, shape, (begin, _) in entries
+    }

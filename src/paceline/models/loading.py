@@ -9,21 +9,22 @@ and k are permuted, so their products do not change. Must not know how the weigh
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from paceline.errors import CheckpointError
 from paceline.models.checkpoint import Stored, read_headers
 from paceline.models.config import ModelConfig
 from paceline.models.source import resolve
+from paceline.models.streaming import Carrier
 
 __all__ = ["LayerWeights", "Weights", "check", "load", "resolve"]
 
@@ -208,15 +209,12 @@ def _normalize(stored: dict[str, Stored]) -> dict[str, Stored]:
 
 
 class _Reader:
-    """Open files of a checkpoint, and the copying of their tensors into weights."""
+    """The copying of a checkpoint's tensors into weights."""
 
     def __init__(self, path: Path, dtype: torch.dtype, device: torch.device) -> None:
-        headers = read_headers(path)
-        self._stored = _normalize(headers)
-        self._original = dict(zip(self._stored, headers, strict=True))
+        self._stored = _normalize(read_headers(path))
         self._dtype, self._device = dtype, device
-        self._open = ExitStack()
-        self._handles: dict[Path, Any] = {}
+        self._carrier = Carrier(device)
 
     def __enter__(self) -> Self:
         return self
@@ -227,7 +225,7 @@ class _Reader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._open.close()
+        self._carrier.close()
 
     def read(self, parts: tuple[_Part, ...]) -> Tensor:
         """Return `parts` below one another, [sum of rows, …], heads interleaved."""
@@ -253,23 +251,18 @@ class _Reader:
 
     def _copy(self, part: _Part, out: Tensor) -> None:
         """Copy one stored tensor into `out` in slices of bounded size."""
-        rows = part.shape[0]
+        rows, tail = part.shape[0], part.shape[1:]
+        columns = math.prod(tail)
         unit = rows // part.heads if part.heads else 1  # rows that must stay together
-        step = max(1, _COPY_ELEMENTS // (unit * part.shape[-1])) * unit
-        source = self._slices(part.name)
+        step = max(1, _COPY_ELEMENTS // (unit * columns)) * unit
         for first in range(0, rows, step):
-            piece: Tensor = source[first : first + step]
             target = out[first : first + step]
-            if part.heads:
-                tail = piece.shape[1:]
-                halves = piece.view(-1, 2, unit // 2, *tail)  # [heads, 2, D/2, …]
-                target.view(-1, unit // 2, 2, *tail).copy_(halves.transpose(1, 2))
-            else:
-                target.copy_(piece)
+            put = partial(_interleave, target, unit) if part.heads else target.copy_
+            self._carrier.carry(self._stored[part.name], first * columns, target.shape, put)
 
-    def _slices(self, name: str) -> Any:
-        file = self._stored[name].file
-        if file not in self._handles:
-            handle = safe_open(str(file), framework="pt", device=str(self._device))
-            self._handles[file] = self._open.enter_context(handle)
-        return self._handles[file].get_slice(self._original[name])
+
+def _interleave(out: Tensor, unit: int, piece: Tensor) -> None:
+    """Copy heads of `unit` rows each, their rotary halves interleaved."""
+    tail = piece.shape[1:]
+    halves = piece.view(-1, 2, unit // 2, *tail)  # [heads, 2, D/2, …]
+    out.view(-1, unit // 2, 2, *tail).copy_(halves.transpose(1, 2))

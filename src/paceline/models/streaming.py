@@ -1,0 +1,112 @@
+"""Bytes of tensors from files to a device, piece by piece, reading and copying side by side.
+
+Threads read a piece into one of two host buffers while the one before is on its way; on a GPU
+the buffers are pinned and the copies run on a stream of their own. Knows nothing of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from paceline.errors import CheckpointError
+from paceline.models.checkpoint import Stored
+
+_THREADS = 8
+_BLOCK = 4 * 2**20  # bytes that one thread reads at a time
+
+
+class Carrier:
+    """Brings pieces of stored tensors to `device`. Close it when everything was asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers = (_Buffer(device), _Buffer(device))
+        self._turn = 0
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._readers = ThreadPoolExecutor(_THREADS, thread_name_prefix="paceline-read")
+
+    def close(self) -> None:
+        """Let the threads go. The buffers are kept until what is under way has arrived."""
+        for buffer in self._buffers:
+            buffer.wait()
+        self._readers.shutdown()
+
+    def carry(
+        self, stored: Stored, first: int, shape: tuple[int, ...], put: Callable[[Tensor], object]
+    ) -> None:
+        """Read the elements from number `first` on and hand them to put as a tensor of `shape` on
+        the device, in the stored dtype; it is another's when put returns.
+
+        Work launched later on the current stream finds what put wrote. Raises CheckpointError
+        where the file ends before its tensor does.
+        """
+        buffer = self._buffers[self._turn]
+        self._turn = 1 - self._turn
+        size = stored.dtype.itemsize
+        for length in shape:
+            size *= length
+        host = buffer.take(size)
+        self._read(stored.file, stored.start + first * stored.dtype.itemsize, host)
+        piece = host.view(stored.dtype).view(shape)
+        if self._side is None:
+            put(piece)
+            return
+        current = torch.cuda.current_stream(self._device)
+        self._side.wait_stream(current)  # where put writes to may have been another's memory
+        with torch.cuda.stream(self._side):
+            put(piece.to(self._device, non_blocking=True))
+            buffer.sent()
+        current.wait_stream(self._side)
+
+    def _read(self, file: Path, at: int, into: Tensor) -> None:
+        """Fill `into` [bytes] from position `at` of a file, several blocks at a time."""
+        starts = range(0, into.numel(), _BLOCK)
+        blocks = [(file, at + start, into[start : start + _BLOCK]) for start in starts]
+        if len(blocks) == 1:
+            _read_block(*blocks[0])
+        else:
+            for _ in self._readers.map(lambda block: _read_block(*block), blocks):
+                pass
+
+
+class _Buffer:
+    """Host memory for one piece at a time; grows to the largest."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._pinned = device.type == "cuda"
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._event: torch.cuda.Event | None = None
+
+    def take(self, size: int) -> Tensor:
+        """`size` bytes, once the copy of what was in them is done."""
+        self.wait()
+        if self._memory.numel() < size:
+            self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+        return self._memory[:size]
+
+    def sent(self) -> None:
+        """The copy was launched on the current stream."""
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record()
+
+    def wait(self) -> None:
+        """Wait for the copy."""
+        if self._event is not None:
+            self._event.synchronize()
+            self._event = None
+
+
+def _read_block(file: Path, at: int, into: Tensor) -> None:
+    view = into.numpy().data
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(at)
+        while view:
+            count = stream.readinto(view)
+            if not count:
+                raise CheckpointError(f"{file} is truncated; download the model again")
+            view = view[count:]
