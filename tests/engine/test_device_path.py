@@ -17,7 +17,10 @@ from tests.engine.tools import EVERYTHING, Case, alone, prompt, same, together
 
 pytest.importorskip("triton")
 
+from triton.runtime.interpreter import InterpretedFunction
+
 from paceline import Engine, SamplingParams
+from paceline.engine import build
 from paceline.engine.capture import CapturedRounds
 from paceline.ops.bookkeeping import Bookkeeping
 from paceline.ops.choose import FusedChooser
@@ -123,6 +126,32 @@ def test_recorded_rounds_equal_eager_ones_with_everything_on(
     recorded = together(device_engine(drafter="ngram", k=2), [case])[0]
     eager = together(device_engine(capture=False, drafter="ngram", k=2), [case])[0]
     same(recorded, eager, tolerance=1e-6, ties=True)
+
+
+def test_a_rehearsal_without_kernels_does_no_harm(
+    device_engine: Callable[..., Engine],
+    folders: dict[str, Path],
+    on_the_cpu: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Indices that no kernel has written stay inside, and nothing that counts is changed."""
+    engine = device_engine(draft=folders["draft"], k=2, capture=False)
+    machine, told = engine._loop.machine, []
+    with monkeypatch.context() as patch, torch.inference_mode():
+        patch.setattr(InterpretedFunction, "run", lambda *_, **__: None, raising=False)
+        patch.setattr(InterpretedFunction, "__getitem__", lambda *_: lambda *_, **__: None)
+        build._compile(machine, 2, 16, lambda *step: told.append(step))
+    assert told[-1] == ("compiling kernels", 12, 12)
+    engine._loop.rounds = CapturedRounds(machine, 2)
+    for mine, theirs in zip(together(engine, CASES), on_the_cpu, strict=True):
+        same(mine, theirs, tolerance=1e-3, ties=True)
+
+
+def test_recording_tells_how_far_it_is(device_engine: Callable[..., Engine]) -> None:
+    machine = device_engine(capture=False, k=1, slots=1)._loop.machine
+    steps: list[tuple[int, int]] = []
+    CapturedRounds(machine, 1, lambda *step: steps.append(step))
+    assert steps == [(done, 12) for done in range(1, 13)]
 
 
 def test_leaving_early_frees_the_slot(device_engine: Callable[..., Engine]) -> None:

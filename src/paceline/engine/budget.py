@@ -149,7 +149,10 @@ def _work_bytes(
     config: EngineConfig, model: ModelConfig, limits: Limits, compute: torch.dtype
 ) -> int:
     """An estimate of what a round or a prompt's chunk holds for a while, whichever is more."""
-    rows = config.slots * (config.k + 1)
+    on_gpu = limits.device.type == "cuda"
+    # Recorded rounds have a power of two of rows.
+    rows = 1 << (config.slots - 1).bit_length() if on_gpu else config.slots
+    rows *= config.k + 1
     item = compute.itemsize
     copies = _LOGITS + (_LOGITS_Q if RULES[config.rule].needs_q else 0)
     judged = rows * model.vocab_size * item * copies
@@ -158,7 +161,7 @@ def _work_bytes(
     widest = max(rows, chunk) * columns * item
     # A chunk's mask, where windows slide.
     masks = chunk * limits.max_length * item if any(model.windows) else 0
-    if limits.device.type == "cpu":
+    if not on_gpu:
         return max(judged, widest + masks)
     kept = rows * model.heads * _ATTENTION_PARTS * (model.head_dim + 2) * 4
     # Graphs have a pool of their own, so what stands in one of them exists beside the rest.

@@ -5,7 +5,11 @@ Everything slow happens here, once. Knows no requests; `engine.engine` is what a
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,10 +17,10 @@ from torch import Tensor
 from paceline.config import EngineConfig
 from paceline.drafters import Drafter, create
 from paceline.engine.budget import Budget, plan_memory
-from paceline.engine.capture import CapturedRounds
+from paceline.engine.capture import CapturedRounds, every_plan
 from paceline.engine.loop import Loop
 from paceline.engine.prefill import warm_up
-from paceline.engine.round import Machine
+from paceline.engine.round import Machine, run_round
 from paceline.engine.rounds import EagerRounds, Rounds
 from paceline.engine.scheduler import Scheduler
 from paceline.engine.slots import Slots
@@ -29,9 +33,18 @@ from paceline.models.loading import resolve
 from paceline.models.opening import open_decoder
 from paceline.ops.attention import BLOCK
 from paceline.ops.choose import make_chooser
+from paceline.ops.compiling import compiling
 from paceline.speculation.verify import RULES
 from paceline.text import Tokenizer
 from paceline.types import Window
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+
+
+def quiet(what: str, done: int, count: int) -> None:
+    """No progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +68,11 @@ class _Target:
     tokenizer: Tokenizer | None
 
 
-def open_machine(config: EngineConfig, drafter: Drafter | None = None) -> Opened:
-    """Open what `config` says; `drafter` stands for the one it names.
+def open_machine(
+    config: EngineConfig, drafter: Drafter | None = None, progress: Progress = quiet
+) -> Opened:
+    """Open what `config` says; `drafter` stands for the one it names. progress(what, done, all)
+    is called on the way; all is 0 where nobody can say.
 
     Raises ConfigError and CheckpointError.
     """
@@ -65,7 +81,14 @@ def open_machine(config: EngineConfig, drafter: Drafter | None = None) -> Opened
     made = drafter or _create(config)
     budget = plan_memory(config, model, made)
     limits, device = budget.limits, budget.limits.device
-    target = open_decoder(config.target, config.dtype, device, limits.max_length)
+    target = open_decoder(
+        config.target,
+        config.dtype,
+        device,
+        limits.max_length,
+        progress=partial(progress, "reading the target"),
+    )
+    progress("opening the drafter", 0, 0)
     made.bind(_Target(model.vocab_size, model.hidden_size, target.embedding, tokenizer), limits)
     _check_features(made, target)
     rule = RULES[config.rule]
@@ -73,7 +96,9 @@ def open_machine(config: EngineConfig, drafter: Drafter | None = None) -> Opened
     compute = torch.promote_types(target.spec.dtype, torch.float32)
     slots = Slots(limits, rule.needs_q, compute)
     machine = Machine(target, pool, made, rule, slots, make_chooser(device))
-    rounds = _rounds(config, machine)
+    rounds = _ready_rounds(config, machine, progress)
+    if device.type == "cpu" and config.threads is None:
+        progress("choosing threads", 0, 0)
     every_eos = {*model.eos_token_ids, *tokenizer.eos_ids}
     return Opened(
         tokenizer,
@@ -100,16 +125,36 @@ def _check_features(drafter: Drafter, target: Decoder) -> None:
         )
 
 
-def _rounds(config: EngineConfig, machine: Machine) -> Rounds:
-    """Rounds as the device wants them, everything they need compiled."""
-    if machine.slots.limits.device.type != "cuda":
+def _ready_rounds(config: EngineConfig, machine: Machine, progress: Progress) -> Rounds:
+    """Rounds as the device wants them, with everything they and a prompt need compiled."""
+    device, chunk = machine.slots.limits.device, config.prefill_chunk
+    if device.type != "cuda":
         return EagerRounds(machine)
-    rounds: Rounds = EagerRounds(machine)
-    if config.capture:
-        most = machine.drafter.needs.most
-        rounds = CapturedRounds(machine, config.k if most is None else min(config.k, most))
-    warm_up(machine, config.prefill_chunk)
+    if not config.capture:
+        warm_up(machine, chunk)
+        return EagerRounds(machine)
+    most = machine.drafter.needs.most
+    k = config.k if most is None else min(config.k, most)
+    _compile(machine, k, chunk, progress)
+    rounds = CapturedRounds(machine, k, partial(progress, "recording rounds"))
+    began = time.perf_counter()
+    warm_up(machine, chunk)
+    torch.cuda.synchronize(device)
+    log.info("read prompts of every size in %.1f s", time.perf_counter() - began)
     return rounds
+
+
+def _compile(machine: Machine, k: int, chunk: int, progress: Progress) -> None:
+    """Have every kernel compiled, several at a time, by running everything once without them."""
+    plans = every_plan(machine, k)
+    try:
+        with compiling(machine.slots.limits.device):
+            for done, plan in enumerate(plans.values(), 1):
+                run_round(machine, plan, lambda verdict: None)
+                progress("compiling kernels", done, len(plans))
+            warm_up(machine, chunk)
+    except ImportError:
+        log.debug("no triton, nothing to compile")
 
 
 def _set_threads(config: EngineConfig, machine: Machine) -> int:

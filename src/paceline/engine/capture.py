@@ -12,7 +12,8 @@ import gc
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from paceline.config import MAX_LOGPROBS
-from paceline.engine.report import Report
+from paceline.engine.landing import Landing, Marks
 from paceline.engine.round import Machine, Plan, run_round
 from paceline.engine.rounds import Outcome, Pending
 from paceline.engine.slots import Batch
@@ -62,11 +63,9 @@ class Recording:
             if self._two:
                 second.capture_begin(pool=pool, capture_error_mode="thread_local")
 
-        # An older engine's graphs, collected in the middle of a recording, would break it.
-        gc.collect()
         torch.cuda.synchronize(device)
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(side), _no_collection():
             first.capture_begin(pool=pool, capture_error_mode="thread_local")
             self._work(between)
             if self._two:
@@ -86,6 +85,18 @@ class Recording:
             self._graphs[1].replay()
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """An older engine's graphs, collected in the middle of a recording, would break it."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 @dataclass(slots=True)
 class _Captured:
     """One key: its constant inputs, where its verdict lies, and the recording."""
@@ -95,8 +106,27 @@ class _Captured:
     report: Tensor | None = None
     logprobs: Logprobs | None = None
     recording: Recording | None = None
-    buffers: list[_Buffer] = dataclasses.field(default_factory=list)
+    buffers: list[Landing] = dataclasses.field(default_factory=list)
     turn: int = 0
+
+
+_Key = tuple[int, int, int]
+
+
+def every_plan(machine: Machine, k: int) -> dict[_Key, Plan]:
+    """A plan of idle rows, which write scratch only, for every key (rows, draft tokens, level)
+    there can be. The largest first, so that memory it needed serves the others. k: the widest
+    draft."""
+    limits, plans = machine.slots.limits, {}
+    sizes = [1 << i for i in range((limits.slots - 2).bit_length() + 1)]
+    for size, width, level in sorted(
+        itertools.product(sizes, {0, k}, range(len(LEVELS))), reverse=True
+    ):
+        index = torch.zeros(size, dtype=torch.int64, device=limits.device)
+        spans = ((0, limits.max_length),) * size
+        batch = machine.slots.batch(index)
+        plans[size, width, level] = Plan(batch, spans, LEVELS[level], width, width)
+    return plans
 
 
 class CapturedRounds:
@@ -104,30 +134,45 @@ class CapturedRounds:
 
     def __init__(self, machine: Machine, k: int, progress: Progress | None = None) -> None:
         """Record every round there can be. k: the widest draft. progress(done, all) is called
-        after each."""
+        on the way."""
         self._machine, self._k = machine, k
         self._device = machine.slots.limits.device
-        most = machine.slots.limits.slots - 1
-        self._sizes = tuple(1 << i for i in range((most - 1).bit_length() + 1))
-        self._rounds: dict[tuple[int, int, int], _Captured] = {}
-        self._marks: _Marks | None = None
         on_gpu = self._device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
+        self._marks: Marks | None = None
         began = time.perf_counter()
-        keys = list(itertools.product(self._sizes, sorted({0, k}), range(len(LEVELS))))
-        with torch.inference_mode():
-            for done, key in enumerate(keys, 1):
-                self._rounds[key] = self._capture(*key)
-                if progress is not None:
-                    progress(done, len(keys))
-        log.info("captured %d rounds in %.1f s", len(keys), time.perf_counter() - began)
+        plans = every_plan(machine, k)
+        self._sizes = sorted({size for size, _, _ in plans})
+        count = 0
 
-    def _capture(self, size: int, k: int, level: int) -> _Captured:
-        machine, limits = self._machine, self._machine.slots.limits
-        index = torch.zeros(size, dtype=torch.int64, device=self._device)
-        captured = _Captured(machine.slots.batch(index))
-        spans = ((0, limits.max_length),) * size
-        plan = Plan(captured.batch, spans, LEVELS[level], k, k)
+        def step() -> None:
+            nonlocal count
+            count += 1
+            if progress is not None:
+                progress(count, 2 * len(plans))
+
+        with torch.inference_mode():
+            # Compiles what is not compiled yet and makes the buffers that are kept.
+            for plan in plans.values():
+                run_round(machine, plan, lambda verdict: None)
+                step()
+            run = time.perf_counter() - began
+            if on_gpu:
+                torch.cuda.synchronize(self._device)
+                torch.cuda.empty_cache()  # the graphs have memory of their own
+            self._rounds: dict[_Key, _Captured] = {}
+            for key, plan in plans.items():
+                self._rounds[key] = self._capture(plan)
+                step()
+        log.info(
+            "captured %d rounds in %.1f s, %.1f s of it running them first",
+            len(plans),
+            time.perf_counter() - began,
+            run,
+        )
+
+    def _capture(self, plan: Plan) -> _Captured:
+        machine, captured = self._machine, _Captured(plan.batch)
 
         def work(between: Callable[[], None]) -> None:
             def outbox(verdict: Verdict) -> None:
@@ -136,16 +181,13 @@ class CapturedRounds:
 
             run_round(machine, plan, outbox)
 
-        # Compiles what is not compiled yet and makes the buffers that are kept. Idle rows only:
-        # all that is written is scratch.
-        run_round(machine, plan, lambda verdict: None)
-        two = bool(k) or machine.drafter.needs.catch_up == "observe"
+        two = bool(plan.k) or machine.drafter.needs.catch_up == "observe"
         captured.recording = Recording(work, two, self._device, self._pool)
         if self._device.type != "cuda":
             work(lambda: None)
         assert captured.report is not None
         captured.buffers = [
-            _Buffer(captured.report, captured.logprobs, self._device) for _ in range(_BUFFERS)
+            Landing(captured.report, captured.logprobs, self._device) for _ in range(_BUFFERS)
         ]
         return captured
 
@@ -160,7 +202,7 @@ class CapturedRounds:
         assert captured.report is not None
         buffer = captured.buffers[captured.turn]
         captured.turn = (captured.turn + 1) % _BUFFERS
-        marks = _Marks(self._device)
+        marks = Marks(self._device)
         marks.begin()
         captured.recording.first()
         buffer.fill(captured.report, captured.logprobs)
@@ -190,77 +232,12 @@ class CapturedRounds:
         captured.loaded = batch
 
 
-class _Buffer:
-    """Where one verdict lies on the host; pinned, so that the copy waits for nothing."""
-
-    def __init__(self, report: Tensor, logprobs: Logprobs | None, device: torch.device) -> None:
-        pin = device.type == "cuda"
-
-        def like(x: Tensor) -> Tensor:
-            return torch.empty(x.shape, dtype=x.dtype, pin_memory=pin)
-
-        self._report = like(report)
-        self._logprobs: Logprobs | None = None
-        if logprobs is not None:
-            self._logprobs = Logprobs(*(like(x) for x in _logprobs(logprobs)))
-
-    def fill(self, report: Tensor, logprobs: Logprobs | None) -> None:
-        """Copy a verdict, in the device's own time."""
-        self._report.copy_(report, non_blocking=True)
-        if self._logprobs is not None and logprobs is not None:
-            for into, value in zip(_logprobs(self._logprobs), _logprobs(logprobs), strict=True):
-                into.copy_(value, non_blocking=True)
-
-    def read(self, rows: int) -> Report:
-        """The verdict's first rows, once it is there."""
-        logprobs = self._logprobs
-        if logprobs is not None:
-            logprobs = Logprobs(*(x[:rows].clone() for x in _logprobs(logprobs)))
-        return Report.read(self._report[:rows], logprobs)
-
-
-class _Marks:
-    """Three points in the device's time: a round's begin, its verdict, its end."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._events: list[torch.cuda.Event] = []
-        if device.type == "cuda":
-            event = torch.cuda.Event
-            self._events = [event(enable_timing=True) for _ in range(3)]  # type: ignore[no-untyped-call]
-
-    def begin(self) -> None:
-        self._record(0)
-
-    def middle(self) -> None:
-        self._record(1)
-
-    def end(self) -> None:
-        self._record(2)
-
-    def _record(self, which: int) -> None:
-        if self._events:
-            self._events[which].record()
-
-    def wait(self) -> float:
-        """Wait for the verdict; the seconds it took."""
-        if not self._events:
-            return 0.0
-        self._events[1].synchronize()
-        return float(self._events[0].elapsed_time(self._events[1])) / 1e3
-
-    def draft_seconds(self) -> float:
-        """The seconds from verdict to end. The end must have passed."""
-        if not self._events:
-            return 0.0
-        return float(self._events[1].elapsed_time(self._events[2])) / 1e3
-
-
 @dataclass(frozen=True, slots=True)
 class _Launched:
-    buffer: _Buffer
+    buffer: Landing
     rows: int
-    marks: _Marks
-    before: _Marks | None
+    marks: Marks
+    before: Marks | None
 
     def wait(self) -> Outcome:
         verify = self.marks.wait()
@@ -274,10 +251,6 @@ def _covers(level: SamplingFlags, flags: SamplingFlags) -> bool:
     if any(getattr(flags, stage) and not getattr(level, stage) for stage in stages):
         return False
     return flags.logprobs <= level.logprobs
-
-
-def _logprobs(logprobs: Logprobs) -> tuple[Tensor, ...]:
-    return logprobs.chosen, logprobs.top_ids, logprobs.top
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

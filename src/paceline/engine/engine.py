@@ -23,7 +23,7 @@ from torch import Tensor
 
 from paceline.config import EngineConfig
 from paceline.drafters import Drafter
-from paceline.engine.build import open_machine
+from paceline.engine.build import Progress, open_machine, quiet
 from paceline.engine.outbox import Reader
 from paceline.engine.requests import Prompt, as_prompts, build_request, check_ids
 from paceline.engine.scheduler import Sequence
@@ -49,16 +49,17 @@ class Engine:
         *,
         drafter: str | Drafter | None = None,
         draft: str | Path | None = None,
+        progress: Progress | None = None,
         **options: object,
     ) -> None:
         """Open `target` (a folder, "mini-target" or a hub id) and a drafter.
 
         drafter: a name such as "model", "ngram", "predicted", "ngram+model" (row by row the
         first that has a draft), with options as "ngram:max=6", or a `Drafter`; default "model"
-        where `draft` is given, else "none". draft: the draft model's folder. options: the other
-        fields of `EngineConfig` (k, rule, dtype, device, slots, max_length, threads,
-        prefill_chunk, seed, capture, memory). Raises ConfigError and CheckpointError, one line
-        each.
+        where `draft` is given, else "none". draft: the draft model's folder. progress(what, done,
+        all) is called while it opens; all is 0 where nobody can say. options: the other fields of
+        `EngineConfig` (k, rule, dtype, device, slots, max_length, threads, prefill_chunk, seed,
+        capture, memory). Raises ConfigError and CheckpointError, one line each.
         """
         if drafter is not None and not isinstance(drafter, str | Drafter):
             raise ConfigError(f"drafter must be a name or a Drafter, not {drafter!r}")
@@ -75,7 +76,9 @@ class Engine:
         self._ids = itertools.count(1)
         self._worker: ThreadPoolExecutor | None = None
         with torch.inference_mode():
-            opened = open_machine(self.config, drafter if isinstance(drafter, Drafter) else None)
+            opened = open_machine(
+                self.config, drafter if isinstance(drafter, Drafter) else None, progress or quiet
+            )
         self.tokenizer, self.threads = opened.tokenizer, opened.threads
         self._loop, self._eos = opened.loop, opened.eos_ids
         self._budget, self._limits = opened.budget, opened.budget.limits

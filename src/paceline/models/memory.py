@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError("there is no CUDA device here; use device cpu")
-        # What torch keeps for later and nobody uses counts as taken otherwise.
+        # What nobody uses any more counts as taken otherwise.
+        gc.collect()
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)

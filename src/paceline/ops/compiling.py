@@ -1,0 +1,120 @@
+"""Kernels compiled side by side before they are needed, instead of one by one when they are.
+
+Triton compiles a kernel at its first launch, and the next launch waits. Here a rehearsal runs
+first: what would have to be compiled is handed to threads and not launched. What it leaves
+unwritten is 0, so that whatever reads it as an index stays inside.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+log = logging.getLogger(__name__)
+
+_MOST_THREADS = 32
+
+
+class Rehearsal:
+    """Collects kernels. compiled: how many were, once the block has ended."""
+
+    def __init__(self, device: torch.device, threads: int) -> None:
+        self.compiled = 0
+        self._thread = threading.get_ident()
+        self._asked: dict[tuple[int, str], Future[object]] = {}
+
+        def begin() -> None:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # triton compiles for a thread's current device
+
+        self._pool = ThreadPoolExecutor(threads, "paceline-compile", begin)
+
+    def hook(
+        self, *, key: str, fn: Any, compile: dict[str, Any], is_manual_warmup: bool, **_: object
+    ) -> bool:
+        """Triton's, called where a kernel is not compiled yet: True compiles and launches none."""
+        if is_manual_warmup or threading.get_ident() != self._thread:
+            return False  # a thread of ours, which compiles it, or somebody else's launch
+        which = id(fn.jit_function), key
+        if which not in self._asked:
+            preload, data = fn.jit_function.preload, compile["specialization_data"]
+            self._asked[which] = self._pool.submit(preload, data)
+        return True
+
+    def finish(self) -> None:
+        """Wait for the threads. A kernel that failed fails again, and is told, at its launch."""
+        for future in self._asked.values():
+            error = future.exception()
+            self.compiled += error is None
+            if error is not None:
+                log.debug("a kernel was not compiled ahead: %r", error)
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class _Zeros(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """New memory is 0."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in _EMPTY:
+            out.zero_()
+        return out
+
+
+_EMPTY = (
+    torch.ops.aten.empty,
+    torch.ops.aten.empty_like,
+    torch.ops.aten.empty_strided,
+    torch.ops.aten.new_empty,
+    torch.ops.aten.new_empty_strided,
+)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def compiling(device: torch.device, threads: int | None = None) -> Iterator[Rehearsal]:
+    """While the block runs, a kernel that is not compiled is not launched; at its end all are.
+
+    What the block computes is worthless, and must do no harm. threads: None takes the cores.
+    Raises ImportError without triton.
+    """
+    from triton import knobs
+
+    began = time.perf_counter()
+    threads = threads or min(_MOST_THREADS, _cores())
+    rehearsal, before = Rehearsal(device, threads), knobs.runtime.jit_cache_hook
+    knobs.runtime.jit_cache_hook = rehearsal.hook
+    try:
+        with _Zeros():  # type: ignore[no-untyped-call]
+            yield rehearsal
+        rehearsed = time.perf_counter() - began
+        rehearsal.finish()
+    finally:
+        knobs.runtime.jit_cache_hook = before
+        rehearsal.close()
+    log.info(
+        "compiled or loaded %d kernels in %.1f s on %d threads, %.1f s of it the rehearsal",
+        rehearsal.compiled,
+        time.perf_counter() - began,
+        threads,
+        rehearsed,
+    )

@@ -1,0 +1,66 @@
+"""Run by test_compiling.py in a process without triton's interpreter: kernels are compiled for a
+GPU that is not there. Prints what was compiled and launched, as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import compiler
+from triton.runtime import driver
+
+from paceline.ops.compiling import compiling
+from paceline.ops.device_linear import Normed
+from paceline.ops.norm import Residual
+
+launched: list[str] = []
+
+
+class Driver:
+    """As much of a GPU as triton asks for."""
+
+    class utils:
+        @staticmethod
+        def load_binary(name: str, *_: object) -> tuple[int, str, int, int, int]:
+            return 1, name, 0, 0, 1024
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def launcher_cls(self, source: object, metadata: object) -> Any:
+        return lambda *args: launched.append(args[4])
+
+
+def run(product: Normed, rows: list[int]) -> None:
+    for count in rows:
+        product(Residual(torch.zeros(count, 128, dtype=torch.bfloat16)))
+
+
+def main() -> None:
+    driver.set_active(Driver())
+    compiler.max_shared_mem = lambda device: 1 << 20
+    gain, weight = torch.ones(128).bfloat16(), torch.zeros(64, 128).bfloat16()
+    product = Normed(gain, 1e-5, weight, None, True, False)
+    with torch.inference_mode(), compiling(torch.device("cpu"), 2) as rehearsal:
+        for make in (torch.empty, weight.new_empty):
+            assert not make(64, 64).any()
+        assert not torch.empty_like(weight).any()
+        run(product, [1, 20])
+        before = len(launched)
+    late: list[str] = []
+    triton.knobs.runtime.jit_cache_hook = lambda **kernel: bool(late.append(kernel["repr"]))
+    run(product, [5, 30])
+    told = {"compiled": rehearsal.compiled, "late": late, "before": before, "all": launched}
+    print(json.dumps(told))
+
+
+main()
