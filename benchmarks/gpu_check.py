@@ -20,7 +20,7 @@ from torch import Tensor
 
 from paceline import Engine
 from paceline.drafters.replay import ReplayDrafter, ReplayOptions
-from paceline.engine import engine as engine_module
+from paceline.engine import build as engine_module
 from paceline.speculation.choose import Chooser, Judgement, Terms
 from paceline.speculation.sampling import History
 from paceline.types import Draft, SamplingParams

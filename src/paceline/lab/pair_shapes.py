@@ -234,6 +234,8 @@ def _shape(name: str, given: dict[str, Any]) -> Shape:
     config = {key: value for key, value in given.items() if key not in _DROPPED}
     config |= {"num_key_value_heads": kv_heads, "head_dim": head_dim, "hidden_act": "silu"}
     config |= {"architectures": [_FAMILIES[family]], "tie_word_embeddings": False}
+    # Says that the tokenizer needs none of the mending that transformers offers older files.
+    config["transformers_version"] = "5.0.0"
     config |= {"torch_dtype": "bfloat16"}
     config.setdefault("max_position_embeddings", 2048)
     return Shape(

@@ -34,6 +34,8 @@ class Tuning:
     a power of two. streams: programs a key head, and as many parts to combine. rows: most query
     rows of a program, 16 or 32 (at 64 Hopper's other product unit would round otherwise). pdl:
     from Hopper on, begin before the kernel in front has ended (programmatic dependent launch).
+    early: the next kernel may begin when this one does, which pays where it asks for its weights
+    first (`one_row`); where it waits, its programs had better not crowd on what is free so soon.
     """
 
     tile: int = 64
@@ -43,6 +45,7 @@ class Tuning:
     warps: int = 4
     stages: int = 3
     pdl: bool = True
+    early: bool = True
 
     @staticmethod
     def of(spec: KVSpec) -> Tuning:
@@ -245,7 +248,8 @@ class DeviceAttention:
             R=min(tile_rows, _power(rows)), NODES=max(16, _power(width)), TILE=tuning.tile,
             CHUNK=tuning.chunk, STREAMS=tuning.streams, PP=_power(streams),
             SLIDING=self._sliding or 0, NORMED=q_gain is not None, TREE=tree,
-            ONE_PAGE=plan.pages.shape[1] == 1, PDL=pdl, HALF=half,
+            ONE_PAGE=plan.pages.shape[1] == 1, PDL=pdl,
+            EARLY=tuning.early, HALF=half,
             STAGES=tuning.stages + (plan.pages.shape[1] > 1),
             PREFETCH=capable and size * keys.element_size() % 16 == 0,
             # Fused or not, the same in every variant of the kernel: results must not show it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -225,7 +226,8 @@ class _DeviceOps(TorchOps):
     def planner(
         self, spec: KVSpec, heads: int, sliding: frozenset[int | None], turns: Tensor
     ) -> Callable[[Window], Any]:
-        return self._attention.DevicePlanner(spec, heads, sliding, turns).plan
+        tuning = replace(self._attention.Tuning.of(spec), early=not self._steady)
+        return self._attention.DevicePlanner(spec, heads, sliding, turns, tuning).plan
 
     def attention(
         self, spec: KVSpec, heads: int, norms: Norms, eps: float, sliding: int | None

@@ -263,7 +263,7 @@ def attend_window(
     M: tl.constexpr, R: tl.constexpr, NODES: tl.constexpr, TILE: tl.constexpr,
     CHUNK: tl.constexpr, STREAMS: tl.constexpr, PP: tl.constexpr, SLIDING: tl.constexpr,
     NORMED: tl.constexpr, TREE: tl.constexpr, ONE_PAGE: tl.constexpr, PDL: tl.constexpr,
-    STAGES: tl.constexpr, HALF: tl.constexpr, PREFETCH: tl.constexpr,
+    EARLY: tl.constexpr, STAGES: tl.constexpr, HALF: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """A program is (stream, key head and tile of M query rows, row of the batch).
 
@@ -283,7 +283,7 @@ def attend_window(
     WIDE: tl.constexpr = HEADS + 2 * KV_HEADS
     stream, row = tl.program_id(0), tl.program_id(2)
     head, tile = tl.program_id(1) // tiles, tl.program_id(1) % tiles
-    if PDL:
+    if PDL and EARLY:
         gdc_launch_dependents()
     # What the plan holds: every load that waits for no other, at once.
     position += row * stride
@@ -387,6 +387,8 @@ def attend_window(
                 seen = seen & (places[None, :] > place[:, None] - SLIDING)
             top, total, mixed = _see(query, key, value, seen, top, total, mixed, scale, HALF)
 
+    if PDL and not EARLY:
+        gdc_launch_dependents()
     count = tl.max(total, 1)  # every column is the same
     if arrivals == 1:
         _give(out, index.to(tl.int64) * (HEADS * D) + lane, real, count, mixed, D, DP)
