@@ -186,6 +186,9 @@ def _device(value: object) -> None:
         raise ConfigError(f"device must be cpu or cuda (cuda:1 for the second), not {value!r}")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {value!r}: torch sees no CUDA device here; use cpu")
+    if kind == "cuda" and (torch.device(str(value)).index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ConfigError(f"device {value!r}: torch sees {count}, cuda:0 to cuda:{count - 1}")
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -32,6 +32,7 @@ from paceline.lab.audit_pair import Pair
 # Tokens of each prompt: a few dozen give the models something to go on and keep a run short.
 PROMPT_TOKENS = 48
 DIVERGENCES_SHOWN = 10
+MOST_POSITIONS = 4096
 QUICK = AuditOptions(
     seeds=1,
     laws=LawOptions(settings=LawOptions().settings[:2], samples=200, texts=16),
@@ -52,6 +53,7 @@ def audit(
     json_: common.Json = False,
     target: common.Target = None,
     draft: common.Draft = None,
+    device: common.Device = None,
     threads: common.Threads = None,
     max_length: common.MaxLength = None,
 ) -> None:
@@ -62,11 +64,16 @@ def audit(
     three to five. Exit status 1 if a part fails.
     """
     options = engine_options(None, target=target, draft=draft, threads=threads)
-    pair = Pair(options["target"], options.get("draft"), max_length, threads)
+    pair = Pair(options["target"], options.get("draft"), max_length, threads, device or "cpu")
     texts = [row["prompt"] for row in (draw(seed, prompts) if file is None else read(file))]
     console = common.stderr if json_ else common.stdout
     with common.busy(f"opening {pair.target}"), pair.open("none", dtype="float32") as engine:
         ids = [tuple(engine.tokenizer.encode(text)[-PROMPT_TOKENS:]) for text in texts[:prompts]]
+        longest = min(engine.limits.max_length, MOST_POSITIONS)
+    if max_length is None:
+        # All that fits would leave no room for the engines that are compared.
+        pair = dataclasses.replace(pair, max_length=longest)
+    del engine
     with _progress() as progress:
         report = run_audit(pair, ids, QUICK if quick else AuditOptions(), progress)
     show(report, console)

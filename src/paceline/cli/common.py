@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from paceline import ConfigError, Engine
@@ -111,11 +113,51 @@ def engine_options(config: Path | None, **given: object) -> dict[str, Any]:
 
 @contextmanager
 def open_engine(options: dict[str, Any]) -> Iterator[Engine]:
-    """Open an engine, saying so on a terminal meanwhile; close it at the end."""
-    with busy(f"opening {options['target']}"):
-        engine = Engine(**options)
+    """Open an engine, showing on a terminal how far it is; close it at the end."""
+    with _opening(str(options["target"])) as progress:
+        engine = Engine(progress=progress, **options)
     with engine:
         yield engine
+
+
+@contextmanager
+def _opening(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show the steps of an opening on standard error, on a terminal only."""
+    columns = (TextColumn("[dim]{task.description}"), BarColumn(), TimeElapsedColumn())
+    # Drawn at each step only: a thread that draws would disturb what is being measured.
+    with Progress(
+        *columns, console=stderr, auto_refresh=False, transient=True,
+        disable=not stderr.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(f"opening {name}", total=None)
+
+        def step(what: str, done: int, count: int) -> None:
+            text = f"opening {name}: {what}"
+            bar.update(task, description=text, completed=done, total=count or None, refresh=True)
+
+        yield step
+
+
+@contextmanager
+def telling(wanted: bool) -> Iterator[None]:
+    """Print what the package logs on standard error while the block runs, if `wanted`."""
+    if not wanted:
+        yield
+        return
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            stderr.print(record.getMessage(), style="dim", markup=False, soft_wrap=True)
+
+    log, handler = logging.getLogger("paceline"), Told()
+    before = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 @contextmanager

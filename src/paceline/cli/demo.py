@@ -80,6 +80,7 @@ def demo(
     draft: common.Draft = None,
     k: common.K = None,
     dtype: common.Dtype = None,
+    device: common.Device = None,
     threads: common.Threads = None,
 ) -> None:
     """Complete held-out code twice, with and without speculation, and compare.
@@ -89,8 +90,8 @@ def demo(
     """
     params = sampling_params(temperature=temperature, max_tokens=max_tokens, stop=STOPS)
     options = engine_options(
-        None, target=target, drafter=drafter, draft=draft, k=k, dtype=dtype, threads=threads,
-        slots=1, seed=seed,
+        None, target=target, drafter=drafter, draft=draft, k=k, dtype=dtype,
+        device=device, threads=threads, slots=1, seed=seed,
     )  # fmt: skip
     rows = draw(seed, prompts)
     # With --json standard output is for machines, so what people read goes beside it.
@@ -197,6 +198,7 @@ def summary(
         "tokens": emitted,
         "natural_stops": sum(done.finish == "stop" for done in measured.fast),
         "dtype": config.dtype,
+        "device": config.device,
         "target": config.target,
         "drafter": config.drafter,
         "draft": config.draft,

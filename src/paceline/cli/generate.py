@@ -40,6 +40,9 @@ def generate(
     stream: Annotated[
         bool, typer.Option("--stream/--no-stream", help="Show the text while it is written.")
     ] = True,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Tell what opening does: seconds and memory.")
+    ] = False,
     json_: common.Json = False,
     target: common.Target = None,
     drafter: common.Drafter = None,
@@ -114,7 +117,7 @@ def generate(
     text = common.read_text(prompt, file, "prompt")
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": text})
-    with open_engine(options) as engine:
+    with common.telling(verbose), open_engine(options) as engine:
         run = _Run(engine, params, show=stream and not json_)
         run.write(messages if chat else text, expected)
         if json_:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,6 +46,21 @@ Progress = Callable[[str, int, int], None]
 
 def quiet(what: str, done: int, count: int) -> None:
     """No progress."""
+
+
+def on_device(name: str) -> Callable[[], AbstractContextManager[None]]:
+    """A maker of contexts in which the engine works: kernels go to a thread's current device."""
+    device = torch.device(name)
+    if name == "cuda":  # other threads have a current device of their own
+        device = torch.device("cuda", torch.cuda.current_device())
+
+    @contextmanager
+    def working() -> Iterator[None]:
+        on_gpu = device.type == "cuda"
+        with torch.inference_mode(), torch.cuda.device(device) if on_gpu else nullcontext():
+            yield
+
+    return working
 
 
 @dataclass(frozen=True, slots=True)

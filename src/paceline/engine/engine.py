@@ -23,7 +23,7 @@ from torch import Tensor
 
 from paceline.config import EngineConfig
 from paceline.drafters import Drafter
-from paceline.engine.build import Progress, open_machine, quiet
+from paceline.engine.build import Progress, on_device, open_machine, quiet
 from paceline.engine.outbox import Reader
 from paceline.engine.requests import Prompt, as_prompts, build_request, check_ids
 from paceline.engine.scheduler import Sequence
@@ -75,7 +75,8 @@ class Engine:
         self._closed = False
         self._ids = itertools.count(1)
         self._worker: ThreadPoolExecutor | None = None
-        with torch.inference_mode():
+        self._on_device = on_device(self.config.device)
+        with self._on_device():
             opened = open_machine(
                 self.config, drafter if isinstance(drafter, Drafter) else None, progress or quiet
             )
@@ -206,7 +207,7 @@ class Engine:
         return reader.events.popleft()
 
     def _step(self) -> None:
-        with self._lock, torch.inference_mode():
+        with self._lock, self._on_device():
             self._check_open()
             self._drop_left()
             self._loop.step()
@@ -220,7 +221,7 @@ class Engine:
         self._left.append(sequence)
         if self._lock.acquire(blocking=False):
             try:
-                with torch.inference_mode():
+                with self._on_device():
                     self._drop_left()
             finally:
                 self._lock.release()
@@ -241,7 +242,7 @@ class Engine:
             raise RequestError(f"score takes 1 to {self._limits.max_length} tokens at a time")
         check_ids("the text", tokens, self._limits.vocab_size)
         size = -(-len(tokens) // BLOCK) * BLOCK
-        with self._lock, torch.inference_mode():
+        with self._lock, self._on_device():
             target = self._loop.machine.target
             pool = KVPool(target.spec, 1, size, self._limits.device)
             place = torch.arange(len(tokens), device=self._limits.device).unsqueeze(0)

@@ -26,12 +26,13 @@ from paceline.types import Draft, Limits, Rows, RuleName, SamplingFlags
 @dataclass(frozen=True, slots=True)
 class Pair:
     """What to audit. target, draft: as `Engine` takes them; draft None: drafters without a
-    model. max_length, threads: as in `EngineConfig`."""
+    model. max_length, threads, device: as in `EngineConfig`."""
 
     target: str
     draft: str | None = None
     max_length: int | None = None
     threads: int | None = None
+    device: str = "cpu"
 
     def open(
         self,
@@ -53,6 +54,7 @@ class Pair:
             slots=slots,
             max_length=self.max_length,
             threads=self.threads,
+            device=self.device,
             seed=0,
         )
 
@@ -149,7 +151,7 @@ def teacher_forced(
 
     one_hot: see `distribution`.
     """
-    logits = engine.score([*prompt, *text])[..., len(prompt) - 1 :, :]
+    logits = engine.score([*prompt, *text]).cpu()[..., len(prompt) - 1 :, :]
     logits = logits.reshape(1, len(text) + 1, -1)
     tensors, flags = _tensors(params, len(prompt))
     vocab_size = logits.shape[2]
