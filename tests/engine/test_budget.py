@@ -37,6 +37,7 @@ def sized(
     """The plan where so much is free; on a CUDA device unless `options` say otherwise."""
     monkeypatch.setattr(budget, "free_bytes", lambda device: free)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     config = EngineConfig(target=str(target), **{"device": "cuda", **options})
     made = create(drafter, path=str(target), dtype=config.dtype)
     return plan_memory(config, ModelConfig.from_folder(target), made)
