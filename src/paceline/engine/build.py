@@ -171,6 +171,9 @@ def _compile(machine: Machine, k: int, chunk: int, progress: Progress) -> None:
             warm_up(machine, chunk)
     except ImportError:
         log.debug("no triton, nothing to compile")
+    except Exception:
+        # It only saves time: what was not compiled here is compiled at its first launch.
+        log.warning("compiling ahead broke off; going on without", exc_info=True)
 
 
 def _set_threads(config: EngineConfig, machine: Machine) -> int:

@@ -32,9 +32,13 @@ class Rehearsal:
         self._thread = threading.get_ident()
         self._asked: dict[tuple[int, str], Future[object]] = {}
 
+        # Triton compiles for a thread's current device, and "cuda" alone names none.
+        current = torch.cuda.current_device() if device.type == "cuda" else 0
+        index = current if device.index is None else device.index
+
         def begin() -> None:
             if device.type == "cuda":
-                torch.cuda.set_device(device)  # triton compiles for a thread's current device
+                torch.cuda.set_device(index)
 
         self._pool = ThreadPoolExecutor(threads, "paceline-compile", begin)
 
