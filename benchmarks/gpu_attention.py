@@ -101,12 +101,9 @@ class Layer:
     def window(self, texts: list[int], starts: list[int], width: int) -> Window:
         place = torch.tensor(starts, device=CUDA)[:, None] + torch.arange(width, device=CUDA)
         text = torch.tensor(texts, device=CUDA)[:, None]
-        spans = tuple(
-            (int(self.pages[t, 0]) * self.page_size, start + width)
-            for t, start in zip(texts, starts, strict=True)
-        )
+        bounds = tuple(start + width for start in starts)
         return Window(
-            place, place, self.address(text, place), place >= 0, spans,
+            place, place, self.address(text, place), place >= 0, bounds,
             self.pages[text[:, 0]], self.page_size,
         )  # fmt: skip
 
@@ -135,7 +132,7 @@ class Layer:
         query, key = turned
         root = int(place[0])
         old = torch.arange(root, device=CUDA)
-        page = window.pages[row] if window.pages is not None else self.pages[row]
+        page = window.pages[row]
         cells = page[old // self.page_size] * self.page_size + old % self.page_size
         keys = torch.cat((self.keys[:, cells].double(), key.transpose(0, 1)), 1)
         values = torch.cat((self.values[:, cells].double(), value.transpose(0, 1)), 1)

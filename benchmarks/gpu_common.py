@@ -152,7 +152,9 @@ def admit(engine: Engine, slot: int, ids: Sequence[int], k: int) -> None:
     """Put a running request into a slot by hand, greedy and without an end."""
     machine = engine._loop.machine
     request = Request(f"slot {slot}", tuple(ids), fixed(1 << 20), seed=slot)
-    machine.slots.admit(slot, request, slot * machine.pool.page_size, (), k)
+    slots, table = machine.slots, machine.slots.limits.table
+    slots.admit(slot, request, (), k)
+    slots.set_pages(slot, 0, range(1 + (slot - 1) * table, 1 + slot * table))
     machine.drafter.admit(slot, request)
 
 

@@ -29,7 +29,7 @@ from torch.profiler import ProfilerActivity
 from paceline import Engine
 from paceline.kv.pools import KVPool
 from paceline.ops.device_attention import NARROW
-from paceline.types import Window
+from paceline.types import Limits, Window
 
 _SPARE = 256  # positions behind a context
 
@@ -104,10 +104,10 @@ def curve(bench: Bench) -> dict[str, Any]:
     # The largest first, as work space that is too small is kept; but prompts' passes last, in case
     # that they cannot be recorded.
     shapes.sort(key=lambda shape: (shape[1] > NARROW, -shape[0] * shape[1]))
-    page = limits.page_size
+    page, table = limits.page_size, limits.table
     points: list[dict[str, Any]] = []
     with torch.inference_mode():
-        pool = KVPool(target.spec, max(b for b, _ in shapes) + 1, page, bench.device)
+        pool = KVPool(target.spec, max(b for b, _ in shapes) * table + 1, page, bench.device)
         for layer in pool.layers:
             layer.keys.normal_()
             layer.values.normal_()
@@ -115,7 +115,7 @@ def curve(bench: Bench) -> dict[str, Any]:
             for batch, width in shapes:
                 where = {"batch": batch, "width": width, "context": context}
                 try:
-                    made = _window(bench, batch, width, context, page, limits.vocab_size)
+                    made = _window(bench, batch, width, context, limits)
                     points.append(where | _pass(bench, target, pool, made))
                 except Exception as error:
                     points.append(where | {"error": repr(error)})
@@ -128,18 +128,18 @@ def curve(bench: Bench) -> dict[str, Any]:
     return {"model": model, "device": name, "points": points}
 
 
-def _window(bench: Bench, batch: int, width: int, context: int, page: int, vocab: int) -> Window:
+def _window(bench: Bench, batch: int, width: int, context: int, limits: Limits) -> Window:
     """The window of `batch` rows whose roots are token number `context`."""
-    device = bench.device
-    row = torch.arange(1, batch + 1, device=device).unsqueeze(1)
+    device, vocab, page = bench.device, limits.vocab_size, limits.page_size
+    pages = 1 + torch.arange(batch * limits.table, device=device).view(batch, -1)
     position = (context - 1 + torch.arange(width, device=device)).repeat(batch, 1)  # [B, W]
     return Window(
         ids=torch.randint(vocab // 8, vocab // 2, (batch, width), device=device),
         position=position,
-        address=row * page + position,
+        address=pages.gather(1, position // page) * page + position % page,
         valid=torch.ones_like(position, dtype=torch.bool),
-        spans=tuple((slot * page, context - 1 + width) for slot in range(1, batch + 1)),
-        pages=row.contiguous(),
+        bounds=(context - 1 + width,) * batch,
+        pages=pages,
         page_size=page,
     )
 

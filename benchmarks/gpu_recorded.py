@@ -73,10 +73,9 @@ class RecordedRound:
         self.engine, self.state = engine, State(engine)
         slots.k_limit[1 : rows + 1] = k
         index = torch.arange(1, rows + 1, device=bench.device)
-        page, longest = machine.pool.page_size, slots.limits.max_length
+        longest = slots.limits.max_length
         bound = min(context + 2 * k + 2, longest) if bench.cuda else longest
-        spans = tuple((slot * page, bound) for slot in range(1, rows + 1))
-        self.plan = Plan(slots.batch(index), spans, FLAGS, k, k)
+        self.plan = Plan(slots.batch(index), (bound,) * rows, FLAGS, k, k)
         self.n: Tensor | None = None
         self.report: Tensor | None = None
 
@@ -124,7 +123,7 @@ def accept_seconds(bench: Bench, made: RecordedRound, repeats: int, times: int =
     """Median seconds of judging and committing alone, `times` of them in one graph."""
     machine, plan = made.engine._loop.machine, made.plan
     slots, batch = machine.slots, plan.batch
-    draft, window = slots.open_window(batch, plan.spans, plan.k)
+    draft, window = slots.open_window(batch, plan.bounds, plan.k)
     shape = (*window.ids.shape, slots.limits.vocab_size)
     logits = torch.randn(shape, device=bench.device)
     terms = Terms(machine.rule, batch.sampling, plan.flags, batch.seed)

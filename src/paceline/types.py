@@ -122,7 +122,10 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes that every buffer is made for, known once at start. Slot 0 and page 0 are scratch."""
+    """Sizes that every buffer is made for, known once at start. Slot 0 and page 0 are scratch.
+
+    A text of `max_length` positions has `table` pages of `page_size` each, which lie anywhere.
+    """
 
     slots: int
     max_length: int
@@ -131,6 +134,11 @@ class Limits:
     pages: int
     page_size: int
     device: torch.device
+
+    @property
+    def table(self) -> int:
+        """Pages that one text can have: the columns of a page table."""
+        return -(-self.max_length // self.page_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,19 +193,18 @@ class Window:
     """What one forward pass of a model sees. ids, position, address [B, W] int64, valid [B, W].
 
     position is the depth in the text; address is where the node's K and V are written (scratch
-    for a node that is not valid). ancestors [B, W, W] or None for a chain. spans: per row the
-    host's (first address, upper bound of positions) of a contiguous cache. pages [B, P] int64 and
-    page_size are what a kernel reads instead: position p lies at
-    pages[p // page_size] · page_size + p % page_size.
+    for a node that is not valid). bounds: per row the host's upper bound of positions. pages [B, P]
+    int64: position p of a row lies at pages[p // page_size] · page_size + p % page_size in every
+    cache. ancestors [B, W, W] or None for a chain.
     """
 
     ids: Tensor
     position: Tensor
     address: Tensor
     valid: Tensor
-    spans: tuple[tuple[int, int], ...]
-    pages: Tensor | None = None
-    page_size: int = 0
+    bounds: tuple[int, ...]
+    pages: Tensor
+    page_size: int
     ancestors: Tensor | None = None
 
 
@@ -248,21 +255,20 @@ class Rows:
     """What a drafter may read of the slots between two windows, one entry per row of the round.
 
     index [B] slot numbers; tokens [S, L] the whole token matrix, never gathered: read it through
-    `index`; length [B] committed tokens, the last of which is the next window's root; base [B]
-    the address of position 0 in every cache; spans as in `Window`. committed: how many tokens, at
-    most, were committed since the last proposal; fresh: how many of them, at most, are not that
-    proposal's own (both static bounds). pages, page_size: as in `Window`.
+    `index`; length [B] committed tokens, the last of which is the next window's root; bounds,
+    pages, page_size as in `Window`. committed: how many tokens, at most, were committed since the
+    last proposal; fresh: how many of them, at most, are not that proposal's own (both static
+    bounds).
     """
 
     index: Tensor
     tokens: Tensor
     length: Tensor
-    base: Tensor
-    spans: tuple[tuple[int, int], ...]
+    bounds: tuple[int, ...]
+    pages: Tensor
+    page_size: int
     committed: int
     fresh: int
-    pages: Tensor | None = None
-    page_size: int = 0
 
 
 # --- host reports ----------------------------------------------------------------------------

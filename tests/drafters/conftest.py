@@ -35,8 +35,8 @@ class World:
             max_length=max_length,
             max_k=max_k,
             vocab_size=self.vocab,
-            pages=slots,
-            page_size=max_length,
+            pages=1 + slots * -(-max_length // 16),
+            page_size=16,
             device=torch.device("cpu"),
         )
 
@@ -54,11 +54,10 @@ class World:
             index=torch.tensor(list(slots)),
             tokens=tokens,
             length=torch.tensor([len(text) for text in texts]),
-            base=torch.tensor([slot * limits.max_length for slot in slots]),
-            spans=tuple(
-                (slot * limits.max_length, min(limits.max_length, len(text) + slack))
-                for slot, text in zip(slots, texts, strict=True)
-            ),
+            bounds=tuple(min(limits.max_length, len(text) + slack) for text in texts),
+            pages=torch.tensor([[1 + slot * limits.table] for slot in slots])
+            + torch.arange(limits.table),
+            page_size=limits.page_size,
             committed=limits.max_k + 1,
             fresh=limits.max_k + 1,
         )

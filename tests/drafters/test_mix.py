@@ -19,7 +19,8 @@ from paceline.errors import ConfigError
 from paceline.types import Draft, KVSpec, Needs, Rows, TargetOut
 
 # The parts below look at nothing but how much is new to them.
-ROWS = Rows(*(torch.zeros(1, dtype=torch.int64) for _ in range(4)), (), committed=4, fresh=1)
+_ZERO = torch.zeros(1, dtype=torch.int64)
+ROWS = Rows(_ZERO, _ZERO, _ZERO, (), _ZERO, page_size=64, committed=4, fresh=1)
 KV = KVSpec(layers=1, kv_heads=1, head_dim=8, dtype=torch.float32)
 
 

@@ -123,7 +123,7 @@ def test_a_drafter_says_what_it_takes(target: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("rule", ["match", "block"])
 def test_slots_take_what_was_reckoned(rule: str) -> None:
     stores_q = rule == "block"
-    limits = Limits(5, 100, 3, 259, 5, 128, CPU)
+    limits = Limits(5, 100, 3, 259, 9, 64, CPU)
     slots = Slots(limits, stores_q, torch.float32)
     arrays = [value for value in vars(slots).values() if isinstance(value, torch.Tensor)]
     taken = sum(array.numel() * array.element_size() for array in arrays)
@@ -131,7 +131,7 @@ def test_slots_take_what_was_reckoned(rule: str) -> None:
 
 
 def test_a_cache_takes_what_was_reckoned(target: Path) -> None:
-    limits = Limits(2, 256, 1, 259, 2, 256, CPU)
+    limits = Limits(2, 256, 1, 259, 8, 64, CPU)
     _, cache = decoder_memory("draft", str(target), "bfloat16", limits, steady=False)
     spec = open_decoder(str(target), "bfloat16", CPU, 256, steady=False).spec
     table = 256 * spec.head_dim // 2 * 8

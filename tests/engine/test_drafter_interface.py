@@ -124,7 +124,7 @@ def test_what_is_observed(rule: str, pair: Pair, opened: Callable[..., Engine]) 
     for one in watcher.seen:
         text = texts[one.slot - 1]
         assert one.position == list(range(one.position[0], one.position[0] + len(one.ids)))
-        base = one.slot * 64
+        base = one.slot * 64  # a text of up to 64 positions is one page
         nodes = [node for node, valid in enumerate(one.valid) if valid]
         assert [one.address[node] for node in nodes] == [base + one.position[n] for n in nodes]
         assert all(address < 64 for address in set(one.address) - {one.address[n] for n in nodes})

@@ -91,7 +91,7 @@ def test_a_round_reads_nothing(
         with torch.inference_mode(), NoHostRead() as mode:
             window, out, verdict = verify_and_commit(loop.machine, plan)
             if plan.next_k:
-                rows = loop.machine.slots.rows(plan.batch, plan.spans, plan.k + 1, 1)
+                rows = loop.machine.slots.rows(plan.batch, plan.bounds, plan.k + 1, 1)
                 loop.machine.drafter.observe(window, out, verdict, rows)
                 draft_next(loop.machine, plan, committed=plan.k + 1)
         assert mode.calls > 50

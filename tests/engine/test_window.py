@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from paceline.speculation.window import ahead, assemble, cut, step, tail
 from paceline.types import Draft, Rows, Window
 
-SPANS = ((5, 6),)
+BOUNDS, PAGE = (6,), 4
 
 
 @st.composite
@@ -19,15 +19,24 @@ def some_rows(draw: st.DrawFn) -> Rows:
     index = draw(st.lists(st.integers(1, slots - 1), min_size=1, max_size=4, unique=True))
     length = [draw(st.integers(1, width)) for _ in index]
     tokens = torch.arange(slots * width).view(slots, width) * 7 % 101
+    table = -(-width // PAGE)
+    seed = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    pages = 1 + torch.randperm(len(index) * table, generator=seed).view(len(index), table)
     return Rows(
         index=torch.tensor(index),
         tokens=tokens,
         length=torch.tensor(length),
-        base=torch.tensor([slot * 64 for slot in index]),
-        spans=SPANS,
+        bounds=BOUNDS,
+        pages=pages,
+        page_size=PAGE,
         committed=1,
         fresh=1,
     )
+
+
+def place_of(rows: Rows, row: int, position: int) -> int:
+    """Where a position lies in every cache."""
+    return int(rows.pages[row, position // PAGE]) * PAGE + position % PAGE
 
 
 def listed(window: Window) -> list[list[tuple[int, int, int, bool]]]:
@@ -56,7 +65,8 @@ def test_assemble(rows: Rows, k: int, data: st.DataObject) -> None:
         torch.zeros(size, dtype=torch.int64),
     )
     window = assemble(rows, draft, torch.tensor(active))
-    assert window.spans == SPANS
+    assert (window.bounds, window.page_size) == (BOUNDS, PAGE)
+    assert window.pages is rows.pages
     for row, nodes in enumerate(listed(window)):
         slot, root = int(rows.index[row]), int(rows.length[row]) - 1
         assert len(nodes) == k + 1
@@ -64,7 +74,7 @@ def test_assemble(rows: Rows, k: int, data: st.DataObject) -> None:
             assert token == (int(rows.tokens[slot, root]), *tokens[row])[node]
             assert valid == (active[row] and node <= count[row])
             assert position == min(root + node, width - 1)
-            assert address == (slot * 64 + root + node if valid else node)
+            assert address == (place_of(rows, row, position) if valid else node % PAGE)
 
 
 @given(rows=some_rows(), width=st.integers(1, 9))
@@ -77,19 +87,19 @@ def test_tail(rows: Rows, width: int) -> None:
             assert valid == (place >= 0)
             assert position == max(place, 0)
             assert token == text[position]
-            assert address == (slot * 64 + place if valid else node)
+            assert address == (place_of(rows, row, position) if valid else node % PAGE)
 
 
 @given(rows=some_rows(), k=st.integers(1, 6))
 def test_ahead_and_step(rows: Rows, k: int) -> None:
     window = ahead(rows, k)
     for row, nodes in enumerate(listed(window)):
-        slot, length, width = int(rows.index[row]), int(rows.length[row]), rows.tokens.shape[1]
+        length, width = int(rows.length[row]), rows.tokens.shape[1]
         for node, (token, position, address, valid) in enumerate(nodes):
             assert token == 0
             assert valid == (length + node < width)
             assert position == min(length + node, width - 1)
-            assert address == (slot * 64 + length + node if valid else node)
+            assert address == (place_of(rows, row, position) if valid else node % PAGE)
     ids = torch.arange(len(rows.index)) + 50
     for node in range(k):
         one = listed(step(window, node, ids))

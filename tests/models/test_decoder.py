@@ -13,18 +13,21 @@ from torch import Tensor
 from paceline.kv.pools import KVPool
 from paceline.models.decoder import Decoder
 from paceline.models.opening import open_decoder
+from paceline.ops.attention import BLOCK
 from paceline.types import Window
 
 CPU = torch.device("cpu")
-PAGE = 512
+LONGEST, TEXTS = 512, 4
+PAGES = torch.randperm(TEXTS * LONGEST // BLOCK, generator=torch.Generator().manual_seed(1))
+PAGES = PAGES.view(TEXTS, -1)
 LENGTH = 90
 
 
 def open_tiny(folder: Path, variant: str, dtype: str = "float32") -> tuple[Decoder, KVPool]:
     family, overrides = VARIANTS[variant]
     tiny_checkpoint(folder, family, tokenizer=False, **overrides)
-    decoder = open_decoder(str(folder), dtype, CPU, PAGE)
-    return decoder, KVPool(decoder.spec, 4, PAGE, CPU)
+    decoder = open_decoder(str(folder), dtype, CPU, LONGEST)
+    return decoder, KVPool(decoder.spec, PAGES.numel(), BLOCK, CPU)
 
 
 def text(length: int, seed: int = 0) -> Tensor:
@@ -32,20 +35,22 @@ def text(length: int, seed: int = 0) -> Tensor:
 
 
 def window(rows: Sequence[tuple[Tensor, int, int]]) -> Window:
-    """Each row: the ids of one window, its first position, and its page."""
+    """Each row: the ids of one window, its first position, and its text's number."""
     position = torch.stack([torch.arange(len(ids)) + start for ids, start, _ in rows])
-    base = torch.tensor([[page * PAGE] for *_, page in rows])
+    pages = PAGES[[number for *_, number in rows]]
     return Window(
         ids=torch.stack([ids for ids, *_ in rows]),
         position=position,
-        address=base + position,
+        address=pages.gather(1, position // BLOCK) * BLOCK + position % BLOCK,
         valid=torch.ones_like(position, dtype=torch.bool),
-        spans=tuple((page * PAGE, start + len(ids)) for ids, start, page in rows),
+        bounds=tuple(start + len(ids) for ids, start, _ in rows),
+        pages=pages,
+        page_size=BLOCK,
     )
 
 
 def run(decoder: Decoder, pool: KVPool, ids: Tensor, chunks: Sequence[int]) -> Tensor:
-    """Logits [L, V] of `ids` fed in `chunks` on page 2."""
+    """Logits [L, V] of `ids` fed in `chunks` as text 2."""
     logits, start = [], 0
     with torch.inference_mode():
         for size in chunks:
@@ -77,7 +82,7 @@ def test_logits(variant: str, chunks: list[int], tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name.count("-")])
 def test_logits_up_to_the_longest_position(variant: str, tmp_path: Path) -> None:
     decoder, pool = open_tiny(tmp_path, variant)
-    ids = text(PAGE)
+    ids = text(LONGEST)
     logits = run(decoder, pool, ids, [256, 251, 5])
     torch.testing.assert_close(logits, reference(variant, ids), rtol=0, atol=1e-4)
 
@@ -88,11 +93,11 @@ def test_rows_do_not_meet(variant: str, tmp_path: Path) -> None:
     decoder, pool = open_tiny(tmp_path, variant)
     texts, lengths = [text(40, seed=1), text(23, seed=2)], (37, 20)
     with torch.inference_mode():
-        for page, (ids, length) in enumerate(zip(texts, lengths, strict=True), 1):
-            decoder.forward(window([(ids[:length], 0, page)]), pool)
+        for number, (ids, length) in enumerate(zip(texts, lengths, strict=True), 1):
+            decoder.forward(window([(ids[:length], 0, number)]), pool)
         both = [
-            (ids[length:], length, page)
-            for page, (ids, length) in enumerate(zip(texts, lengths, strict=True), 1)
+            (ids[length:], length, number)
+            for number, (ids, length) in enumerate(zip(texts, lengths, strict=True), 1)
         ]
         hidden, _ = decoder.forward(window(both), pool)
         logits = decoder.head(hidden).view(2, 3, -1)

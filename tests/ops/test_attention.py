@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paceline.kv.pools import KVPool
+from paceline.ops.attention import BLOCK
 from paceline.ops.layer import LayerOps, TorchOps, make_ops
 from paceline.types import Window
 
 CPU = torch.device("cpu")
-PAGE, LENGTH = 192, 180
+LENGTH, PAGES = 180, 3
 BF16 = bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 needs_bf16 = pytest.mark.skipif(not BF16, reason="no oneDNN bfloat16 on this processor")
 FAMILIES: dict[str, Callable[[], tuple[LayerOps, torch.dtype]]] = {
@@ -78,11 +79,15 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 class Layer:
     """One layer's attention with its cache, and the texts' qkv as it would come from a product."""
 
-    def __init__(self, family: str, shape: Shape, texts: int = 1) -> None:
+    def __init__(self, family: str, shape: Shape, texts: int = 1, *, shuffled: bool = True) -> None:
         self.ops, self.dtype = FAMILIES[family]()
         self.shape = shape
         spec = self.ops.kv_spec(1, shape.kv_heads, shape.size)
-        self.pool = KVPool(spec, texts + 1, PAGE, CPU)
+        self.pool = KVPool(spec, texts * PAGES + 1, BLOCK, CPU)
+        order = torch.randperm(texts * PAGES, generator=torch.Generator().manual_seed(5))
+        if not shuffled:
+            order = torch.arange(texts * PAGES)
+        self.pages = 1 + order.view(texts, PAGES)
         angles = numbers(LENGTH, shape.size // 2, seed=9) * 3
         self.turns = torch.polar(torch.ones_like(angles), angles)
         kind = torch.complex128 if self.dtype is torch.float64 else torch.complex64
@@ -103,9 +108,10 @@ class Layer:
         bound: positions the host allows for, at least what the window reaches.
         """
         place = torch.tensor([[first + node for node in range(width)] for _, first in rows])
-        base = torch.tensor([[(text + 1) * PAGE] for text, _ in rows])
-        spans = tuple(((text + 1) * PAGE, bound or first + width) for text, first in rows)
-        window = Window(place, place, base + place, place >= 0, spans)
+        bounds = tuple(bound or first + width for _, first in rows)
+        pages = self.pages[[text for text, _ in rows]]
+        address = pages.gather(1, place // BLOCK) * BLOCK + place % BLOCK
+        window = Window(place, place, address, place >= 0, bounds, pages, BLOCK)
         texts = torch.tensor([[text] for text, _ in rows])
         qkv = self.qkv[texts, place].reshape(len(rows) * width, -1).contiguous()
         out = self.attend(qkv, *self.pool.layers[0], self.plan(window))
@@ -163,7 +169,7 @@ def test_prefill_is_the_whole_text(family: str) -> None:
     layer = Layer(family, Shape(6, 3, 16, normed=True))
     whole = layer.expected(0, LENGTH)
     for chunk in (1, 17, 64, LENGTH):
-        layer.pool.clear(1)
+        layer.pool.clear(layer.pages[0].tolist())
         for first in range(0, LENGTH, chunk):
             width = min(chunk, LENGTH - first)
             out = layer.run([(0, first)], width)[0]
@@ -210,6 +216,21 @@ def test_prefill_chunks_are_the_same_to_the_bit(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_where_pages_lie_does_not_show(family: str, shape: Shape) -> None:
+    """To the bit, prefill and windows, one text and several."""
+    outs = []
+    for shuffled in (True, False):
+        layer = Layer(family, shape, texts=2, shuffled=shuffled)
+        parts = [layer.run([(0, 0)], 130), layer.run([(1, 0)], 70)]
+        for width in (9, 1, 4):
+            parts.append(layer.run([(1, 70), (0, 130)], width))
+            parts.append(layer.run([(0, 130)], width, LENGTH))
+        outs.append(torch.cat([part.view(-1) for part in parts]))
+    assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_not_a_number_is_seen_and_stays_in_its_text(family: str) -> None:
     layer = Layer(family, Shape(4, 2), texts=2)
     layer.qkv[0, 2] = float("nan")
@@ -218,8 +239,8 @@ def test_not_a_number_is_seen_and_stays_in_its_text(family: str) -> None:
     got = layer.run([(0, 8), (1, 8)], 3)
     assert got[0].isnan().all()
     near(got[1], layer.expected(1, 11)[8:], layer.dtype)
-    # The page serves another text once it is cleared.
-    layer.pool.clear(1, 11)
+    # Its pages serve another text once they are cleared.
+    layer.pool.clear(layer.pages[0].tolist())
     layer.qkv[0, 2] = 0.5
     layer.fill(0, 4)
     near(layer.run([(0, 4)], 2)[0], layer.expected(0, 6)[4:], layer.dtype)

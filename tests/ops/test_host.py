@@ -11,12 +11,14 @@ from torch import Tensor
 
 from paceline.ops import host
 from paceline.ops.activation import silu_mul
+from paceline.ops.attention import BLOCK
 from paceline.ops.layer import TorchOps, make_ops
 from paceline.ops.norm import RMSNorm
 from paceline.types import KVSpec, Window
 
 CPU = torch.device("cpu")
-PAGE = 256
+TEXTS, PAGES = 3, 4
+LENGTH = PAGES * BLOCK
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 
@@ -56,25 +58,31 @@ def test_what_is_not_finite_stays_so(kernels: host.HostKernels, bad: float) -> N
     assert not normed[1].isfinite().all()
 
 
-def windows(position: list[list[int]], base: list[int]) -> Window:
+def windows(position: list[list[int]], texts: list[int], shuffled: bool = True) -> Window:
+    """texts: the number of each row's text, whose pages lie anywhere unless not `shuffled`."""
     depth = torch.tensor(position)
-    spans = tuple((start, max(row) + 1) for start, row in zip(base, position, strict=True))
-    address = depth + torch.tensor(base).unsqueeze(1)
-    return Window(torch.zeros_like(depth), depth, address, depth >= 0, spans)
+    bounds = tuple(max(row) + 1 for row in position)
+    order = torch.randperm(TEXTS * PAGES, generator=torch.Generator().manual_seed(11))
+    tables = (order if shuffled else torch.arange(TEXTS * PAGES)).view(TEXTS, PAGES)
+    pages = tables[torch.tensor(texts)]
+    address = pages.gather(1, depth // BLOCK) * BLOCK + depth % BLOCK
+    ids = torch.zeros_like(depth)
+    return Window(ids, depth, address, depth >= 0, bounds, pages, BLOCK)
 
 
 def run(
     ops: Any, qkv: Tensor, window: Window, caches: tuple[Tensor, Tensor], heads: int, spec: KVSpec,
     norms: tuple[Tensor | None, Tensor | None] = (None, None), sliding: int | None = None,
 ) -> Tensor:  # fmt: skip
-    turns = torch.polar(torch.ones(PAGE, spec.head_dim // 2), noise(PAGE, spec.head_dim // 2))
+    angles = noise(LENGTH, spec.head_dim // 2)
+    turns = torch.polar(torch.ones_like(angles), angles)
     plan = ops.planner(spec, heads, frozenset({sliding}), turns)(window)
     out: Tensor = ops.attention(spec, heads, norms, 1e-6, sliding)(qkv, *caches, plan).clone()
     return out
 
 
 def empty(spec: KVSpec) -> tuple[Tensor, Tensor]:
-    shape = (spec.kv_heads // spec.bundle, 3 * PAGE, spec.bundle * spec.head_dim)
+    shape = (spec.kv_heads // spec.bundle, TEXTS * LENGTH, spec.bundle * spec.head_dim)
     return torch.zeros(shape, dtype=spec.dtype), torch.zeros(shape, dtype=spec.dtype)
 
 
@@ -98,7 +106,7 @@ def test_attention_equals_torch(
             qkv = noise(2 * width, (heads + 2 * kv_heads) * size, seed=seed, dtype=dtype)
             if ops is forms[1]:
                 qkv = qkv.float()
-            window = windows(places, [PAGE, 2 * PAGE])
+            window = windows(places, [1, 2])
             got.append(run(ops, qkv, window, caches, heads, spec, norms, sliding).float())
         outs.append(torch.cat(got))
     assert forms[0] is not forms[1]
@@ -120,7 +128,7 @@ def test_a_row_is_the_same_to_the_bit_at_any_width(
         caches, got, first = empty(spec), [], 0
         for width in widths:
             part, places = qkv[first : first + width], list(range(first, first + width))
-            window = windows([places], [PAGE])
+            window = windows([places], [1])
             got.append(run(ops, part, window, caches, heads, spec, sliding=sliding))
             first += width
         return torch.cat(got)
@@ -142,7 +150,7 @@ def test_the_number_of_threads_changes_no_bit(
     product = host.Int8Linear(kernels, noise(2049, 333), None)
 
     def outs() -> list[Tensor]:
-        read = run(ops, qkv, windows([list(range(rows))], [PAGE]), empty(spec), heads, spec)
+        read = run(ops, qkv, windows([list(range(rows))], [1]), empty(spec), heads, spec)
         norm = host.HostNorm(kernels, torch.ones(666), 1e-5)
         return [read, norm(x), host.host_silu_mul(kernels)(x), product(noise(2, 333))]
 
@@ -169,15 +177,15 @@ def test_a_value_that_is_not_finite_reaches_only_those_that_see_it(size: int) ->
     ops = make_ops(torch.float32, CPU)
     spec = ops.kv_spec(1, 1, size)
     qkv, caches = noise(6, 3 * size), empty(spec)
-    clean = run(ops, qkv, windows([list(range(6))], [PAGE]), empty(spec), 1, spec)
+    clean = run(ops, qkv, windows([list(range(6))], [1]), empty(spec), 1, spec)
     qkv[3, 2 * size + 5] = float("inf")
-    out = run(ops, qkv[:5], windows([list(range(5))], [PAGE]), caches, 1, spec)
+    out = run(ops, qkv[:5], windows([list(range(5))], [1]), caches, 1, spec)
     assert torch.equal(out[:3], clean[:3])
     assert not out[3:].isfinite().any()
     # Rejected, and written over by the next window.
     qkv[3] = 1.0
-    run(ops, qkv[3:], windows([[3, 4, 5]], [PAGE]), caches, 1, spec)
-    again = run(ops, qkv[:3], windows([[0, 1, 2]], [PAGE]), caches, 1, spec)
+    run(ops, qkv[3:], windows([[3, 4, 5]], [1]), caches, 1, spec)
+    again = run(ops, qkv[:3], windows([[0, 1, 2]], [1]), caches, 1, spec)
     assert torch.equal(again, clean[:3])
 
 
@@ -186,7 +194,7 @@ def test_queries_that_are_not_finite_show(kernels: host.HostKernels) -> None:
     spec = ops.kv_spec(1, 1, 64)
     qkv = noise(2, 3 * 64)
     qkv[1, :64] = float("nan")
-    out = run(ops, qkv, windows([[0, 1]], [PAGE]), empty(spec), 1, spec)
+    out = run(ops, qkv, windows([[0, 1]], [1]), empty(spec), 1, spec)
     assert out[0].isfinite().all()
     assert not out[1].isfinite().any()
 

@@ -121,8 +121,8 @@ class Layer:
         valid = (place >= 0) if valid is None else valid.to(DEVICE)
         node = torch.arange(width, device=DEVICE)
         address = torch.where(valid, self.address(texts, place), node % self.page_size)
-        spans = tuple((int(self.pages[text, 0]) * self.page_size, n + width) for text, n in rows)
-        return Window(place, place, address, valid, spans, self.pages[texts[:, 0]], self.page_size)
+        bounds, pages = tuple(n + width for _, n in rows), self.pages[texts[:, 0]]
+        return Window(place, place, address, valid, bounds, pages, self.page_size)
 
     def run(self, rows: list[tuple[int, int]], width: int, valid: Tensor | None = None) -> Tensor:
         """[B, W, Hq·D]."""
@@ -313,7 +313,7 @@ def test_a_window_padded_in_front_and_one_taken_node_by_node() -> None:
     valid, place = place >= 0, place.clamp(min=0)
     rows = torch.tensor([[0], [1]], device=DEVICE)
     address = torch.where(valid, layer.address(rows, place), 0)
-    window = Window(place, place, address, valid, window.spans, window.pages, window.page_size)
+    window = Window(place, place, address, valid, window.bounds, window.pages, window.page_size)
     whole = [layer.expected(0, 4), layer.expected(1, 56)[50:]]
     got = layer.call(window, layer.qkv[rows, place])
     near(got[0, 2:], whole[0])
@@ -321,7 +321,7 @@ def test_a_window_padded_in_front_and_one_taken_node_by_node() -> None:
     for node in (2, 3):
         here = slice(node, node + 1)
         parts = (window.position[:, here], window.address[:, here], window.valid[:, here])
-        step = Window(parts[0], *parts, window.spans, window.pages, window.page_size)
+        step = Window(parts[0], *parts, window.bounds, window.pages, window.page_size)
         alone = layer.call(step, layer.qkv[rows, place[:, here]])
         assert torch.equal(alone, got[:, here])
 
@@ -344,7 +344,7 @@ def test_trees(shape: Shape, root: int) -> None:
     place = (root + torch.tensor([depth])).to(DEVICE)
     window = layer.window([(0, root)], width)
     tree = Window(
-        place, place, window.address, window.valid, window.spans, window.pages, window.page_size,
+        place, place, window.address, window.valid, window.bounds, window.pages, window.page_size,
         seen.unsqueeze(0).to(DEVICE),
     )  # fmt: skip
     # Each node has numbers of its own, siblings too.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import pytest
 import torch
@@ -16,7 +16,8 @@ from paceline.types import Draft, Limits, Verdict, Window
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KERNELS = Bookkeeping(DEVICE)
-LENGTH, VOCAB, K, PAGE = 24, 11, 5, 32
+LENGTH, VOCAB, K, PAGE = 24, 11, 5, 8
+TABLE = LENGTH // PAGE
 ARRAYS = (
     "tokens", "length", "active", "counts", "draft_tokens", "draft_count", "draft_source"
 )  # fmt: skip
@@ -28,7 +29,7 @@ def make_slots(seed: int) -> tuple[Slots, Slots]:
     pair = []
     for kernels in (None, KERNELS):
         generator = torch.Generator().manual_seed(seed)
-        limits = Limits(5, LENGTH, K, VOCAB, 5, PAGE, DEVICE)
+        limits = Limits(5, LENGTH, K, VOCAB, 5 * TABLE + 1, PAGE, DEVICE)
         slots = Slots(limits, stores_q=False, compute=torch.float32)
         slots.kernels = kernels
 
@@ -36,10 +37,11 @@ def make_slots(seed: int) -> tuple[Slots, Slots]:
             return torch.randint(high, shape, generator=by).to(DEVICE)
 
         slots.tokens.copy_(draw(VOCAB, 5, LENGTH))
-        slots.length.copy_(torch.tensor([0, 9, LENGTH, 1, 20]))
+        slots.length.copy_(torch.tensor([1, 9, LENGTH, 1, 20]))
         slots.limit.copy_(torch.tensor([0, 20, LENGTH, LENGTH, 22]))
         slots.active.copy_(torch.tensor([False, True, True, True, seed % 2 == 0]))
-        slots.base.copy_(torch.arange(5) * PAGE)
+        order = torch.randperm(5 * TABLE, generator=generator) + 1
+        slots.pages[1:] = order.view(5, TABLE)[1:].to(DEVICE)
         slots.k_limit.copy_(torch.tensor([0, K, 2, K, 3]))
         slots.draft_tokens.copy_(draw(VOCAB, 5, K))
         slots.draft_count.copy_(draw(K + 1, 5))
@@ -73,16 +75,23 @@ def same_slots(left: Slots, right: Slots) -> None:
         # Slot 0 is scratch: the torch form writes there what the kernels leave out.
         assert torch.equal(getattr(left, name)[1:], getattr(right, name)[1:]), name
     assert not right.active[0]
-    assert right.length[0] == 0
+    assert right.length[0] == 1
 
 
 @pytest.mark.parametrize("index", [[1], [1, 2, 3, 4], [4, 3, 0, 0]])
 @pytest.mark.parametrize("k", [0, 1, K])
 def test_the_window_from_the_slots(index: list[int], k: int) -> None:
     (reference, batch), (fused, again) = both(k, index)
-    spans = ((PAGE, 9),) * len(index)
-    draft, window = fused.open_window(again, spans, k)
-    theirs, expected = reference.open_window(batch, spans, k)
+    bounds = (9,) * len(index)
+    before = batch.pages.clone()
+    for slots in (reference, fused):  # both texts have grown since the batch was gathered
+        slots.set_pages(1, 1, [77])
+        slots.set_pages(4, 0, [78, 79])
+    draft, window = fused.open_window(again, bounds, k)
+    theirs, expected = reference.open_window(batch, bounds, k)
+    assert window.pages is again.pages
+    assert not torch.equal(window.pages, before)
+    assert torch.equal(window.pages, fused.pages[again.index])
     same_fields(draft, theirs)
     same_fields(window, expected)
     same_slots(reference, fused)
@@ -118,7 +127,7 @@ def test_the_verdict_into_the_slots(seed: int, penalties: bool) -> None:
 @pytest.mark.parametrize(("width", "k"), [(2, 5), (7, 1), (1, 3)])
 def test_the_places_of_a_draft(width: int, k: int) -> None:
     (reference, batch), _ = both(1, [1, 2, 3, 4])
-    rows = reference.rows(batch, ((0, 9),) * 4, committed=1, fresh=1)
+    rows = reference.rows(batch, (9,) * 4, committed=1, fresh=1)
     newest, places = KERNELS.tail_and_ahead(rows, width, k)
     same_fields(newest, tail(rows, width))
     same_fields(places, ahead(rows, k))
@@ -128,20 +137,33 @@ def test_the_places_of_a_draft(width: int, k: int) -> None:
         assert tensor.is_contiguous(), "no copy before a kernel reads it"
 
 
-def test_addresses_go_through_the_page_table() -> None:
-    _, (fused, batch) = both(0, [1, 4])
-    pages = torch.tensor([[7, 3, 9], [2, 8, 4]], device=DEVICE)
-    batch = replace(batch, pages=pages)
-    fused.limits = replace(fused.limits, page_size=8)
-    _, window = fused.open_window(batch, (), 2)
-    whole = window.valid
-    page = pages.gather(1, window.position // 8)
-    assert whole.any()
-    assert torch.equal(window.address[whole], (page * 8 + window.position % 8)[whole])
-    rows = replace(fused.rows(batch, (), 1, 1), page_size=8)
-    for one in KERNELS.tail_and_ahead(rows, 3, 4):
-        expected = pages.gather(1, one.position // 8) * 8 + one.position % 8
-        assert torch.equal(one.address[one.valid], expected[one.valid])
+@pytest.mark.parametrize("length", [LENGTH, 2100 * PAGE])
+def test_addresses_go_through_the_page_table(length: int) -> None:
+    """Of tables with one column more than fits at once, too."""
+    limits = Limits(3, length, K, VOCAB, 9000, PAGE, DEVICE)
+    slots = Slots(limits, stores_q=False, compute=torch.float32)
+    slots.kernels = KERNELS
+    pages = torch.randperm(2 * limits.table, generator=torch.Generator().manual_seed(2)) + 1
+    pages = pages.view(2, -1)
+    index = torch.tensor([2, 1], device=DEVICE)
+    batch = slots.batch(index)
+    for slot, row in zip(index.tolist(), pages.tolist(), strict=True):
+        slots.set_pages(slot, 0, row[:2])
+        slots.set_pages(slot, 2, row[2:])
+    slots.length[1:] = torch.tensor([length - 3, 15])
+    slots.active[1:] = True
+    slots.draft_count[1:] = 2
+    _, window = slots.open_window(batch, (), 2)
+    assert torch.equal(batch.pages.cpu(), pages)
+    every = (window, *KERNELS.tail_and_ahead(slots.rows(batch, (), 1, 1), 3, 4))
+    for one in every:
+        place, valid, address = one.position.cpu(), one.valid.cpu(), one.address.cpu()
+        expected = pages.gather(1, place // PAGE) * PAGE + place % PAGE
+        assert valid.any()
+        assert torch.equal(address[valid], expected[valid])
+    slots.release(1)
+    slots.refresh(batch)
+    assert not batch.pages[1].any()
 
 
 @pytest.mark.parametrize("k", [1, 4])

@@ -88,7 +88,7 @@ def check_suffix_bounds(name: str, least: int, most: int, floor: int = 1) -> Non
 def column_bound(rows: Rows) -> int:
     """How many columns of `rows.tokens` can hold committed text, known to the host. At least 1."""
     width = rows.tokens.shape[1]
-    return max(1, min(width, max((bound for _, bound in rows.spans), default=width)))
+    return max(1, min(width, max(rows.bounds, default=width)))
 
 
 def run_weights(length: int, device: torch.device) -> Tensor:

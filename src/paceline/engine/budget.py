@@ -82,15 +82,13 @@ def plan_memory(config: EngineConfig, model: ModelConfig, drafter: Drafter) -> B
 
 def make_limits(config: EngineConfig, model: ModelConfig, max_length: int) -> Limits:
     """Sizes for texts of up to max_length positions; one slot and one page more are scratch."""
-    # The scratch page holds the widest window: what a drafter has not seen, K + 2 tokens.
-    page = -(-max(max_length, config.k + 2) // BLOCK) * BLOCK
     return Limits(
         slots=config.slots + 1,
         max_length=max_length,
         max_k=max(1, config.k),
         vocab_size=model.vocab_size,
-        pages=config.slots + 1,
-        page_size=page,
+        pages=config.slots * -(-max_length // BLOCK) + 1,
+        page_size=BLOCK,
         device=torch.device(config.device),
     )
 

@@ -32,7 +32,6 @@ from paceline.models.config import ModelConfig
 from paceline.models.decoder import Decoder
 from paceline.models.loading import resolve
 from paceline.models.opening import open_decoder
-from paceline.ops.attention import BLOCK
 from paceline.ops.choose import make_chooser
 from paceline.ops.compiling import compiling
 from paceline.speculation.verify import RULES
@@ -185,6 +184,8 @@ def _set_threads(config: EngineConfig, machine: Machine) -> int:
         return torch.get_num_threads()
     # A verify window on the scratch page, which nobody reads.
     node = torch.arange(min(config.k + 1, limits.max_length)).unsqueeze(0)
-    window = Window(torch.zeros_like(node), node, node, node >= 0, ((0, BLOCK),))
+    ids, count, size = torch.zeros_like(node), node.shape[1], limits.page_size
+    pages = ids.new_zeros(1, limits.table)
+    window = Window(ids, node, node % size, node >= 0, (count,), pages, size)
     target = machine.target
     return choose_threads(lambda: target.head(target.forward(window, machine.pool)[0]))

@@ -123,9 +123,9 @@ def every_plan(machine: Machine, k: int) -> dict[_Key, Plan]:
         itertools.product(sizes, {0, k}, range(len(LEVELS))), reverse=True
     ):
         index = torch.zeros(size, dtype=torch.int64, device=limits.device)
-        spans = ((0, limits.max_length),) * size
+        bounds = (limits.max_length,) * size
         batch = machine.slots.batch(index)
-        plans[size, width, level] = Plan(batch, spans, LEVELS[level], width, width)
+        plans[size, width, level] = Plan(batch, bounds, LEVELS[level], width, width)
     return plans
 
 

@@ -241,14 +241,14 @@ class Engine:
         if not 0 < len(tokens) <= self._limits.max_length:
             raise RequestError(f"score takes 1 to {self._limits.max_length} tokens at a time")
         check_ids("the text", tokens, self._limits.vocab_size)
-        size = -(-len(tokens) // BLOCK) * BLOCK
+        count = -(-len(tokens) // BLOCK)
         with self._lock, self._on_device():
             target = self._loop.machine.target
-            pool = KVPool(target.spec, 1, size, self._limits.device)
+            pool = KVPool(target.spec, count, BLOCK, self._limits.device)
             place = torch.arange(len(tokens), device=self._limits.device).unsqueeze(0)
             ids = torch.tensor([list(tokens)], device=self._limits.device)
-            page = torch.zeros_like(place[:, :1])
-            window = Window(ids, place, place, place >= 0, ((0, len(tokens)),), page, size)
+            pages = torch.arange(count, device=self._limits.device).unsqueeze(0)
+            window = Window(ids, place, place, place >= 0, (len(tokens),), pages, BLOCK)
             return target.head(target.forward(window, pool)[0])
 
     def stats(self) -> SequenceStats:

@@ -22,7 +22,7 @@ from paceline.engine.rounds import Pending, Rounds
 from paceline.engine.scheduler import Scheduler, Sequence, Status
 from paceline.engine.slots import Batch
 from paceline.errors import NumericsError
-from paceline.types import SamplingFlags, SequenceStats, TokenLogprob
+from paceline.types import Limits, SamplingFlags, SequenceStats, TokenLogprob
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +87,10 @@ class Loop:
     def _admit(self, sequence: Sequence) -> None:
         slots, request = self.machine.slots, sequence.request
         stop_ids = tuple(sorted(self._readers[id(sequence)].stop_ids))
-        base = sequence.slot * self.machine.pool.page_size
         sequence.stats.prompt_tokens = len(request.prompt)
         try:
-            slots.admit(sequence.slot, request, base, stop_ids, sequence.k)
+            slots.admit(sequence.slot, request, stop_ids, sequence.k)
+            slots.set_pages(sequence.slot, 0, _pages_of(sequence.slot, slots.limits))
             self.machine.drafter.admit(sequence.slot, request)
         except Exception as error:
             self.drop(sequence, error)
@@ -120,16 +120,15 @@ class Loop:
         sequence.stats.prefill_seconds += time.perf_counter() - began
 
     def _make_plan(self, running: list[Sequence], k: int) -> Plan:
-        """Spans cover the window, the tokens it may commit, and the draft behind them."""
+        """Bounds cover the window, the tokens it may commit, and the draft behind them."""
         limits = self.machine.slots.limits
-        page = self.machine.pool.page_size
         reach = 2 * k + 2
-        spans = tuple((s.slot * page, min(s.length + reach, limits.max_length)) for s in running)
+        bounds = tuple(min(s.length + reach, limits.max_length) for s in running)
         requests = tuple(s.request.id for s in running)
         if self._batch is None or self._batch[0] != requests:
             index = torch.tensor([s.slot for s in running], device=limits.device)
             self._batch = (requests, self.machine.slots.batch(index))
-        return Plan(self._batch[1], spans, _flags(running), k, k)
+        return Plan(self._batch[1], bounds, _flags(running), k, k)
 
     def _settle(self, launched: _Launched) -> None:
         """Read a round and book it. A row whose sequence has ended since is left out."""
@@ -168,11 +167,21 @@ class Loop:
         if sequence.slot:
             self.machine.slots.release(sequence.slot)
             # Masked positions are read too, times 0: what is not finite there must not stay.
-            self.machine.pool.clear(sequence.slot, sequence.length + sequence.k + 1)
+            limits = self.machine.slots.limits
+            used = -(-(sequence.length + sequence.k + 1) // limits.page_size)
+            pages = _pages_of(sequence.slot, limits)[:used]
+            self.machine.pool.clear(pages)
+            self.machine.drafter.clear(pages)
             self.machine.drafter.release(sequence.slot)
         self.scheduler.finish(sequence)
         del self._readers[id(sequence)]
         _add(self.totals, sequence.stats)
+
+
+def _pages_of(slot: int, limits: Limits) -> range:
+    """A slot's own pages, one behind the other; page 0 is nobody's."""
+    first = 1 + (slot - 1) * limits.table
+    return range(first, first + limits.table)
 
 
 def _flags(running: list[Sequence]) -> SamplingFlags:

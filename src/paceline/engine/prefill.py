@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from paceline.engine.round import Machine
+from paceline.speculation.window import addresses
 from paceline.types import TargetOut, Window
 
 
@@ -16,21 +17,21 @@ def prefill_chunk(machine: Machine, slot: int, start: int, stop: int) -> None:
     slots = machine.slots
     device = slots.limits.device
     index = torch.tensor([slot], device=device)
-    base = slot * machine.pool.page_size
+    batch, size = slots.batch(index), slots.limits.page_size
     position = torch.arange(start, stop, device=device).unsqueeze(0)  # [1, W]
-    spans = ((base, stop),)
+    valid = torch.ones_like(position, dtype=torch.bool)
     window = Window(
         ids=slots.tokens[slot, start:stop].unsqueeze(0),
         position=position,
-        address=base + position,
-        valid=torch.ones_like(position, dtype=torch.bool),
-        spans=spans,
-        pages=slots.pages[index],
-        page_size=slots.limits.page_size,
+        address=addresses(batch.pages, size, position, valid),
+        valid=valid,
+        bounds=(stop,),
+        pages=batch.pages,
+        page_size=size,
     )
     _, features = machine.target.forward(window, machine.pool, machine.drafter.needs.features)
     # No logits: nothing is drawn here.
-    rows = slots.rows(slots.batch(index), spans, stop - start, stop - start)
+    rows = slots.rows(batch, window.bounds, stop - start, stop - start)
     out = TargetOut(torch.empty(0, device=device), features)
     machine.drafter.observe(window, out, None, rows)
 

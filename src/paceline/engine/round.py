@@ -1,6 +1,7 @@
 """The round: draft, verify, accept, commit, as one program over fixed shapes.
 
-    assemble the window   root (last committed token), then the draft that waits in the slots
+    open the window       today's page tables; root (last committed token), then the draft that
+                          waits in the slots
     target forward        one pass over [B, W]
     judge                 logits to distribution to tokens; the rule alone accepts a token
     settle                cut at the end of the sequence and at the limit; tokens, length += n
@@ -42,12 +43,12 @@ class Machine:
 class Plan:
     """What the host decides before a round, from what it knew before the round's tokens.
 
-    batch: the rows and their constants; spans: see `Window`; flags: stages some row needs; k: draft
-    tokens the window holds at most; next_k: draft tokens to propose for the next round.
+    batch: the rows and their constants; bounds: see `Window`; flags: stages some row needs; k:
+    draft tokens the window holds at most; next_k: draft tokens to propose for the next round.
     """
 
     batch: Batch
-    spans: tuple[tuple[int, int], ...]
+    bounds: tuple[int, ...]
     flags: SamplingFlags
     k: int
     next_k: int
@@ -58,7 +59,7 @@ def run_round(machine: Machine, plan: Plan, outbox: Callable[[Verdict], None]) -
     window, out, verdict = verify_and_commit(machine, plan)
     outbox(verdict)
     if plan.next_k or machine.drafter.needs.catch_up == "observe":
-        rows = machine.slots.rows(plan.batch, plan.spans, plan.k + 1, fresh=1)
+        rows = machine.slots.rows(plan.batch, plan.bounds, plan.k + 1, fresh=1)
         machine.drafter.observe(window, out, verdict, rows)
     if plan.next_k:
         draft_next(machine, plan, committed=plan.k + 1)
@@ -67,7 +68,7 @@ def run_round(machine: Machine, plan: Plan, outbox: Callable[[Verdict], None]) -
 def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, Verdict]:
     """The first half of a round: one target pass, one verdict, committed to the slots."""
     slots, target, batch = machine.slots, machine.target, plan.batch
-    draft, window = slots.open_window(batch, plan.spans, plan.k)
+    draft, window = slots.open_window(batch, plan.bounds, plan.k)
     hidden, features = target.forward(window, machine.pool, machine.drafter.needs.features)
     logits = target.head(hidden).view(*window.ids.shape, -1)  # [B, W, V]
 
@@ -93,7 +94,7 @@ def draft_next(machine: Machine, plan: Plan, committed: int) -> None:
     """
     slots, batch = machine.slots, plan.batch
     index = batch.index
-    rows = slots.rows(batch, plan.spans, committed, fresh=1)
+    rows = slots.rows(batch, plan.bounds, committed, fresh=1)
     penalties = plan.flags.penalties
     draw = ProposalDraw(
         chooser=machine.chooser,

@@ -79,4 +79,5 @@ class EagerRounds:
 
     def begin(self, plan: Plan) -> None:
         if plan.next_k:
+            self._machine.slots.refresh(plan.batch)
             draft_next(self._machine, plan, committed=1)

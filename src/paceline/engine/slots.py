@@ -1,11 +1,13 @@
 """The device state of running requests: fixed-shape arrays, one row a slot.
 
 The host writes a row when a request is admitted or leaves; the round writes lengths, tokens and
-drafts. Slot 0 is scratch and never active.
+drafts. Slot 0 is scratch and never active; page 0 is scratch, and what a page table holds where
+its text has no page yet.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,13 +27,12 @@ MAX_STOP_IDS = 64
 class Batch:
     """Per-request constants of the rows of a round, gathered once while its rows stay the same.
 
-    index [B] slot numbers; pages [B, P], base, seed, limit, k_limit [B] int64; sampling: see
-    `SamplingTensors`.
+    index [B] slot numbers; seed, limit, k_limit [B] int64; sampling: see `SamplingTensors`. pages
+    [B, P] int64 is no constant, as texts grow: every round begins by gathering it anew.
     """
 
     index: Tensor
     pages: Tensor
-    base: Tensor
     seed: Tensor
     limit: Tensor
     k_limit: Tensor
@@ -40,10 +41,10 @@ class Batch:
 
 def slots_bytes(limits: Limits, stores_q: bool, compute: torch.dtype) -> int:
     """Bytes that `Slots` of these arguments take."""
-    numbers = 8 * (limits.max_length + limits.max_k + MAX_STOP_IDS) + 12 * MAX_BIAS
+    numbers = 8 * (limits.max_length + limits.table + limits.max_k + MAX_STOP_IDS) + 12 * MAX_BIAS
     scores = limits.max_k * limits.vocab_size * compute.itemsize if stores_q else 0
-    # 13 numbers a slot beside them, and per token whether the prompt has it and a count.
-    return limits.slots * (numbers + 13 * 8 + 5 * limits.vocab_size + scores)
+    # 12 numbers a slot beside them, and per token whether the prompt has it and a count.
+    return limits.slots * (numbers + 12 * 8 + 5 * limits.vocab_size + scores)
 
 
 class Slots:
@@ -60,10 +61,10 @@ class Slots:
         self.limits = limits
         self.kernels = make_bookkeeping(device)  # or None: the forms below
         self.tokens = zeros(limits.max_length)
-        self.length, self.limit, self.base, self.seed = zeros(), zeros(), zeros(), zeros()
+        self.length, self.limit, self.seed = zeros(), zeros(), zeros()
         self.length[0] = 1  # the scratch slot: a root at position 0, so that rows of it are whole
         self.prompt_length, self.k_limit = zeros(), zeros()
-        self.pages = torch.arange(size, device=device).unsqueeze(1)  # one page a slot, its own
+        self.pages = zeros(limits.table)
         self.active = zeros(dtype=torch.bool)
         real = torch.float32
         self.temperature, self.top_p, self.min_p = (zeros(dtype=real) for _ in range(3))
@@ -79,15 +80,14 @@ class Slots:
             zeros(limits.max_k, limits.vocab_size, dtype=compute) if stores_q else None
         )
 
-    def admit(
-        self, slot: int, request: Request, base: int, stop_ids: tuple[int, ...], k: int
-    ) -> None:
-        """Write the row of a request that was given `slot`. Called by the host between rounds."""
+    def admit(self, slot: int, request: Request, stop_ids: tuple[int, ...], k: int) -> None:
+        """Write the row of a request that was given `slot`. Called by the host between rounds;
+        its pages are given by `set_pages`."""
         params, prompt = request.params, torch.tensor(request.prompt)
         self.tokens[slot, : len(prompt)] = prompt
         self.length[slot] = self.prompt_length[slot] = len(prompt)
         self.limit[slot] = min(len(prompt) + params.max_tokens, self.limits.max_length)
-        self.base[slot], self.seed[slot], self.k_limit[slot] = base, request.seed, k
+        self.seed[slot], self.k_limit[slot] = request.seed, k
         self._admit_sampling(slot, params, len(prompt))
         self.stop_ids[slot] = -1
         self.stop_ids[slot, : len(stop_ids)] = torch.tensor(stop_ids, dtype=torch.int64)
@@ -110,16 +110,22 @@ class Slots:
         for place, (token, value) in enumerate(params.logit_bias):
             self.bias_ids[slot, place], self.bias_values[slot, place] = token, value
 
+    def set_pages(self, slot: int, first: int, pages: Sequence[int]) -> None:
+        """From column `first` on, the text in `slot` has these pages. Called by the host between
+        rounds, before one that reads them; waits for none that runs."""
+        into = self.pages[slot, first : first + len(pages)]
+        into.copy_(torch.tensor(pages, dtype=torch.int64), non_blocking=True)
+
     def release(self, slot: int) -> None:
         """The request in `slot` is gone; what is in flight for it commits nothing more."""
         self.active[slot] = False
+        self.pages[slot] = 0
 
     def batch(self, index: Tensor) -> Batch:
         """Gather what does not change while the requests in the slots `index` [B] run."""
         return Batch(
             index=index,
             pages=self.pages[index],
-            base=self.base[index],
             seed=self.seed[index],
             limit=self.limit[index],
             k_limit=self.k_limit[index],
@@ -138,33 +144,34 @@ class Slots:
             ),
         )
 
-    def rows(
-        self, batch: Batch, spans: tuple[tuple[int, int], ...], committed: int, fresh: int
-    ) -> Rows:
+    def refresh(self, batch: Batch) -> None:
+        """Gather the page tables of the batch as they are now, into the tensor it has."""
+        torch.index_select(self.pages, 0, batch.index, out=batch.pages)
+
+    def rows(self, batch: Batch, bounds: tuple[int, ...], committed: int, fresh: int) -> Rows:
         """The read-only view that windows and drafters are made from."""
         length = self.length[batch.index]
         return Rows(
             index=batch.index,
             tokens=self.tokens,
             length=length,
-            base=batch.base,
-            spans=spans,
-            committed=committed,
-            fresh=fresh,
+            bounds=bounds,
             pages=batch.pages,
             page_size=self.limits.page_size,
+            committed=committed,
+            fresh=fresh,
         )
 
-    def open_window(
-        self, batch: Batch, spans: tuple[tuple[int, int], ...], k: int
-    ) -> tuple[Draft, Window]:
-        """The waiting draft, its first k tokens, and the window that verifies it."""
+    def open_window(self, batch: Batch, bounds: tuple[int, ...], k: int) -> tuple[Draft, Window]:
+        """A round begins: the waiting draft, its first k tokens, and the window that verifies it.
+        Refreshes the batch's pages."""
         index = batch.index
         if self.kernels is not None and self.draft_scores is None:
             return self.kernels.open_window(
-                self, index, batch.pages, self.limits.page_size, spans, k
+                self, index, batch.pages, self.limits.page_size, bounds, k
             )
-        rows, draft = self.rows(batch, spans, committed=0, fresh=0), self.draft(index, k)
+        self.refresh(batch)
+        rows, draft = self.rows(batch, bounds, committed=0, fresh=0), self.draft(index, k)
         return draft, assemble(rows, draft, self.active[index])
 
     def settle(self, batch: Batch, draft: Draft, judged: Judgement, penalties: bool) -> Verdict:

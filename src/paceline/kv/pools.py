@@ -6,12 +6,12 @@ Page 0 is scratch: nodes that are not valid write there, and nobody reads it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from paceline.ops.attention import BLOCK
 from paceline.types import KVSpec
 
 
@@ -40,18 +40,14 @@ class KVPool:
 
         self.layers = tuple(LayerCache(empty(), empty()) for _ in range(spec.layers))
 
-    def clear(self, page: int, positions: int | None = None) -> None:
-        """Zero the first `positions` of a page, or all of it, so that what is not finite there
-        cannot reach the page's next owner. Whole blocks: within one the layout is the kernels'.
+    def clear(self, pages: Sequence[int]) -> None:
+        """Zero these pages, so that what is not finite there cannot reach their next owner.
         Nothing where attention does not read what it does not see."""
-        if not self.spec.reads_masked:
+        if not self.spec.reads_masked or not pages:
             return
-        size = self.page_size if positions is None else -(-positions // BLOCK) * BLOCK
-        size = min(size, self.page_size)
-        first = page * self.page_size
-        for layer in self.layers:
-            layer.keys[:, first : first + size].zero_()
-            layer.values[:, first : first + size].zero_()
+        index = torch.tensor(pages, device=self.layers[0].keys.device)
+        for cache in (cache for layer in self.layers for cache in layer):
+            cache.view(cache.shape[0], -1, self.page_size, cache.shape[2]).index_fill_(1, index, 0)
 
 
 def kv_bytes(spec: KVSpec, positions: int) -> int:

@@ -3,8 +3,8 @@
 Key heads lie in the cache in bundles (`KVSpec.bundle`): one product serves all query heads of a
 bundle, each padded with zeros where the other heads' keys stand. That is one dense product where
 a batched one would copy the cache. In bfloat16 the products run in oneDNN, whose sums do not
-depend on the number of rows nor on how far the masked tail reaches; the extent is a multiple of
-`BLOCK` for the same reason.
+depend on the number of rows nor on how far the masked tail reaches; the extent is whole pages for
+the same reason. A text's pages are copied together first: a product wants one piece.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from paceline.types import KVSpec, Window
 
-BLOCK = 64
+BLOCK = 64  # positions of a page, which every kernel's tiles divide
 # Work space is kept for windows up to this width; wider ones are prefill, where it costs nothing.
 _KEPT_WIDTH = 16
 
@@ -25,17 +25,18 @@ _KEPT_WIDTH = 16
 class AttentionPlan:
     """What all layers of one forward pass share, work space included.
 
-    address [B·W]; turns [B·W, 1, D/2] complex; spans per row (first address, extent); masks: per
-    sliding window size (None is full attention) and row, what is not seen [c·G·W, extent] for
-    bundles of c key heads with G query heads each. wide [c, G, W, c, D] holds one row's queries,
-    each beside zeros in place of the other heads' keys; diagonal [G, W, D, c] is where it is
-    written. out [B·W, Hq·D] is what `attend` returns, overwritten by the next layer, and places
-    [B, P, G, W, D, c] a view of it.
+    address [B·W]; turns [B·W, 1, D/2] complex; pages: per row those that hold its positions up to
+    its bound; masks: per sliding window size (None is full attention) and row, what is not seen
+    [c·G·W, extent] of these pages' positions, for bundles of c key heads with G query heads each.
+    wide [c, G, W, c, D] holds one row's queries, each beside zeros in place of the other heads'
+    keys; diagonal [G, W, D, c] is where it is written. out [B·W, Hq·D] is what `attend` returns,
+    overwritten by the next layer, and places [B, Hkv/c, G, W, D, c] a view of it.
     """
 
     address: Tensor
     turns: Tensor
-    spans: tuple[tuple[int, int], ...]
+    pages: tuple[Tensor, ...]
+    page_size: int
     masks: dict[int | None, tuple[Tensor, ...]]
     wide: Tensor
     diagonal: Tensor
@@ -43,7 +44,20 @@ class AttentionPlan:
     places: Tensor
 
 
-# [B, W, P, c, G, D] -> [B, P, G, W, D, c]
+def pages_in_use(window: Window) -> tuple[Tensor, ...]:
+    """Per row the pages [n] that hold the positions up to its bound."""
+    size = window.page_size
+    return tuple(row[: -(-n // size)] for row, n in zip(window.pages, window.bounds, strict=True))
+
+
+def gather(cache: Tensor, pages: Tensor, page_size: int) -> Tensor:
+    """A text's part of a cache in one piece: cache [H, N, d], pages [n]; [H, n · page_size, d]."""
+    heads, _, size = cache.shape
+    paged = cache.view(heads, -1, page_size, size)
+    return paged.index_select(1, pages).view(heads, -1, size)
+
+
+# [B, W, Hkv/c, c, G, D] -> [B, Hkv/c, G, W, D, c]
 _ORDER = (0, 2, 4, 1, 5, 3)
 
 
@@ -82,13 +96,12 @@ class Planner:
         """The plan for `window`, a chain: a node sees every position up to its own."""
         assert window.ancestors is None, "masks for trees are not made yet"
         rows, width = window.ids.shape
-        # Rounding the extent up never reaches the next page: pages are multiples of BLOCK.
-        spans = tuple((start, -(-bound // BLOCK) * BLOCK) for start, bound in window.spans)
+        pages = pages_in_use(window)
         begin = (self._length - 1 - window.position).repeat(1, self._groups * self._c)
         masks = {
             size: tuple(
-                view[:, :extent].index_select(0, begin[row])
-                for row, (_, extent) in enumerate(spans)
+                view[:, : row.shape[0] * window.page_size].index_select(0, start)
+                for row, start in zip(pages, begin, strict=True)
             )
             for size, view in self._views.items()
         }
@@ -98,7 +111,8 @@ class Planner:
             if width <= _KEPT_WIDTH:
                 self._spaces[rows, width] = space
         turns = self._turns.index_select(0, window.position.reshape(-1)).unsqueeze(1)
-        return AttentionPlan(window.address.reshape(-1), turns, spans, masks, *space)
+        address = window.address.reshape(-1)
+        return AttentionPlan(address, turns, pages, window.page_size, masks, *space)
 
     def _work_space(
         self, rows: int, width: int, device: torch.device
@@ -138,13 +152,12 @@ def attend(
     batch, bundles, groups, width, size, c = plan.places.shape
     query = query.view(batch, width, bundles, c, groups, size).permute(_ORDER)
     flat = plan.wide.view(-1, c * size)
-    for row, (start, extent) in enumerate(plan.spans):
-        mask = plan.masks[sliding][row]
+    for row, (pages, mask) in enumerate(zip(plan.pages, plan.masks[sliding], strict=True)):
+        key, value = (gather(cache, pages, plan.page_size) for cache in (keys, values))
         for bundle in range(bundles):
-            page = keys[bundle].narrow(0, start, extent)
             torch.mul(query[row, bundle], size**-0.5, out=plan.diagonal)
-            scores = torch.mm(flat, page.t())
-            page = values[bundle].narrow(0, start, extent)
-            mixed = torch.mm(scores.masked_fill_(mask, float("-inf")).softmax(-1), page)
+            scores = torch.mm(flat, key[bundle].t())
+            weights = scores.masked_fill_(mask, float("-inf")).softmax(-1)
+            mixed = torch.mm(weights, value[bundle])
             plan.places[row, bundle].copy_(mixed.view_as(plan.wide).diagonal(dim1=0, dim2=3))
     return plan.out

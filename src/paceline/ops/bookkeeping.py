@@ -28,6 +28,7 @@ class SlotArrays(Protocol):
     tokens: Tensor
     length: Tensor
     active: Tensor
+    pages: Tensor
     counts: Tensor
     draft_tokens: Tensor
     draft_count: Tensor
@@ -51,10 +52,11 @@ class Bookkeeping:
         index: Tensor,
         pages: Tensor,
         page_size: int,
-        spans: tuple[tuple[int, int], ...],
+        bounds: tuple[int, ...],
         k: int,
     ) -> tuple[Draft, Window]:
-        """The waiting draft without scores, its first k tokens, and the window that verifies it."""
+        """The waiting draft without scores, its first k tokens, and the window that verifies it.
+        Writes the rows' page tables as they are now into `pages` [B, P]."""
         batch, width = index.shape[0], k + 1
         ids, position, address = index.new_empty(3, batch, width).unbind()
         count, source = index.new_empty(2, batch).unbind()
@@ -66,6 +68,7 @@ class Bookkeeping:
             draft_tokens=slots.draft_tokens,
             draft_count=slots.draft_count,
             draft_source=slots.draft_source,
+            tables=slots.pages,
             index=index,
             pages=pages,
             ids=ids,
@@ -82,7 +85,7 @@ class Bookkeeping:
             NODES=_power_of_two(width),
             **self._launch,
         )
-        window = Window(ids, position, address, valid, spans, pages, page_size)
+        window = Window(ids, position, address, valid, bounds, pages, page_size)
         return Draft(ids[:, 1:], count, source), window
 
     def settle(
@@ -143,7 +146,6 @@ class Bookkeeping:
     def tail_and_ahead(self, rows: Rows, width: int, k: int) -> tuple[Window, Window]:
         """`window.tail` and `window.ahead`; every node of the latter lies in one piece."""
         batch, pages, made = rows.length.shape[0], rows.pages, rows.length.new_empty
-        assert pages is not None
         tails, aheads = made(3, batch, width), made(3, k, batch)
         valid = torch.empty(batch * (width + k), dtype=torch.bool, device=rows.length.device)
         tail_valid = valid[: batch * width].view(batch, width)
@@ -170,7 +172,7 @@ class Bookkeeping:
             NODES=_power_of_two(max(width, k)),
             **self._launch,
         )
-        shared = rows.spans, pages, rows.page_size
+        shared = rows.bounds, pages, rows.page_size
         return (
             Window(tails[0], tails[1], tails[2], tail_valid, *shared),
             Window(aheads[0].t(), aheads[1].t(), aheads[2].t(), ahead_valid.t(), *shared),

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from paceline.ops.attention import write_kv
+from paceline.ops.attention import gather, pages_in_use, write_kv
 from paceline.ops.norm import RMSNorm
 from paceline.ops.rotary import rotate
 from paceline.types import KVSpec, Window
@@ -78,14 +78,16 @@ class NarrowPlan:
 
 @dataclass(frozen=True, slots=True)
 class WidePlan:
-    """address [B·W]; turns [B·W, 1, D/2] complex; per row the addresses [extent] of its positions
-    (a slice where they are contiguous) and, per sliding window size, what is seen [W, extent]
-    (None: a chunk that ends at the extent, seen as usual)."""
+    """address [B·W]; turns [B·W, 1, D/2] complex; per row how many positions, the pages that hold
+    them and, per sliding window size, what is seen [W, bound] (None: a chunk that ends at the
+    bound, seen as usual)."""
 
     width: int
     address: Tensor
     turns: Tensor
-    places: tuple[slice | Tensor, ...]
+    bounds: tuple[int, ...]
+    pages: tuple[Tensor, ...]
+    page_size: int
     masks: dict[int | None, tuple[Tensor | None, ...]]
 
 
@@ -109,10 +111,9 @@ class DevicePlanner:
 
     def plan(self, window: Window) -> NarrowPlan | WidePlan:
         """The plan for `window`. One of more than NARROW nodes is a prefill chunk: consecutive
-        valid positions, the last of them the last that `spans` allows for."""
+        valid positions, the last of them the last that `bounds` allows for."""
         if window.ids.shape[1] > NARROW:
             return self._wide(window)
-        assert window.pages is not None
         parts = (window.position, window.address, window.valid)
         if len({part.stride() for part in parts}) > 1 or parts[0].stride(1) != 1:
             parts = (parts[0].contiguous(), parts[1].contiguous(), parts[2].contiguous())
@@ -161,14 +162,6 @@ class DevicePlanner:
 
     def _wide(self, window: Window) -> WidePlan:
         width, device = window.ids.shape[1], window.ids.device
-        places: list[slice | Tensor] = []
-        for row, (start, bound) in enumerate(window.spans):
-            if window.pages is None or window.pages.shape[1] == 1:
-                places.append(slice(start, start + bound))
-            else:
-                position = torch.arange(bound, device=device)
-                page = window.pages[row, position // window.page_size]
-                places.append(page * window.page_size + position % window.page_size)
         masks = {
             size: tuple(
                 None
@@ -176,12 +169,13 @@ class DevicePlanner:
                 else torch.ones(width, bound, dtype=torch.bool, device=device)
                 .tril_(bound - width)
                 .triu_(bound - width - size + 1)
-                for _, bound in window.spans
+                for bound in window.bounds
             )
             for size in self._sliding
         }
         turns = self._turns.index_select(0, window.position.reshape(-1)).unsqueeze(1)
-        return WidePlan(width, window.address.reshape(-1), turns, tuple(places), masks)
+        address, pages = window.address.reshape(-1), pages_in_use(window)
+        return WidePlan(width, address, turns, window.bounds, pages, window.page_size, masks)
 
 
 class DeviceAttention:
@@ -273,11 +267,11 @@ class DeviceAttention:
         query = parts[:, :heads].to(qkv.dtype).view(-1, width, kv_heads, heads // kv_heads, size)
         out = qkv.new_empty(query.shape)  # [B, W, Hkv, G, D]
         masks = plan.masks[self._sliding]
-        for row, (places, seen) in enumerate(zip(plan.places, masks, strict=True)):
+        for row, (bound, pages) in enumerate(zip(plan.bounds, plan.pages, strict=True)):
+            key, value = (gather(cache, pages, plan.page_size) for cache in (keys, values))
+            key, value = key[:, :bound], value[:, :bound]
             # A group's queries are a batch over the same keys, which are not copied for it.
-            mixed = _attend(
-                query[row].permute(2, 1, 0, 3), keys[:, places], values[:, places], seen
-            )
+            mixed = _attend(query[row].permute(2, 1, 0, 3), key, value, masks[row])
             out[row].copy_(mixed.permute(2, 1, 0, 3))
         return out.view(qkv.shape[0], -1)
 

@@ -1,7 +1,7 @@
 """A layer's small operations on a CPU through compiled kernels, with the torch forms' signatures.
 
 Used for bfloat16 and float32 where numba is there; `layer.make_ops` chooses. The cache it wants
-is float32, one key head a row, and a page must be a multiple of 64 positions.
+is float32, one key head a row, and a page is one of its tiles, 64 positions.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paceline.ops.attention import BLOCK
 from paceline.types import KVSpec, Window
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ class Int8Linear:
 
 @dataclass(frozen=True, slots=True)
 class HostPlan:
-    """What all layers of one forward pass share. address, position [R]; base [B]; turns
+    """What all layers of one forward pass share. address, position [R]; pages [B, P]; turns
     [R, D/2] complex64; queries [R, Hq·D] float32 and out [R, Hq·D], which the next layer
     overwrites. Tensors are kept because
     the kernels are given their addresses."""
@@ -147,7 +148,7 @@ class HostPlan:
     threads: int
     address: Tensor
     position: Tensor
-    base: Tensor
+    pages: Tensor
     turns: Tensor
     queries: Tensor
     out: Tensor
@@ -185,8 +186,8 @@ class HostAttention:
         )  # fmt: skip
         self._attend(
             plan.threads, plan.queries.data_ptr(), plan.out.data_ptr(), *caches,
-            plan.position.data_ptr(), plan.base.data_ptr(), rows, plan.width, heads, kv_heads,
-            size, capacity, self._sliding, half, _BLOCK,
+            plan.position.data_ptr(), plan.pages.data_ptr(), plan.pages.shape[1], rows, plan.width,
+            heads, kv_heads, size, capacity, self._sliding, half, _BLOCK,
         )  # fmt: skip
         return plan.out
 
@@ -201,13 +202,14 @@ class HostPlanner:
     def plan(self, window: Window) -> HostPlan:
         """The plan for `window`, a chain: a node sees every position up to its own."""
         assert window.ancestors is None, "attention over trees is not made yet"
+        assert window.page_size == BLOCK, "a page is a tile"
         position = window.position.reshape(-1)
         return HostPlan(
             width=window.ids.shape[1],
             threads=torch.get_num_threads(),
             address=window.address.reshape(-1).contiguous(),
             position=position.contiguous(),
-            base=torch.tensor([start for start, _ in window.spans]),
+            pages=window.pages.contiguous(),
             turns=self._turns.index_select(0, position),
             queries=torch.empty(position.shape[0], self._size),
             out=torch.empty(position.shape[0], self._size, dtype=self._dtype),

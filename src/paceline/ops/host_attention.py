@@ -1,7 +1,8 @@
 """Attention of a window on a CPU, compiled by numba: see `host_kernels` for the conventions.
 
 The cache is float32, keys in tiles of `TILE` positions turned so that a vector holds one number
-of several keys. Tiles stay in the first-level cache while all queries of a key head meet them.
+of several keys; a tile is a page, and a text's tiles lie where its page table says. Tiles stay in
+the first-level cache while all queries of a key head meet them.
 """
 
 from __future__ import annotations
@@ -86,10 +87,11 @@ def _weigh(row, whole, top, first, last, end):
 
 
 @njit(**COMPILED, inline="always")
-def _head(queries, keys, values, scores, whole, top, mixed, low, rows, count, size):
+def _head(queries, keys, values, pages, scores, whole, top, mixed, low, rows, count, size):
     """Attention of count queries, padded to `rows`, over one key head: mixed [rows, size].
 
-    queries [rows, size]; keys [tiles, size, TILE]; values [positions, size]; scores [rows, …];
+    queries [rows, size]; keys [all pages, size, TILE]; values [all pages, TILE, size]; pages: those
+    of the text, in the order of its positions; scores [rows, …];
     low [count, 2]: first key a query sees and the one after its last. What a query does not see
     has weight 0, and values are finite: adding such a tile changes nothing.
     """
@@ -100,7 +102,7 @@ def _head(queries, keys, values, scores, whole, top, mixed, low, rows, count, si
     stride, into = scores.shape[1], mixed.ctypes.data
     for first in range(begin, end, TILE):
         _times(
-            queries.ctypes.data, size, keys[first // TILE].ctypes.data, TILE,
+            queries.ctypes.data, size, keys[pages[first // TILE]].ctypes.data, TILE,
             scores[:, first:].ctypes.data, stride, rows, size, TILE, 0,
         )  # fmt: skip
     whole_columns = size - size % LANES
@@ -109,7 +111,7 @@ def _head(queries, keys, values, scores, whole, top, mixed, low, rows, count, si
         divisors[i] = _weigh(scores[i], whole, top, low[i, 0], low[i, 1], end)
     for first in range(begin, end, TILE):
         _times(
-            scores[:, first:].ctypes.data, stride, values[first:].ctypes.data, size,
+            scores[:, first:].ctypes.data, stride, values[pages[first // TILE]].ctypes.data, size,
             into, size, rows, TILE, whole_columns, first - begin,
         )  # fmt: skip
     for i in range(count):
@@ -117,8 +119,9 @@ def _head(queries, keys, values, scores, whole, top, mixed, low, rows, count, si
             mixed[i, d] = np.float32(0.0)
         if whole_columns < size:
             for j in range(low[i, 0], low[i, 1]):
+                value = values[pages[j // TILE], j % TILE]
                 for d in range(whole_columns, size):
-                    mixed[i, d] += scores[i, j] * values[j, d]
+                    mixed[i, d] += scores[i, j] * value[d]
         scale = np.float32(1.0) / divisors[i]
         for d in range(size):
             mixed[i, d] *= scale
@@ -200,7 +203,7 @@ def enter(
 # Scores from which on a second thread is worth waking: it reads its share of the cache, too.
 _SHARED = 1024
 # What `attend` hands to the threads: a counter of tasks, then its own arguments.
-_ARGUMENTS = 16
+_ARGUMENTS = 17
 
 
 @cfunc(types.void(INT), **COMPILED)
@@ -208,11 +211,11 @@ def attend_share(data):
     """One thread's part of `attend`: a task is one key head for one block of a text's rows."""
     a = carray(as_i64(data), (_ARGUMENTS,))
     queries, out, rows, width, heads, kv_heads = a[1], a[2], a[7], a[8], a[9], a[10]
-    size, capacity, window, half, block = a[11], a[12], a[13], a[14], a[15]
+    size, capacity, window, half, block, columns = a[11], a[12], a[13], a[14], a[15], a[16]
     item, groups = 2 if half else 4, heads // kv_heads
-    depths, bases = carray(as_i64(a[5]), (rows,)), carray(as_i64(a[6]), (rows // width,))
+    depths, pages = carray(as_i64(a[5]), (rows,)), carray(as_i64(a[6]), (rows // width, columns))
     cache_k = carray(as_f32(a[3]), (kv_heads, capacity // TILE, size, TILE))
-    cache_v = carray(as_f32(a[4]), (kv_heads, capacity, size))
+    cache_v = carray(as_f32(a[4]), (kv_heads, capacity // TILE, TILE, size))
     asked = carray(as_f32(queries), (rows, heads, size))
     count, longest = block * groups, 0
     for r in range(rows):
@@ -238,24 +241,25 @@ def attend_share(data):
             low[i, 0] = max(0, depths[r] + 1 - window) if window else 0
             for d in range(size):
                 met[i, d] = asked[r, head, d]
-        k, v = cache_k[h, bases[b] // TILE :], cache_v[h, bases[b] :]
         even = (here + ROWS - 1) // ROWS * ROWS
-        _head(met, k, v, scores, whole, top, mixed, low, even, here, size)
+        _head(
+            met, cache_k[h], cache_v[h], pages[b], scores, whole, top, mixed, low, even, here, size
+        )
         for i in range(here):
             r, head = b * width + first + i // groups, h * groups + i % groups
             store_row(mixed[i], out + item * (r * heads + head) * size, half, size)
 
 
-@cfunc(types.void(*[INT] * 18), **COMPILED)
+@cfunc(types.void(*[INT] * 19), **COMPILED)
 def attend(
-    team, work, threads, queries, out, keys, values, position, base, rows, width, heads, kv_heads,
-    size, capacity, window, half, block,
+    team, work, threads, queries, out, keys, values, position, pages, columns, rows, width, heads,
+    kv_heads, size, capacity, window, half, block,
 ):  # fmt: skip
     """Attention of rows over their texts: each sees positions up to its own.
 
     queries [rows, heads, size] float32, scaled; out [rows, heads·size]; keys and values as `enter`
-    writes them; position [rows] int64; base [rows / width] int64, the address of position 0 of
-    each text, a multiple of 64; window: keys a query sees, 0 for all; block: rows of a wide window
+    writes them; position [rows] int64; pages [rows / width, columns] int64, of 64 positions each:
+    where each text lies; window: keys a query sees, 0 for all; block: rows of a wide window
     that are served together; team, threads: see `host_team.share`; work: `attend_share`.
     """
     depths, longest = carray(as_i64(position), (rows,)), 0
@@ -266,8 +270,8 @@ def attend(
     if tasks == 1 or rows * heads * longest < _SHARED:
         threads = 1
     a = np.empty(_ARGUMENTS, np.int64)
-    a[0], a[1], a[2], a[3], a[4], a[5], a[6] = 0, queries, out, keys, values, position, base
+    a[0], a[1], a[2], a[3], a[4], a[5], a[6] = 0, queries, out, keys, values, position, pages
     a[7], a[8], a[9], a[10], a[11], a[12] = rows, width, heads, kv_heads, size, capacity
-    a[13], a[14], a[15] = window, half, block
+    a[13], a[14], a[15], a[16] = window, half, block, columns
     share(team, work, a.ctypes.data, threads)
     a[0] = 0  # alive until here: an address alone does not keep it

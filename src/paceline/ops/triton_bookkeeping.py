@@ -11,27 +11,35 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+_COLUMNS: tl.constexpr = tl.constexpr(512)  # of a page table, copied at once
+
 
 @triton.jit
-def _address(pages, b, columns, page_size, position):
-    """Where the keys of `position` lie in every cache."""
-    page = tl.load(pages + b * columns + position // page_size)
-    return page * page_size + position % page_size
+def _address(pages, page_size, position, valid, node):
+    """Where the keys of `position` lie in every cache; in scratch where it is not valid."""
+    page = tl.load(pages + position // page_size)
+    return tl.where(valid, page * page_size + position % page_size, node % page_size)
 
 
 @triton.jit
 def open_window(
-    tokens, length, active, draft_tokens, draft_count, draft_source, index, pages,
+    tokens, length, active, draft_tokens, draft_count, draft_source, tables, index, pages,
     ids, position, address, valid, count, source,
     slot_length, most, columns, page_size, width,
     NODES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """`Slots.draft` and `assemble`: the first six are arrays over slots, the next two over rows."""
+    """`Slots.refresh`, `Slots.draft` and `assemble`: the first seven are arrays over slots, the
+    next two over rows."""
     b, node = tl.program_id(0), tl.arange(0, NODES)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     slot = tl.load(index + b)
+    table = tables + slot * columns
+    for first in range(0, columns, _COLUMNS):
+        column = first + tl.arange(0, _COLUMNS)
+        some = tl.load(table + column, mask=column < columns)
+        tl.store(pages + b * columns + column, some, mask=column < columns)
     root = tl.load(length + slot) - 1
     last = tl.load(tokens + slot * slot_length + tl.where(root < 0, slot_length - 1, root))
     behind = (node > 0) & (node < width)
@@ -39,11 +47,11 @@ def open_window(
     drafted = tl.minimum(tl.load(draft_count + slot), width - 1)
     real = (node <= drafted) & (tl.load(active + slot) != 0)
     place = tl.minimum(root + node, slot_length - 1)
-    to = _address(pages, b, columns, page_size, tl.maximum(place, 0))
+    to = _address(table, page_size, tl.maximum(place, 0), real, node)
     at = b * width + node
     tl.store(ids + at, tl.where(node == 0, last, token), mask=node < width)
     tl.store(position + at, place, mask=node < width)
-    tl.store(address + at, tl.where(real, to, node), mask=node < width)
+    tl.store(address + at, to, mask=node < width)
     tl.store(valid + at, real, mask=node < width)
     tl.store(count + b, drafted)
     tl.store(source + b, tl.load(draft_source + slot))
@@ -121,20 +129,21 @@ def places(
     place = end - width + node
     real, place = place >= 0, tl.minimum(tl.maximum(place, 0), slot_length - 1)
     mask, at = node < width, b * width + node
-    to = _address(pages, b, columns, page_size, place)
+    table = pages + b * columns
+    to = _address(table, page_size, place, real, node)
     token = tl.load(tokens + slot * slot_length + place, mask=mask, other=0)
     tl.store(tail_ids + at, token, mask=mask)
     tl.store(tail_position + at, place, mask=mask)
-    tl.store(tail_address + at, tl.where(real, to, node), mask=mask)
+    tl.store(tail_address + at, to, mask=mask)
     tl.store(tail_valid + at, real, mask=mask)
 
     place = end + node
     real, place = place < slot_length, tl.minimum(place, slot_length - 1)
     mask, at = node < k, node * rows + b
-    to = _address(pages, b, columns, page_size, place)
+    to = _address(table, page_size, place, real, node)
     tl.store(ahead_ids + at, tl.zeros_like(place), mask=mask)
     tl.store(ahead_position + at, place, mask=mask)
-    tl.store(ahead_address + at, tl.where(real, to, node), mask=mask)
+    tl.store(ahead_address + at, to, mask=mask)
     tl.store(ahead_valid + at, real, mask=mask)
 
 

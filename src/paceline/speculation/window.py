@@ -13,6 +13,20 @@ from paceline.speculation.choose import Judgement
 from paceline.types import Draft, Rows, Verdict, Window
 
 
+def addresses(pages: Tensor, page_size: int, position: Tensor, valid: Tensor) -> Tensor:
+    """Where the keys of each node lie in every cache [B, W]; in scratch for one that is not valid.
+
+    pages [B, P] int64; position [B, W] int64, valid [B, W].
+    """
+    width = position.shape[1]
+    node = torch.arange(width, device=position.device)
+    if width > page_size:
+        node = node % page_size
+    number = position // page_size
+    moved = pages.gather(1, number) - number  # pages that it lies further on than its position
+    return torch.where(valid, torch.add(position, moved, alpha=page_size), node)
+
+
 def assemble(rows: Rows, draft: Draft, active: Tensor) -> Window:
     """The verify window of a chain: the root (last committed token), then the draft.
 
@@ -26,8 +40,12 @@ def assemble(rows: Rows, draft: Draft, active: Tensor) -> Window:
     position = root.unsqueeze(1) + node
     # Nodes past the slot's end cannot be valid, but their rotary row must exist.
     position.clamp_(max=rows.tokens.shape[1] - 1)
-    address = torch.where(valid, rows.base.unsqueeze(1) + position, node)
-    return Window(ids, position, address, valid, rows.spans, rows.pages, rows.page_size)
+    return _window(rows, ids, position, valid)
+
+
+def _window(rows: Rows, ids: Tensor, position: Tensor, valid: Tensor) -> Window:
+    address = addresses(rows.pages, rows.page_size, position, valid)
+    return Window(ids, position, address, valid, rows.bounds, rows.pages, rows.page_size)
 
 
 def tail(rows: Rows, width: int) -> Window:
@@ -41,8 +59,7 @@ def tail(rows: Rows, width: int) -> Window:
     valid = place >= 0
     position = place.clamp(min=0)
     ids = rows.tokens[rows.index.unsqueeze(1), position]
-    address = torch.where(valid, rows.base.unsqueeze(1) + position, node)
-    return Window(ids, position, address, valid, rows.spans, rows.pages, rows.page_size)
+    return _window(rows, ids, position, valid)
 
 
 def ahead(rows: Rows, k: int) -> Window:
@@ -55,9 +72,7 @@ def ahead(rows: Rows, k: int) -> Window:
     limit = rows.tokens.shape[1] - 1
     valid = place <= limit
     position = place.clamp(max=limit)
-    address = torch.where(valid, rows.base.unsqueeze(1) + position, node)
-    ids = torch.zeros_like(place)
-    return Window(ids, position, address, valid, rows.spans, rows.pages, rows.page_size)
+    return _window(rows, torch.zeros_like(place), position, valid)
 
 
 def step(window: Window, node: int, ids: Tensor) -> Window:
@@ -68,7 +83,7 @@ def step(window: Window, node: int, ids: Tensor) -> Window:
         window.position[:, here],
         window.address[:, here],
         window.valid[:, here],
-        window.spans,
+        window.bounds,
         window.pages,
         window.page_size,
     )
