@@ -203,7 +203,7 @@ def test_windows_of_several_texts(shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("shape", [Shape(4, 1), Shape(2, 1, 12, sliding=50, normed=True)], ids=str)
-@pytest.mark.parametrize("page_size", [48, 192])
+@pytest.mark.parametrize("page_size", [48, 64, 192])
 def test_a_text_in_windows_alone(shape: Shape, page_size: int) -> None:
     """From an empty cache, in windows of every kind of width, the widest of them prefill."""
     layer = Layer(shape, page_size=page_size)
@@ -366,6 +366,20 @@ def test_the_row_tile_does_not_show() -> None:
         layer.fill(0, 70)
         outs.append(layer.run([(0, 70)], 9))
     assert torch.equal(outs[0], outs[1])
+
+
+@pytest.mark.usefixtures("_ordered_products")
+@pytest.mark.parametrize("shape", [Shape(4, 2), Shape(2, 1, sliding=50, normed=True)], ids=str)
+def test_where_pages_lie_does_not_show(shape: Shape) -> None:
+    """To the bit, as the engine cuts work: a page holds half a chunk, or the whole text."""
+    outs = []
+    for page_size in (64, 192):
+        layer = Layer(shape, texts=2, page_size=page_size, tuning=Tuning(stages=1))
+        layer.fill(1, 150)
+        parts = [layer.run([(0, first)], 64) for first in (0, 64)]
+        parts += [layer.run([(1, 150), (0, 128)], width) for width in (7, 1, 2)]
+        outs.append(torch.cat([part.view(-1) for part in parts]))
+    assert torch.equal(*outs)
 
 
 def test_bfloat16() -> None:

@@ -162,5 +162,8 @@ def _work_bytes(
     if not on_gpu:
         return max(judged, widest + masks)
     kept = rows * model.heads * _ATTENTION_PARTS * (model.head_dim + 2) * 4
+    # A prompt's pages, copied together for one layer's attention.
+    size = parse_dtype(config.dtype).itemsize
+    pieces = 2 * limits.table * limits.page_size * model.kv_heads * model.head_dim * size
     # Graphs have a pool of their own, so what stands in one of them exists beside the rest.
-    return 2 * judged + widest + masks + 2 * kept + _RUNTIME
+    return 2 * judged + widest + masks + pieces + 2 * kept + _RUNTIME

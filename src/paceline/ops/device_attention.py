@@ -228,6 +228,8 @@ class DeviceAttention:
         q_gain, k_gain = self._gains
         capable = qkv.is_cuda and torch.cuda.get_device_capability(qkv.device) >= (9, 0)
         pdl = tuning.pdl and capable
+        # A load of pages' numbers before the load of keys takes two stages of the pipeline.
+        one_page = plan.pages.shape[1] == 1
         # Triton's interpreter cannot multiply bfloat16.
         half = qkv.dtype is not torch.float32 and qkv.device.type == "cuda"
         self._kernel[streams, kv_heads * tiles, batch](
@@ -240,11 +242,11 @@ class DeviceAttention:
             keys.shape[1], self._eps, self._scale,
             HEADS=self._heads, KV_HEADS=kv_heads, D=size, DP=max(16, _power(size)), M=tile_rows,
             R=min(tile_rows, _power(rows)), NODES=max(16, _power(width)), TILE=tuning.tile,
-            CHUNK=tuning.chunk, STREAMS=tuning.streams, PP=_power(streams),
-            SLIDING=self._sliding or 0, NORMED=q_gain is not None, TREE=tree,
-            ONE_PAGE=plan.pages.shape[1] == 1, PDL=pdl,
+            CHUNK=tuning.chunk, CHUNK_PAGES=max(1, tuning.chunk // plan.page_size),
+            STREAMS=tuning.streams, PP=_power(streams), SLIDING=self._sliding or 0,
+            NORMED=q_gain is not None, TREE=tree, ONE_PAGE=one_page, PDL=pdl,
             EARLY=tuning.early, HALF=half,
-            STAGES=tuning.stages + (plan.pages.shape[1] > 1),
+            STAGES=tuning.stages + 2 * (not one_page and tuning.stages > 1),
             PREFETCH=capable and size * keys.element_size() % 16 == 0,
             # Fused or not, the same in every variant of the kernel: results must not show it.
             num_warps=tuning.warps, enable_fp_fusion=False,

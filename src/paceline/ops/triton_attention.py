@@ -261,9 +261,10 @@ def attend_window(
     width, stride, tiles, page_count, page_size, capacity, eps, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     M: tl.constexpr, R: tl.constexpr, NODES: tl.constexpr, TILE: tl.constexpr,
-    CHUNK: tl.constexpr, STREAMS: tl.constexpr, PP: tl.constexpr, SLIDING: tl.constexpr,
-    NORMED: tl.constexpr, TREE: tl.constexpr, ONE_PAGE: tl.constexpr, PDL: tl.constexpr,
-    EARLY: tl.constexpr, STAGES: tl.constexpr, HALF: tl.constexpr, PREFETCH: tl.constexpr,
+    CHUNK: tl.constexpr, CHUNK_PAGES: tl.constexpr, STREAMS: tl.constexpr, PP: tl.constexpr,
+    SLIDING: tl.constexpr, NORMED: tl.constexpr, TREE: tl.constexpr, ONE_PAGE: tl.constexpr,
+    PDL: tl.constexpr, EARLY: tl.constexpr, STAGES: tl.constexpr, HALF: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """A program is (stream, key head and tile of M query rows, row of the batch).
 
@@ -321,15 +322,17 @@ def attend_window(
     keys += head.to(tl.int64) * capacity * D
     values += head.to(tl.int64) * capacity * D
     if PREFETCH:
-        # The program's first chunk, as far as its page goes and the window does not write.
-        start = own * CHUNK
-        if not ONE_PAGE:
-            page = tl.load(pages + start // page_size, mask=own < stop, other=0)
-            start = start % page_size
-        size = tl.minimum(tl.minimum(root, end) - own * CHUNK, tl.minimum(CHUNK, page_size - start))
-        size *= D * keys.dtype.element_ty.primitive_bitwidth // 8
-        _prefetch(keys + (page * page_size + start) * D, size)
-        _prefetch(values + (page * page_size + start) * D, size)
+        # The program's first chunk, page by page, as far as the window does not write.
+        for part in tl.static_range(CHUNK_PAGES):
+            start = own * CHUNK + part * (CHUNK // CHUNK_PAGES)
+            size = tl.minimum(tl.minimum(root, end) - start, CHUNK // CHUNK_PAGES)
+            if not ONE_PAGE:
+                page = tl.load(pages + start // page_size, mask=size > 0, other=0)
+                start = start % page_size
+            size = tl.minimum(size, page_size - start)
+            size *= D * keys.dtype.element_ty.primitive_bitwidth // 8
+            _prefetch(keys + (page * page_size + start) * D, size)
+            _prefetch(values + (page * page_size + start) * D, size)
     turn = _angles(turns, place, real, M, D, DP)
     # New keys and values are written by who reads them, and before.
     mine = live & ((places // CHUNK) % STREAMS == stream)
