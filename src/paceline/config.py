@@ -39,6 +39,13 @@ class EngineConfig:
     None draws one. On a GPU: capture records the rounds as CUDA graphs at start (False: run them
     eagerly, for debugging), and memory is the share that may be used of what the weights leave
     free, where max_length is None.
+
+    adaptive: choose every round's draft tokens, 0 to k, from what rounds cost and how many drafts
+    stand (False: always k). latency: the most seconds a round should take, for that choice.
+    cache_tokens: positions that the caches hold for all texts together; None is enough for every
+    slot's longest. prefix_cache: keep what was computed of a text for later ones that begin alike.
+    max_gap: the longest, in seconds, that running texts should wait while prompts are read; None
+    reads prefill_chunk tokens between two rounds.
     """
 
     target: str
@@ -55,6 +62,11 @@ class EngineConfig:
     seed: int | None = None
     capture: bool = True
     memory: float = 0.9
+    adaptive: bool = True
+    latency: float | None = None
+    cache_tokens: int | None = None
+    prefix_cache: bool = True
+    max_gap: float | None = None
 
     def __post_init__(self) -> None:
         _text("target", self.target)
@@ -74,8 +86,15 @@ class EngineConfig:
             _whole("threads", self.threads, 1, 1024)
         if self.seed is not None:
             _whole("seed", self.seed, 0, MAX_SEED)
-        if not isinstance(self.capture, bool):
-            raise ConfigError(f"capture must be true or false, not {self.capture!r}")
+        for name in ("capture", "adaptive", "prefix_cache"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        for name in ("latency", "max_gap"):
+            value = getattr(self, name)
+            if value is not None and _number(name, value, 0.0, note="seconds") == 0:
+                raise ConfigError(f"{name} must be above 0 seconds, not {value!r}")
+        if self.cache_tokens is not None:
+            _whole("cache_tokens", self.cache_tokens, 1, 1 << 40)
         if _number("memory", self.memory, 0.0, 1.0) == 0:
             raise ConfigError("memory must be above 0 and at most 1, not 0")
 
@@ -159,6 +178,18 @@ def check_sampling(params: SamplingParams) -> None:
         raise ConfigError(f"ignore_eos must be true or false, not {params.ignore_eos!r}")
     if params.logprobs is not None:
         _whole("logprobs", params.logprobs, 0, MAX_LOGPROBS)
+
+
+def check_request(k: object, most: int, priority: object, deadline: object) -> None:
+    """Raise ConfigError for what a request may not ask. most: the engine's k."""
+    if k is not None and (type(k) is not int or not 0 <= k <= most):
+        raise ConfigError(
+            f"k must be a whole number from 0 to the engine's {most}, not {k!r}; "
+            "open the engine with the largest k you need"
+        )
+    _whole("priority", priority, -(1 << 31), 1 << 31)
+    if deadline is not None and _number("deadline", deadline, 0.0, note="seconds") == 0:
+        raise ConfigError("deadline must be above 0 seconds, not 0")
 
 
 # --- checks of one value ---------------------------------------------------------------------

@@ -33,6 +33,12 @@ class NumericsError(PacelineError):
     exit_status = 1
 
 
+class StepError(PacelineError):
+    """The device, a drafter or the engine itself failed in a step that the request was in."""
+
+    exit_status = 1
+
+
 class EngineClosedError(PacelineError):
     """The engine was closed before or while the request ran."""
 

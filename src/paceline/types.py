@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 RuleName = Literal["match", "reject", "block"]
 
 # The columns of `Verdict.report` behind the tokens.
@@ -68,7 +68,8 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One text to write. `prediction` is text the user expects, as token ids, or empty."""
+    """One text to write. `prediction` is text the user expects, as token ids, or empty. Higher
+    priorities go first; deadline: when writing ends, on `time.monotonic`'s clock."""
 
     id: str
     prompt: tuple[int, ...]
@@ -83,8 +84,7 @@ class Request:
 class KVSpec:
     """What one model keeps per position: layers x (K and V) x heads x head_dim.
 
-    bundle: key heads that lie side by side in the cache and share one matrix product. reads_masked:
-    positions that nobody sees are read all the same, times 0, and must therefore be finite.
+    bundle: key heads that lie side by side in the cache and share one matrix product.
     """
 
     layers: int
@@ -92,7 +92,6 @@ class KVSpec:
     head_dim: int
     dtype: torch.dtype
     bundle: int = 1
-    reads_masked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,3 +352,25 @@ class SequenceStats:
     def tokens_per_round(self) -> float | None:
         """Committed tokens a round, or None before the first round."""
         return self.emitted / self.rounds if self.rounds else None
+
+
+@dataclass(slots=True)
+class EngineStats(SequenceStats):
+    """The counts over all finished requests, and how things stand. rounds are the engine's own.
+
+    finished, waiting, running: requests; preemptions: how often one gave its pages back. pages:
+    of the cache, in all; used: held by requests; cached: kept for later ones. prefix_asked,
+    prefix_hits: prompt tokens looked up in the prefix cache, and found there. speculation: what is
+    done about drafting and why, in words.
+    """
+
+    finished: int = 0
+    waiting: int = 0
+    running: int = 0
+    preemptions: int = 0
+    pages: int = 0
+    pages_used: int = 0
+    pages_cached: int = 0
+    prefix_asked: int = 0
+    prefix_hits: int = 0
+    speculation: str = ""

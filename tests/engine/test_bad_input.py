@@ -32,7 +32,7 @@ def refused(
     assert "\n" not in str(caught.value)
     with pytest.raises(error, match=words):
         engine.stream(*args, **more)
-    assert engine._loop.scheduler.idle
+    assert engine._driver.ask(lambda: engine._loop.idle)
     (after,) = together(engine, [Case(prompt(1), FINE)])
     assert len(after.token_ids) == 4
 

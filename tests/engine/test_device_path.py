@@ -63,7 +63,7 @@ def device_engine(
         engines.append(engine)
         if capture:
             machine = engine._loop.machine
-            engine._loop.rounds = CapturedRounds(machine, engine.config.k)
+            engine._loop.rounds = CapturedRounds(machine, (0, engine.config.k))
         return engine
 
     yield open_engine
@@ -100,7 +100,7 @@ def test_plain_rounds_are_launched_ahead(
     for mine, theirs in zip(together(engine, CASES), on_the_cpu, strict=True):
         same(mine, theirs, tolerance=1e-3, ties=True)
     assert engine._loop.rounds.ahead(next(iter(_plans(engine)))) == 1
-    assert not engine._loop._launched or engine._loop.scheduler.idle
+    assert engine._driver.ask(lambda: engine._loop.idle)
 
 
 def _plans(engine: Engine) -> list[Any]:
@@ -140,9 +140,9 @@ def test_a_rehearsal_without_kernels_does_no_harm(
     with monkeypatch.context() as patch, torch.inference_mode():
         patch.setattr(InterpretedFunction, "run", lambda *_, **__: None, raising=False)
         patch.setattr(InterpretedFunction, "__getitem__", lambda *_: lambda *_, **__: None)
-        build._compile(machine, 2, 16, lambda *step: told.append(step))
+        build._compile(machine, (0, 2), 16, lambda *step: told.append(step))
     assert told[-1] == ("compiling kernels", 12, 12)
-    engine._loop.rounds = CapturedRounds(machine, 2)
+    engine._loop.rounds = CapturedRounds(machine, (0, 2))
     for mine, theirs in zip(together(engine, CASES), on_the_cpu, strict=True):
         same(mine, theirs, tolerance=1e-3, ties=True)
 
@@ -150,7 +150,7 @@ def test_a_rehearsal_without_kernels_does_no_harm(
 def test_recording_tells_how_far_it_is(device_engine: Callable[..., Engine]) -> None:
     machine = device_engine(capture=False, k=1, slots=1)._loop.machine
     steps: list[tuple[int, int]] = []
-    CapturedRounds(machine, 1, lambda *step: steps.append(step))
+    CapturedRounds(machine, (0, 1), lambda *step: steps.append(step))
     assert steps == [(done, 12) for done in range(1, 13)]
 
 
@@ -160,4 +160,4 @@ def test_leaving_early_frees_the_slot(device_engine: Callable[..., Engine]) -> N
     next(stream)
     stream.close()
     assert len(engine.generate(prompt(2, 4), SamplingParams(max_tokens=3))[0].token_ids) == 3
-    assert engine._loop.scheduler.idle
+    assert engine._driver.ask(lambda: engine._loop.idle)

@@ -49,7 +49,7 @@ class Watcher(Drafter):
 
     name: ClassVar[str] = "watcher"
     Options: ClassVar[type[WatchOptions]] = WatchOptions
-    needs = Needs(features=(0, 1))
+    needs = Needs(features=(0, 1), catch_up="observe")
 
     def __init__(self, options: WatchOptions | None = None) -> None:
         self._random = RandomDrafter((options or WatchOptions()).seed)
@@ -158,7 +158,7 @@ def test_what_is_observed(rule: str, pair: Pair, opened: Callable[..., Engine]) 
 
 def test_parts_of_a_mix_see_their_own_layers(opened: Callable[..., Engine]) -> None:
     class Last(Watcher):
-        needs = Needs(features=(2,))
+        needs = Needs(features=(2,), catch_up="observe")
 
     first, last = Watcher(), Last()
     engine = opened(drafter=MixDrafter((first, last)), k=2)
@@ -173,7 +173,7 @@ def test_parts_of_a_mix_see_their_own_layers(opened: Callable[..., Engine]) -> N
 
 def test_no_features_where_none_are_declared(opened: Callable[..., Engine]) -> None:
     class Blind(Watcher):
-        needs = Needs()
+        needs = Needs(catch_up="observe")
 
     opened(drafter=Blind(), k=2).generate([prompt(1)], PARAMS)
 
@@ -206,7 +206,7 @@ def test_who_must_observe_is_shown_plain_rounds_too(opened: Callable[..., Engine
 
 def test_most_bounds_the_window(opened: Callable[..., Engine]) -> None:
     class Modest(Watcher):
-        needs = Needs(features=(0, 1), most=2)
+        needs = Needs(features=(0, 1), most=2, catch_up="observe")
 
     modest = Modest()
     opened(drafter=modest, k=8).generate([prompt(1)], PARAMS)

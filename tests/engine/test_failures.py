@@ -18,7 +18,8 @@ from tests.engine.tools import Case, Pair, RandomDrafter, prompt, same, together
 
 from paceline import Engine, Event, NumericsError, SamplingParams
 from paceline.drafters.base import Drafter, Draw
-from paceline.types import Draft, Request, Rows, TargetOut, Verdict, Window
+from paceline.errors import StepError
+from paceline.types import Draft, Needs, Request, Rows, TargetOut, Verdict, Window
 
 POISON = 200
 RULES = ("match", "reject", "block")
@@ -122,10 +123,11 @@ def test_a_slot_left_while_its_prompt_is_read(bad: Path, opened: Callable[..., E
     """Cancelled before anything was drawn: nobody saw that its cache is not finite."""
     engine = opened(bad, drafter="ngram", k=2, slots=1, prefill_chunk=16)
     for steps in (1, 2):
-        leaving = engine.stream(dirty(1, 3), GREEDY)
-        for _ in range(steps):
-            engine._step()
-        leaving.close()  # type: ignore[attr-defined]
+        with engine._driver.held() as step:
+            leaving = engine.stream(dirty(1, 3), GREEDY)
+            for _ in range(steps):
+                step()
+            leaving.close()  # type: ignore[attr-defined]
         check_slots(engine, opened, 1)
 
 
@@ -173,6 +175,7 @@ class Faulty(Drafter):
     """Raises in one of its methods, as often as told."""
 
     name: ClassVar[str] = "faulty"
+    needs = Needs(catch_up="observe")
 
     def __init__(self, where: str, times: int = 1) -> None:
         self.where, self.times = where, times
@@ -198,27 +201,31 @@ class Faulty(Drafter):
 
 @pytest.mark.parametrize("where", ["admit", "prefill", "observe", "propose"])
 def test_a_drafter_that_raises(where: str, opened: Callable[..., Engine]) -> None:
-    """Who drives the loop sees the error; what ran with it ends with the same error rather than
-    with a text that lacks tokens; the engine goes on."""
+    """What was in the step ends with an error that names the fault, rather than with a text that
+    lacks tokens; the engine goes on."""
     drafter = Faulty(where, times=0)
     engine = opened(drafter=drafter, k=2, slots=2)
     plain = [Case(clean(1), GREEDY), Case(clean(2), GREEDY), Case(clean(3), GREEDY)]
     wanted = together(opened(k=0), plain)
-    one, two, three = (engine.stream(case.prompt, case.params) for case in plain)
-    if where == "observe":
-        next(one), next(two)
-    drafter.times = 1
+    with engine._driver.held() as step:
+        streams = [engine.stream(case.prompt, case.params) for case in plain]
+        if where == "observe":
+            while engine.stats().rounds < 2:
+                step()
+        drafter.times = 1
     outcomes: list[object] = []
-    for stream in (one, two, three):
+    for stream in streams:
         try:
             outcomes.append(tuple(token for event in stream for token in event.token_ids))
-        except ZeroDivisionError as error:
-            outcomes.append(str(error))
-    failed = [outcome == where for outcome in outcomes]
+        except StepError as error:
+            outcomes.append(f"{error.__cause__!r} {str(error)[:32]}")
+    told = f"ZeroDivisionError({where!r}) the engine met ZeroDivisionError"
+    failed = [outcome == told for outcome in outcomes]
     assert any(failed)
     assert not all(failed)
     assert not failed[2]
-    for outcome, result, bad in zip(outcomes[2:], wanted[2:], failed[2:], strict=True):
+    for outcome, result, bad in zip(outcomes, wanted, failed, strict=True):
         assert bad or outcome == result.token_ids
     for got, result in zip(together(engine, plain), wanted, strict=True):
         same(got, result)
+    assert engine.stats().pages_used == 0

@@ -12,7 +12,7 @@ from tests.engine.tools import EVERYTHING, Pair, prompt, readable
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paceline import Engine, SamplingParams
-from paceline.engine.round import draft_next, verify_and_commit
+from paceline.engine.round import draft_after, verify_and_commit
 from paceline.types import Verdict
 
 READS = (
@@ -67,12 +67,12 @@ def _read(*_: Any) -> None:
     raise AssertionError("a list or array reads the device")
 
 
-def running(engine: Engine, kind: str) -> list[Any]:
+def running(engine: Engine, step: Callable[[], None], kind: str) -> list[Any]:
     """Streams whose prompts have been read, and that have been through a round."""
     streams = [engine.stream(prompt(n), params) for n, params in enumerate(KINDS[kind])]
     while len(engine._loop.scheduler.running) < len(streams):
-        engine._step()
-    engine._step()
+        step()
+    step()
     return streams
 
 
@@ -83,21 +83,23 @@ def test_a_round_reads_nothing(
     rule: str, kind: str, drafter: str, pair: Pair, opened: Callable[..., Engine]
 ) -> None:
     engine = opened(drafter=drafter.replace("model", f"model:path={pair.other}"), rule=rule, k=3)
-    streams = running(engine, kind)
-    loop = engine._loop
-    for _ in range(2):
-        sequences = loop.scheduler.running
-        plan = loop._make_plan(sequences, max(sequence.k for sequence in sequences))
-        with torch.inference_mode(), NoHostRead() as mode:
-            window, out, verdict = verify_and_commit(loop.machine, plan)
-            if plan.next_k:
-                rows = loop.machine.slots.rows(plan.batch, plan.bounds, plan.k + 1, 1)
-                loop.machine.drafter.observe(window, out, verdict, rows)
-                draft_next(loop.machine, plan, committed=plan.k + 1)
-        assert mode.calls > 50
-        assert window.ids.shape == (len(streams), plan.k + 1)
-        for sequence, n in zip(sequences, verdict.n.tolist(), strict=True):
-            sequence.length += n
+    with engine._driver.held() as step:
+        streams = running(engine, step, kind)
+        loop = engine._loop
+        for _ in range(2):
+            sequences = loop.scheduler.running
+            k = max(sequence.k for sequence in sequences)
+            for grant in loop.scheduler.reserve(sequences, loop.reach):
+                loop._grant(grant)
+            plan = loop._make_plan(sequences, k, k)
+            loop.scheduler.launched(sequences, k + 1)
+            with torch.inference_mode(), NoHostRead() as mode:
+                window, out, verdict = verify_and_commit(loop.machine, plan)
+                draft_after(loop.machine, plan, window, out, verdict)
+            assert mode.calls > 50
+            assert window.ids.shape == (len(streams), plan.k + 1)
+            for row, (sequence, n) in enumerate(zip(sequences, verdict.n.tolist(), strict=True)):
+                loop.scheduler.settled(sequence, verdict.tokens[row, :n].tolist())
 
 
 @pytest.mark.parametrize(
@@ -124,15 +126,16 @@ def test_the_mode_sees_reads(read: Callable[[torch.Tensor], object]) -> None:
 def test_an_idle_row_commits_nothing(pair: Pair, opened: Callable[..., Engine]) -> None:
     """A row that was released while its round was planned: no token, no length, no count."""
     engine = opened(draft=pair.target, k=3)
-    streams = running(engine, "greedy")
-    loop, slots = engine._loop, engine._loop.machine.slots
-    plan = loop._make_plan(loop.scheduler.running, 3)
-    before = slots.tokens.clone(), slots.length.clone()
-    with torch.inference_mode():
-        slots.release(1)
-        verdict: Verdict = verify_and_commit(loop.machine, plan)[2]
-    assert verdict.n.tolist()[0] == 0
-    assert verdict.n.tolist()[1] > 0
-    assert torch.equal(slots.tokens[1], before[0][1])
-    assert slots.length[1] == before[1][1]
-    assert len(streams) == 2
+    with engine._driver.held() as step:
+        streams = running(engine, step, "greedy")
+        loop, slots = engine._loop, engine._loop.machine.slots
+        plan = loop._make_plan(loop.scheduler.running, 3, 3)
+        before = slots.tokens.clone(), slots.length.clone()
+        with torch.inference_mode():
+            slots.release(1)
+            verdict: Verdict = verify_and_commit(loop.machine, plan)[2]
+        assert verdict.n.tolist()[0] == 0
+        assert verdict.n.tolist()[1] > 0
+        assert torch.equal(slots.tokens[1], before[0][1])
+        assert slots.length[1] == before[1][1]
+        assert len(streams) == 2

@@ -169,7 +169,6 @@ def test_prefill_is_the_whole_text(family: str) -> None:
     layer = Layer(family, Shape(6, 3, 16, normed=True))
     whole = layer.expected(0, LENGTH)
     for chunk in (1, 17, 64, LENGTH):
-        layer.pool.clear(layer.pages[0].tolist())
         for first in range(0, LENGTH, chunk):
             width = min(chunk, LENGTH - first)
             out = layer.run([(0, first)], width)[0]
@@ -239,9 +238,11 @@ def test_not_a_number_is_seen_and_stays_in_its_text(family: str) -> None:
     got = layer.run([(0, 8), (1, 8)], 3)
     assert got[0].isnan().all()
     near(got[1], layer.expected(1, 11)[8:], layer.dtype)
-    # Its pages serve another text once they are cleared.
-    layer.pool.clear(layer.pages[0].tolist())
-    layer.qkv[0, 2] = 0.5
+    # Its pages serve another text, although what is not finite stays where that one ends.
+    layer.qkv[0, 2:7] = 0.5
+    layer.qkv[0, 6] = float("nan")
+    layer.fill(0, 8)
+    layer.qkv[0, 6] = 0.5
     layer.fill(0, 4)
     near(layer.run([(0, 4)], 2)[0], layer.expected(0, 6)[4:], layer.dtype)
 

@@ -8,7 +8,6 @@ asks it nothing but `needs`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 from torch import Tensor
@@ -110,6 +109,3 @@ class Drafter(ABC):
 
     def release(self, slot: int) -> None:  # noqa: B027
         """The request in `slot` is gone."""
-
-    def clear(self, pages: Sequence[int]) -> None:  # noqa: B027
-        """These pages of the cache go to another owner: leave nothing there that could reach it."""

@@ -8,7 +8,6 @@ the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -68,11 +67,6 @@ class MixDrafter(Drafter):
         """Tell every part."""
         for part in self.parts:
             part.release(slot)
-
-    def clear(self, pages: Sequence[int]) -> None:
-        """Tell every part."""
-        for part in self.parts:
-            part.clear(pages)
 
     def observe(
         self, window: Window, out: TargetOut | None, verdict: Verdict | None, rows: Rows

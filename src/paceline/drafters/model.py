@@ -6,7 +6,6 @@ alone: every proposal begins with a chunk of fixed width over the newest of them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -74,10 +73,6 @@ class ModelDrafter(Drafter):
         """Write the cache for committed text; verified windows are caught up by `propose`."""
         if verdict is None:
             self._model.forward(window, self._pool)
-
-    def clear(self, pages: Sequence[int]) -> None:
-        """Leave nothing in the cache: what is not finite would spoil the next text's drafts."""
-        self._pool.clear(pages)
 
     def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
         """Draft k tokens a row, always k: tokens [B, k]."""

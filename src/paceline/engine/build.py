@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +18,14 @@ from torch import Tensor
 from paceline.config import EngineConfig
 from paceline.drafters import Drafter, create
 from paceline.engine.budget import Budget, plan_memory
-from paceline.engine.capture import CapturedRounds, every_plan
+from paceline.engine.capture import CapturedRounds, every_plan, widths
+from paceline.engine.feeding import Feeder
+from paceline.engine.fixed import FixedK
 from paceline.engine.loop import Loop
 from paceline.engine.prefill import warm_up
 from paceline.engine.round import Machine, run_round
 from paceline.engine.rounds import EagerRounds, Rounds
-from paceline.engine.scheduler import Scheduler
+from paceline.engine.scheduling import Scheduler
 from paceline.engine.slots import Slots
 from paceline.engine.threads import choose_threads
 from paceline.errors import ConfigError
@@ -64,13 +66,15 @@ def on_device(name: str) -> Callable[[], AbstractContextManager[None]]:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An engine's inside. eos_ids: tokens that end a text unless a request says otherwise."""
+    """An engine's inside. eos_ids: tokens that end a text unless a request says otherwise;
+    widest: draft tokens a round at most."""
 
     tokenizer: Tokenizer
     loop: Loop
     budget: Budget
     eos_ids: frozenset[int]
     threads: int
+    widest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +115,40 @@ def open_machine(
     compute = torch.promote_types(target.spec.dtype, torch.float32)
     slots = Slots(limits, rule.needs_q, compute)
     machine = Machine(target, pool, made, rule, slots, make_chooser(device))
-    rounds = _ready_rounds(config, machine, progress)
+    most = made.needs.most
+    k = config.k if most is None else min(config.k, most)
+    rounds = _ready_rounds(config, machine, k, progress)
     if device.type == "cpu" and config.threads is None:
         progress("choosing threads", 0, 0)
+    threads = _set_threads(config, machine)
     every_eos = {*model.eos_token_ids, *tokenizer.eos_ids}
     return Opened(
         tokenizer,
-        Loop(machine, rounds, Scheduler(limits.slots), config.prefill_chunk),
+        _make_loop(config, machine, rounds, k),
         budget,
         # A tokenizer may name more tokens than the model has.
         frozenset(token for token in every_eos if token < model.vocab_size),
-        _set_threads(config, machine),
+        threads,
+        k,
     )
+
+
+def _make_loop(config: EngineConfig, machine: Machine, rounds: Rounds, k: int) -> Loop:
+    """The loop over a machine that is ready. k: the widest draft."""
+    limits, needs = machine.slots.limits, machine.drafter.needs
+    reach = 2 * k + 2
+    scheduler = Scheduler(
+        slots=limits.slots,
+        pages=limits.pages,
+        page_size=limits.page_size,
+        max_length=limits.max_length,
+        reach=reach,
+        lookahead=k,
+        prefix=config.prefix_cache,
+        catch_up=needs.catch_up,
+    )
+    feeder = Feeder(machine, scheduler, config.prefill_chunk, config.max_gap)
+    return Loop(machine, rounds, scheduler, feeder, FixedK(k), reach)
 
 
 def _create(config: EngineConfig) -> Drafter:
@@ -140,7 +166,7 @@ def _check_features(drafter: Drafter, target: Decoder) -> None:
         )
 
 
-def _ready_rounds(config: EngineConfig, machine: Machine, progress: Progress) -> Rounds:
+def _ready_rounds(config: EngineConfig, machine: Machine, k: int, progress: Progress) -> Rounds:
     """Rounds as the device wants them, with everything they and a prompt need compiled."""
     device, chunk = machine.slots.limits.device, config.prefill_chunk
     if device.type != "cuda":
@@ -148,10 +174,9 @@ def _ready_rounds(config: EngineConfig, machine: Machine, progress: Progress) ->
     if not config.capture:
         warm_up(machine, chunk)
         return EagerRounds(machine)
-    most = machine.drafter.needs.most
-    k = config.k if most is None else min(config.k, most)
-    _compile(machine, k, chunk, progress)
-    rounds = CapturedRounds(machine, k, partial(progress, "recording rounds"))
+    ks = widths(k) if config.adaptive else (0, k)
+    _compile(machine, ks, chunk, progress)
+    rounds = CapturedRounds(machine, ks, partial(progress, "recording rounds"))
     began = time.perf_counter()
     warm_up(machine, chunk)
     torch.cuda.synchronize(device)
@@ -159,9 +184,9 @@ def _ready_rounds(config: EngineConfig, machine: Machine, progress: Progress) ->
     return rounds
 
 
-def _compile(machine: Machine, k: int, chunk: int, progress: Progress) -> None:
+def _compile(machine: Machine, ks: Sequence[int], chunk: int, progress: Progress) -> None:
     """Have every kernel compiled, several at a time, by running everything once without them."""
-    plans = every_plan(machine, k)
+    plans = every_plan(machine, ks)
     try:
         with compiling(machine.slots.limits.device):
             for done, plan in enumerate(plans.values(), 1):

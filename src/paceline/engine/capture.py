@@ -1,8 +1,9 @@
 """Rounds as CUDA graphs: recorded when the engine opens, replayed with no host work between.
 
 A round becomes two graphs, up to the outbox and after it, so that the host reads its tokens while
-the device drafts. What differs between two rounds of one key (rows, lengths, tokens, parameters)
-lies in device arrays; what is left is the key: rows rounded up, window width, sampling stages.
+the device drafts, and any draft may follow any window. What differs between two rounds of one key
+(rows, lengths, tokens, parameters) lies in device arrays; what is left is the key: rows rounded
+up, draft tokens, sampling stages.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ import gc
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from paceline.config import MAX_LOGPROBS
 from paceline.engine.landing import Landing, Marks
-from paceline.engine.round import Machine, Plan, run_round
+from paceline.engine.round import Machine, Plan, draft_after, run_round, verify_and_commit
 from paceline.engine.rounds import Outcome, Pending
 from paceline.engine.slots import Batch
-from paceline.types import Logprobs, SamplingFlags, Verdict
+from paceline.types import SamplingFlags, TargetOut, Verdict, Window
 
 log = logging.getLogger(__name__)
 
@@ -42,47 +44,30 @@ Progress = Callable[[int, int], None]
 
 
 class Recording:
-    """Work that stops once in the middle, as two CUDA graphs. On another device it is run again
-    at each replay, which lets tests drive everything around it."""
+    """Work as a CUDA graph. On another device it is run again at each replay, which lets tests
+    drive everything around it."""
 
-    def __init__(
-        self, work: Callable[[Callable[[], None]], None], two: bool, device: torch.device, pool: Any
-    ) -> None:
-        """work(between) calls `between` once; two: something comes after it. pool: the handle of
-        the memory pool that graphs share which never run at the same time."""
-        self._work, self._two = work, two
-        self._graphs: tuple[torch.cuda.CUDAGraph, ...] = ()
-        if device.type == "cuda":
-            self._record(device, pool)
-
-    def _record(self, device: torch.device, pool: Any) -> None:
-        first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-
-        def between() -> None:
-            first.capture_end()
-            if self._two:
-                second.capture_begin(pool=pool, capture_error_mode="thread_local")
-
+    def __init__(self, work: Callable[[], None], device: torch.device, pool: Any) -> None:
+        """pool: the handle of the memory pool that graphs share which never run at the same
+        time."""
+        self._work, self._graph = work, None
+        if device.type != "cuda":
+            work()
+            return
+        self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(device)
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(side), _no_collection():
-            first.capture_begin(pool=pool, capture_error_mode="thread_local")
-            self._work(between)
-            if self._two:
-                second.capture_end()
-        self._graphs = (first, second) if self._two else (first,)
+            self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            work()
+            self._graph.capture_end()
 
-    def first(self) -> None:
-        """Replay up to the middle."""
-        if self._graphs:
-            self._graphs[0].replay()
+    def replay(self) -> None:
+        """Run it."""
+        if self._graph is None:
+            self._work()
         else:
-            self._work(lambda: None)
-
-    def second(self) -> None:
-        """Replay the rest."""
-        if len(self._graphs) > 1:
-            self._graphs[1].replay()
+            self._graph.replay()
 
 
 @contextmanager
@@ -98,138 +83,160 @@ def _no_collection() -> Iterator[None]:
 
 
 @dataclass(slots=True)
-class _Captured:
-    """One key: its constant inputs, where its verdict lies, and the recording."""
+class _Rows:
+    """The rows of every recording of one size: what they read, and what was last put there."""
 
     batch: Batch
     loaded: Batch | None = None
-    report: Tensor | None = None
-    logprobs: Logprobs | None = None
-    recording: Recording | None = None
-    buffers: list[Landing] = dataclasses.field(default_factory=list)
-    turn: int = 0
 
 
-_Key = tuple[int, int, int]
+class _Verify:
+    """The first half of a round, and where its verdict lands."""
+
+    def __init__(self, machine: Machine, plan: Plan, device: torch.device, pool: Any) -> None:
+        self.seen: tuple[Window, TargetOut, Verdict]
+
+        def work() -> None:
+            self.seen = verify_and_commit(machine, plan)
+
+        self._recording = Recording(work, device, pool)
+        verdict = self.seen[2]
+        self._buffers = [Landing(verdict.report, verdict.logprobs, device) for _ in range(_BUFFERS)]
+        self._turn = 0
+
+    def replay(self) -> Landing:
+        """Run it; its verdict is on its way to where this says."""
+        self._recording.replay()
+        buffer, verdict = self._buffers[self._turn], self.seen[2]
+        self._turn = (self._turn + 1) % _BUFFERS
+        buffer.fill(verdict.report, verdict.logprobs)
+        return buffer
 
 
-def every_plan(machine: Machine, k: int) -> dict[_Key, Plan]:
-    """A plan of idle rows, which write scratch only, for every key (rows, draft tokens, level)
-    there can be. The largest first, so that memory it needed serves the others. k: the widest
-    draft."""
+# (rows, draft tokens, level), and for the second half (rows, draft tokens verified or 0 where that
+# does not matter, draft tokens to make, level).
+_First: TypeAlias = tuple[int, int, int]
+_Second: TypeAlias = tuple[int, int, int, int]
+
+
+def widths(k: int) -> tuple[int, ...]:
+    """Draft lengths that rounds are recorded for where the policy chooses: 0 to k, thinned out."""
+    return tuple(sorted({0, k, *range(1, min(k, 5)), *range(6, k, 2)}))
+
+
+def every_plan(machine: Machine, ks: Sequence[int]) -> dict[_First, Plan]:
+    """A plan of idle rows, which write scratch only, for every window there can be, with a draft
+    as long behind it. The largest first, so that memory it needed serves the others."""
     limits, plans = machine.slots.limits, {}
     sizes = [1 << i for i in range((limits.slots - 2).bit_length() + 1)]
-    for size, width, level in sorted(
-        itertools.product(sizes, {0, k}, range(len(LEVELS))), reverse=True
-    ):
+    for size in reversed(sizes):
         index = torch.zeros(size, dtype=torch.int64, device=limits.device)
-        bounds = (limits.max_length,) * size
-        batch = machine.slots.batch(index)
-        plans[size, width, level] = Plan(batch, bounds, LEVELS[level], width, width)
+        batch, bounds = machine.slots.batch(index), (limits.max_length,) * size
+        for k, level in itertools.product(sorted(set(ks), reverse=True), range(len(LEVELS))):
+            plans[size, k, level] = Plan(batch, bounds, LEVELS[level], k, k)
     return plans
 
 
 class CapturedRounds:
     """See `Rounds`. Rows that a round does not fill are slot 0, which is never active."""
 
-    def __init__(self, machine: Machine, k: int, progress: Progress | None = None) -> None:
-        """Record every round there can be. k: the widest draft. progress(done, all) is called
-        on the way."""
-        self._machine, self._k = machine, k
+    def __init__(
+        self, machine: Machine, ks: Sequence[int], progress: Progress | None = None
+    ) -> None:
+        """Record every round there can be. ks: the draft lengths, 0 among them or not.
+        progress(done, all) is called on the way."""
+        self._machine, self.ks = machine, tuple(sorted({0, *ks}))
         self._device = machine.slots.limits.device
         on_gpu = self._device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
         self._marks: Marks | None = None
+        self._observes = machine.drafter.needs.catch_up == "observe"
         began = time.perf_counter()
-        plans = every_plan(machine, k)
-        self._sizes = sorted({size for size, _, _ in plans})
-        count = 0
-
-        def step() -> None:
-            nonlocal count
-            count += 1
-            if progress is not None:
-                progress(count, 2 * len(plans))
-
+        plans = every_plan(machine, self.ks)
+        self._rows = {size: _Rows(plan.batch) for (size, _, _), plan in plans.items()}
+        self.sizes = tuple(sorted(self._rows))
+        self._first: dict[_First, _Verify] = {}
+        self._second: dict[_Second, Recording] = {}
         with torch.inference_mode():
             # Compiles what is not compiled yet and makes the buffers that are kept.
-            for plan in plans.values():
+            for done, plan in enumerate(plans.values(), 1):
                 run_round(machine, plan, lambda verdict: None)
-                step()
+                if progress is not None:
+                    progress(done, 2 * len(plans))
             run = time.perf_counter() - began
             if on_gpu:
                 torch.cuda.synchronize(self._device)
                 torch.cuda.empty_cache()  # the graphs have memory of their own
-            self._rounds: dict[_Key, _Captured] = {}
-            for key, plan in plans.items():
-                self._rounds[key] = self._capture(plan)
-                step()
+            for done, (key, plan) in enumerate(plans.items(), 1 + len(plans)):
+                self._record(key, plan)
+                if progress is not None:
+                    progress(done, 2 * len(plans))
         log.info(
-            "captured %d rounds in %.1f s, %.1f s of it running them first",
-            len(plans),
+            "recorded %d graphs in %.1f s, %.1f s of it running them first",
+            len(self._first) + len(self._second),
             time.perf_counter() - began,
             run,
         )
 
-    def _capture(self, plan: Plan) -> _Captured:
-        machine, captured = self._machine, _Captured(plan.batch)
+    def _record(self, key: _First, plan: Plan) -> None:
+        """Record a window, and the drafts that may follow it and are not recorded yet."""
+        (size, k, level), device, pool = key, self._device, self._pool
+        verify = self._first[key] = _Verify(self._machine, plan, device, pool)
+        for next_k in self.ks if self._observes else self.ks[1:]:
+            second = self._follows(size, k, next_k, level)
+            if second in self._second:
+                continue
+            # Whatever window came before: to a draft that does not observe it, the widest.
+            widest = k if self._observes else self.ks[-1]
+            after = replace(plan, k=widest, next_k=next_k)
+            work = partial(draft_after, self._machine, after, *verify.seen)
+            self._second[second] = Recording(work, device, pool)
 
-        def work(between: Callable[[], None]) -> None:
-            def outbox(verdict: Verdict) -> None:
-                captured.report, captured.logprobs = verdict.report, verdict.logprobs
-                between()
-
-            run_round(machine, plan, outbox)
-
-        two = bool(plan.k) or machine.drafter.needs.catch_up == "observe"
-        captured.recording = Recording(work, two, self._device, self._pool)
-        if self._device.type != "cuda":
-            work(lambda: None)
-        assert captured.report is not None
-        captured.buffers = [
-            Landing(captured.report, captured.logprobs, self._device) for _ in range(_BUFFERS)
-        ]
-        return captured
+    def _follows(self, size: int, k: int, next_k: int, level: int) -> _Second:
+        return size, k if self._observes else 0, next_k, level
 
     def launch(self, plan: Plan) -> Pending:
         rows = plan.batch.index.shape[0]
-        size = next(size for size in self._sizes if size >= rows)
+        size = next(size for size in self.sizes if size >= rows)
         level = next(i for i, flags in enumerate(LEVELS) if _covers(flags, plan.flags))
-        captured = self._rounds[size, self._k if plan.k else 0, level]
-        if captured.loaded is not plan.batch:
-            self._load(captured, plan.batch)
-        assert captured.recording is not None
-        assert captured.report is not None
-        buffer = captured.buffers[captured.turn]
-        captured.turn = (captured.turn + 1) % _BUFFERS
+        self._load(self._rows[size], plan.batch)
+        k, next_k = self._width(plan.k), self._width(plan.next_k)
         marks = Marks(self._device)
         marks.begin()
-        captured.recording.first()
-        buffer.fill(captured.report, captured.logprobs)
+        buffer = self._first[size, k, level].replay()
         marks.middle()
-        captured.recording.second()
+        second = self._second.get(self._follows(size, k, next_k, level))
+        if second is not None:
+            second.replay()
         marks.end()
         before, self._marks = self._marks, marks
         return _Launched(buffer, rows, marks, before)
+
+    def _width(self, k: int) -> int:
+        return next(width for width in self.ks if width >= k)
 
     def ahead(self, plan: Plan) -> int:
         # While a draft is made there is time to read and to plan; a plain round leaves none.
         return 0 if plan.next_k else 1
 
-    def begin(self, plan: Plan) -> None:
-        """Nothing: the first round is a plain one, and drafts for the second."""
+    def begin(self, plan: Plan) -> bool:
+        """No: the first round is a plain one, and drafts for the second. The first token is there
+        the sooner."""
+        return False
 
-    def _load(self, captured: _Captured, batch: Batch) -> None:
-        """Put a batch into the place the graph reads."""
-        size, rows = captured.batch.index.shape[0], batch.index.shape[0]
-        if rows < size:
-            idle = batch.index.new_zeros(size - rows)
+    def _load(self, rows: _Rows, batch: Batch) -> None:
+        """Put a batch into the place the graphs read."""
+        if rows.loaded is batch:
+            return
+        size, count = rows.batch.index.shape[0], batch.index.shape[0]
+        if count < size:
+            idle = batch.index.new_zeros(size - count)
             full = self._machine.slots.batch(torch.cat((batch.index, idle)))
         else:
             full = batch
-        for into, value in zip(_tensors(captured.batch), _tensors(full), strict=True):
+        for into, value in zip(_tensors(rows.batch), _tensors(full), strict=True):
             into.copy_(value)
-        captured.loaded = batch
+        rows.loaded = batch
 
 
 @dataclass(frozen=True, slots=True)

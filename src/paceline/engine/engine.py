@@ -1,18 +1,17 @@
 """The engine: the public way in. Opens models, takes requests, hands out events.
 
-Whoever reads events drives the loop, one caller at a time; every step moves all requests on.
+A facade: the engine's own thread (driver.py) does all the work, and callers never wait for one
+another.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import secrets
-import threading
-from collections import deque
+import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from collections.abc import Sequence as Seq
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -21,16 +20,18 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from paceline.config import EngineConfig
+from paceline.config import EngineConfig, check_request
 from paceline.drafters import Drafter
 from paceline.engine.build import Progress, on_device, open_machine, quiet
+from paceline.engine.driver import Driver
+from paceline.engine.handle import Handle
 from paceline.engine.outbox import Reader
 from paceline.engine.requests import Prompt, as_prompts, build_request, check_ids
-from paceline.engine.scheduler import Sequence
+from paceline.engine.sequence import Sequence
 from paceline.errors import ConfigError, EngineClosedError, RequestError
 from paceline.kv.pools import KVPool
 from paceline.ops.attention import BLOCK
-from paceline.types import Completion, Event, Limits, SamplingParams, SequenceStats, Window
+from paceline.types import Completion, EngineStats, Event, Limits, SamplingParams, Window
 
 # What a stream's generator gives to `stream` itself, never to a caller.
 _STARTED = Event("", (), "", ())
@@ -70,21 +71,70 @@ class Engine:
             draft=None if draft is None else str(draft),
             **options,
         )
-        self._lock = threading.Lock()
-        self._left: deque[Sequence] = deque()
-        self._closed = False
+        self._closed = self._draining = False
         self._ids = itertools.count(1)
-        self._worker: ThreadPoolExecutor | None = None
-        self._on_device = on_device(self.config.device)
-        with self._on_device():
-            opened = open_machine(
-                self.config, drafter if isinstance(drafter, Drafter) else None, progress or quiet
-            )
+        progress = progress or quiet
+        self._driver = driver = Driver(on_device(self.config.device))
+        self._end = weakref.finalize(self, driver.stop)  # also where nobody closes the engine
+
+        def told(what: str, done: int, every: int) -> None:
+            if driver.stopping:
+                raise EngineClosedError("the engine was closed while it opened")
+            progress(what, done, every)
+
+        given = drafter if isinstance(drafter, Drafter) else None
+        config = self.config
+        opened = driver.start(lambda: open_machine(config, given, told), lambda made: made.loop)
         self.tokenizer, self.threads = opened.tokenizer, opened.threads
         self._loop, self._eos = opened.loop, opened.eos_ids
+        self._widest = opened.widest
         self._budget, self._limits = opened.budget, opened.budget.limits
 
     # --- requests ---
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        prediction: str | Seq[int] | None = None,
+        k: int | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> Handle:
+        """Ask for one text; returns at once. It is written whether or not its events are read.
+
+        prompt: text, token ids, or chat messages (a list of {"role", "content"}). prediction:
+        text the user expects, for the "predicted" drafter. k: draft tokens for this request, at
+        most the engine's; 0 is plain decoding. priority: higher goes first. deadline: seconds
+        from now; what is written by then stands, and the finish is "deadline". Raises
+        RequestError at once for a request that cannot be served. A request whose logits are not
+        finite fails with NumericsError, to whoever reads it.
+        """
+        self._check_open()
+        check_request(k, self.config.k, priority, deadline)
+        request = build_request(
+            f"r{next(self._ids)}",
+            prompt,
+            params or SamplingParams(),
+            prediction,
+            self.tokenizer,
+            self._limits,
+            self._eos,
+        )
+        seed = request.seed
+        if params is None or params.seed is None:
+            seed = self.config.seed if self.config.seed is not None else secrets.randbits(63)
+        until = None if deadline is None else time.monotonic() + deadline
+        request = replace(request, seed=seed, priority=priority, deadline=until)
+        loop, driver = self._loop, self._driver
+        sequence = Sequence(request, min(self._widest, self.config.k if k is None else k))
+        reader = Reader(request, self.tokenizer, self._eos, sequence.stats)
+        handle = Handle(reader, lambda: driver.post(lambda: loop.drop(sequence, "cancelled")))
+        reader.notify = lambda: driver.touch(handle)
+        driver.post(lambda: loop.submit(sequence, reader))
+        self._check_open()  # closed in between: the command may never be run
+        return handle
 
     def stream(
         self,
@@ -93,27 +143,24 @@ class Engine:
         *,
         prediction: str | Seq[int] | None = None,
         k: int | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
     ) -> Iterator[Event]:
-        """Write one text; yields an event a round. Leaving the loop early cancels the request.
-
-        prompt: text, token ids, or chat messages (a list of {"role", "content"}). prediction:
-        text the user expects, for the "predicted" drafter. k: draft tokens for this request, at
-        most the engine's; 0 is plain decoding. Raises RequestError at once for a request that
-        cannot be served, NumericsError where its logits are not finite.
-        """
-        events = self._events(*self._submit(prompt, params, prediction, k))
+        """`submit`, and the events as they come, one a round. Leaving the loop early cancels the
+        request."""
+        handle = self.submit(
+            prompt, params, prediction=prediction, k=k, priority=priority, deadline=deadline
+        )
+        events = self._events(handle)
         next(events)  # inside its `try` from here on: dropping it unread cancels the request too
         return events
 
-    def _events(self, sequence: Sequence, reader: Reader) -> Iterator[Event]:
+    def _events(self, handle: Handle) -> Iterator[Event]:
         try:
             yield _STARTED
-            while reader.events or not reader.closed:
-                yield self._next(reader)
+            yield from handle.events()
         finally:
-            self._cancel(sequence)
-        if reader.error is not None:
-            raise reader.error
+            handle.cancel()
 
     async def astream(
         self,
@@ -122,20 +169,18 @@ class Engine:
         *,
         prediction: str | Seq[int] | None = None,
         k: int | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
     ) -> AsyncIterator[Event]:
-        """`stream` for asyncio: the rounds run in a thread of the engine's own."""
-        sequence, reader = self._submit(prompt, params, prediction, k)
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, thread_name_prefix="paceline")
-        running = asyncio.get_running_loop()
+        """`stream` for asyncio."""
+        handle = self.submit(
+            prompt, params, prediction=prediction, k=k, priority=priority, deadline=deadline
+        )
         try:
-            while reader.events or not reader.closed:
-                self._check_open()  # the worker of a closed engine takes no work
-                yield await running.run_in_executor(self._worker, self._next, reader)
+            async for event in handle.events():
+                yield event
         finally:
-            self._cancel(sequence)
-        if reader.error is not None:
-            raise reader.error
+            handle.cancel()
 
     def generate(
         self,
@@ -148,87 +193,18 @@ class Engine:
         """Write whole texts, several at once where there are slots; results in order.
 
         prompts: one prompt or a list of prompts (text, token ids or chat messages each). See
-        `stream`. A request that fails raises its error after the others have finished.
+        `submit`. A request that fails raises its error after the others have finished.
         """
-        every = as_prompts(prompts)
-        pairs: list[tuple[Sequence, Reader]] = []
+        handles: list[Handle] = []
         try:
-            for prompt in every:
-                pairs.append(self._submit(prompt, params, prediction, k))
-            for _, reader in pairs:
-                while not reader.closed:
-                    self._step()
+            for prompt in as_prompts(prompts):
+                handles.append(self.submit(prompt, params, prediction=prediction, k=k))
+            for handle in handles:
+                handle.wait_closed()
         finally:
-            for sequence, _ in pairs:
-                self._cancel(sequence)
-        for _, reader in pairs:
-            if reader.error is not None:
-                raise reader.error
-        return [reader.completion() for _, reader in pairs]
-
-    def _submit(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None,
-        prediction: str | Seq[int] | None,
-        k: int | None,
-    ) -> tuple[Sequence, Reader]:
-        self._check_open()
-        if k is not None and (type(k) is not int or not 0 <= k <= self.config.k):
-            raise ConfigError(
-                f"k must be a whole number from 0 to the engine's {self.config.k}, not {k!r}; "
-                "open the engine with the largest k you need"
-            )
-        request = build_request(
-            f"r{next(self._ids)}",
-            prompt,
-            params or SamplingParams(),
-            prediction,
-            self.tokenizer,
-            self._limits,
-            self._eos,
-        )
-        if params is None or params.seed is None:
-            request = replace(
-                request,
-                seed=self.config.seed if self.config.seed is not None else secrets.randbits(63),
-            )
-        most = self._loop.machine.drafter.needs.most
-        wanted = self.config.k if k is None else k
-        sequence = Sequence(request, wanted if most is None else min(wanted, most))
-        reader = Reader(request, self.tokenizer, self._eos, sequence.stats)
-        with self._lock:
-            self._loop.submit(sequence, reader)
-        return sequence, reader
-
-    def _next(self, reader: Reader) -> Event:
-        while not reader.events:
-            self._step()
-        return reader.events.popleft()
-
-    def _step(self) -> None:
-        with self._lock, self._on_device():
-            self._check_open()
-            self._drop_left()
-            self._loop.step()
-
-    def _cancel(self, sequence: Sequence) -> None:
-        """End a request that nobody reads any more; nothing happens to one that has ended.
-
-        Never waits: the garbage collector may call this in the very thread that holds the lock.
-        Whoever holds it drops the request before the next step.
-        """
-        self._left.append(sequence)
-        if self._lock.acquire(blocking=False):
-            try:
-                with self._on_device():
-                    self._drop_left()
-            finally:
-                self._lock.release()
-
-    def _drop_left(self) -> None:
-        while self._left:
-            self._loop.drop(self._left.popleft())
+            for handle in handles:
+                handle.cancel()
+        return [handle.result() for handle in handles]
 
     # --- measuring and closing ---
 
@@ -241,19 +217,23 @@ class Engine:
         if not 0 < len(tokens) <= self._limits.max_length:
             raise RequestError(f"score takes 1 to {self._limits.max_length} tokens at a time")
         check_ids("the text", tokens, self._limits.vocab_size)
-        count = -(-len(tokens) // BLOCK)
-        with self._lock, self._on_device():
+        ids = list(tokens)
+
+        def passed() -> Tensor:
+            device, count = self._limits.device, -(-len(ids) // BLOCK)
             target = self._loop.machine.target
-            pool = KVPool(target.spec, count, BLOCK, self._limits.device)
-            place = torch.arange(len(tokens), device=self._limits.device).unsqueeze(0)
-            ids = torch.tensor([list(tokens)], device=self._limits.device)
-            pages = torch.arange(count, device=self._limits.device).unsqueeze(0)
-            window = Window(ids, place, place, place >= 0, (len(tokens),), pages, BLOCK)
+            pool = KVPool(target.spec, count, BLOCK, device)
+            place = torch.arange(len(ids), device=device).unsqueeze(0)
+            pages = torch.arange(count, device=device).unsqueeze(0)
+            text = torch.tensor([ids], device=device)
+            window = Window(text, place, place, place >= 0, (len(ids),), pages, BLOCK)
             return target.head(target.forward(window, pool)[0])
 
-    def stats(self) -> SequenceStats:
-        """Counts over all finished requests (rounds: the engine's own)."""
-        return self._loop.totals
+        return self._driver.ask(passed)
+
+    def stats(self) -> EngineStats:
+        """Counts over all finished requests (rounds: the engine's own), and how things stand."""
+        return self._loop.stats()
 
     @property
     def limits(self) -> Limits:
@@ -265,15 +245,29 @@ class Engine:
         """Bytes on the device by part, as they were reckoned before it was opened."""
         return {part.name: part.size for part in self._budget.parts}
 
+    def drain(self, timeout: float | None = None) -> bool:
+        """Refuse what comes and wait until what is there is finished. timeout: seconds to wait at
+        most; returns whether all is finished. Then `close`."""
+        self._draining = True
+        until = None if timeout is None else time.monotonic() + timeout
+        while not self._closed and self._driver.ask(lambda: not self._loop.idle):
+            if until is not None and time.monotonic() >= until:
+                return False
+            time.sleep(0.01)
+        return True
+
     def close(self) -> None:
-        """Cancel what runs and refuse what comes. Safe to call twice."""
+        """End what runs and refuse what comes. Safe to call twice."""
         self._closed = True
-        if self._worker is not None:
-            self._worker.shutdown(wait=True)
+        self._end()
 
     def _check_open(self) -> None:
+        if self._driver.broken is not None:
+            raise self._driver.broken
         if self._closed:
             raise EngineClosedError("the engine is closed; open a new one")
+        if self._draining:
+            raise EngineClosedError("the engine is draining: it takes no more requests")
 
     def __enter__(self) -> Self:
         return self

@@ -8,148 +8,323 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import torch
 
+from paceline.engine.acceptance import Seen, Track
+from paceline.engine.feeding import Feeder
 from paceline.engine.outbox import Committed, Reader
-from paceline.engine.prefill import prefill_chunk
-from paceline.engine.report import Report
+from paceline.engine.policy import Launch
 from paceline.engine.round import Machine, Plan
-from paceline.engine.rounds import Pending, Rounds
-from paceline.engine.scheduler import Scheduler, Sequence, Status
+from paceline.engine.rounds import Outcome, Pending, Rounds
+from paceline.engine.scheduling import Grant, Scheduler
+from paceline.engine.sequence import Sequence, Status
+from paceline.engine.settling import add, committed, count, flags
 from paceline.engine.slots import Batch
-from paceline.errors import NumericsError
-from paceline.types import Limits, SamplingFlags, SequenceStats, TokenLogprob
+from paceline.errors import NumericsError, PacelineError, StepError
+from paceline.types import EngineStats, FinishReason, SequenceStats
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class Pilot(Protocol):
+    """Who decides how many tokens are drafted: see `engine.policy.Governor`."""
+
+    def track(self, limit: int, remaining: int) -> Track: ...
+    def first(self, track: Track) -> int: ...
+    def plan(self, tracks: list[Track], context: float, behind: int = 0) -> Launch: ...
+    def settled(
+        self,
+        tracks: list[Track],
+        launch: Launch,
+        seen: Seen,
+        *,
+        verify_seconds: float = 0.0,
+        draft_seconds: float = 0.0,
+        wall_seconds: float | None = None,
+    ) -> None: ...
+    @property
+    def paused(self) -> bool: ...
+    def describe(self) -> str: ...
+
+
+@dataclass(slots=True)
+class _Live:
+    """What belongs to a sequence while it is not finished."""
+
+    reader: Reader
+    track: Track
 
 
 @dataclass(frozen=True, slots=True)
 class _Launched:
-    """A round on its way, the sequences in its rows, and when it was launched."""
+    """A round on its way: its rows, what was decided for it, and when it was launched. alone:
+    no prompt was read between it and the round before it. follows: per row, whether the drafter
+    will have seen all that the round commits."""
 
     rows: list[Sequence]
+    tracks: list[Track]
+    launch: Launch
     pending: Pending
     at: float
+    alone: bool
+    follows: list[bool]
 
 
 @dataclass(slots=True)
 class Loop:
-    """Drives `machine` for the sequences in `scheduler`. prefill_chunk: positions a step reads."""
+    """Drives `machine` for the sequences in `scheduler`. reach: positions past a text that a round
+    and the draft behind it touch, at most."""
 
     machine: Machine
     rounds: Rounds
     scheduler: Scheduler
-    prefill_chunk: int
+    feeder: Feeder
+    pilot: Pilot
+    reach: int
     totals: SequenceStats = field(default_factory=SequenceStats)
-    _readers: dict[int, Reader] = field(default_factory=dict)
-    _sequences: dict[int, Sequence] = field(default_factory=dict)
-    _batch: tuple[tuple[str, ...], Batch] | None = None
+    finished: int = 0
+    _live: dict[Sequence, _Live] = field(default_factory=dict)
+    _batch: tuple[tuple[tuple[int, int], ...], Batch] | None = None
     _launched: deque[_Launched] = field(default_factory=deque)
     _settled_at: float = 0.0
+    _round_seconds: float = 0.0
+
+    # --- what the driver calls ---
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.scheduler.idle and not self._launched
 
     def submit(self, sequence: Sequence, reader: Reader) -> None:
         """Queue a sequence; its events appear in `reader`."""
-        self._readers[id(sequence)] = reader
-        self.scheduler.add(sequence)
+        params = sequence.request.params
+        try:
+            self.scheduler.add(sequence)
+        except PacelineError as error:
+            reader.close("error", error)
+            return
+        sequence.stats.prompt_tokens = len(sequence.request.prompt)
+        remaining = min(params.max_tokens, sequence.limit - len(sequence.tokens))
+        self._live[sequence] = _Live(reader, self.pilot.track(sequence.k, remaining))
 
     def step(self) -> None:
-        """Admit who can be admitted, read one chunk of one prompt, launch one round, and settle
-        those that are due."""
-        for sequence in self.scheduler.admit():
-            self._admit(sequence)
-        prefilling = self.scheduler.prefilling
-        if prefilling:
-            with self._all_or_none(prefilling[:1]):
-                self._prefill(prefilling[0])
-        running, ahead = self.scheduler.running, 0
-        if running:
-            with self._all_or_none(running):
-                plan = self._make_plan(running, max(s.k for s in running))
-                pending = self.rounds.launch(plan)
-                self._launched.append(_Launched(running, pending, time.perf_counter()))
-                ahead = self.rounds.ahead(plan)
+        """Admit who can be admitted, read from prompts, launch one round, and settle those that
+        are due."""
+        for sequence in self.scheduler.expire(time.monotonic()):
+            self.drop(sequence, "deadline")
+        admitted = [(sequence, sequence.tokens) for sequence in self.scheduler.admit()]
+        self._each(admitted, self._admit)
+        fed = self._feed()
+        ahead = self._launch(alone=not fed) if self.scheduler.running else 0
         while len(self._launched) > ahead:
-            launched = self._launched.popleft()
-            with self._all_or_none(launched.rows):
-                self._settle(launched)
+            self._settle(self._launched.popleft())
 
-    def drop(self, sequence: Sequence, error: Exception | None = None) -> None:
-        """End a sequence from outside, wherever it stands."""
-        reader = self._readers.get(id(sequence))
-        if reader is not None and reader.finish is None:
-            reader.close("cancelled" if error is None else "error", error)
-            self._finish(sequence)
+    def drop(
+        self, sequence: Sequence, finish: FinishReason, error: Exception | None = None
+    ) -> None:
+        """End a sequence from outside, wherever it stands; nothing happens to one that has."""
+        live = self._live.get(sequence)
+        if live is not None:
+            live.reader.close(finish, error)
+            self._finish(sequence, keep=finish != "error")
 
-    def _admit(self, sequence: Sequence) -> None:
-        slots, request = self.machine.slots, sequence.request
-        stop_ids = tuple(sorted(self._readers[id(sequence)].stop_ids))
-        sequence.stats.prompt_tokens = len(request.prompt)
+    def end_all(self, error: Exception) -> None:
+        """Every request that is not finished fails with `error`; the device is not touched."""
+        self._launched.clear()
+        for live in self._live.values():
+            live.reader.close("error", error)
+        self._live.clear()
+
+    def answers(self) -> bool:
+        """Whether the device still works, after a step that failed."""
+        device = self.machine.slots.limits.device
         try:
-            slots.admit(sequence.slot, request, stop_ids, sequence.k)
-            slots.set_pages(sequence.slot, 0, _pages_of(sequence.slot, slots.limits))
-            self.machine.drafter.admit(sequence.slot, request)
-        except Exception as error:
-            self.drop(sequence, error)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            return bool((torch.ones(2, device=device) + 1).sum().item() == 4)
+        except Exception:
+            return False
 
-    @contextmanager
-    def _all_or_none(self, sequences: list[Sequence]) -> Iterator[None]:
-        """Where a pass over `sequences` breaks off, none of them goes on: what it left of their
-        state is not known."""
-        try:
-            yield
-        except BaseException as error:
-            for sequence in sequences:
-                self.drop(sequence, error if isinstance(error, Exception) else None)
-            raise
+    def stats(self) -> EngineStats:
+        """How things stand. May be called from any thread."""
+        counts = self.scheduler.counts()
+        stats = EngineStats(
+            finished=self.finished,
+            waiting=counts.waiting,
+            running=counts.running + counts.prefilling,
+            preemptions=counts.preemptions,
+            pages=self.scheduler.pages.total,
+            pages_used=counts.pages_used,
+            pages_cached=counts.pages_cached,
+            prefix_asked=counts.prefix_asked,
+            prefix_hits=counts.prefix_hits,
+            speculation=self.pilot.describe(),
+        )
+        add(stats, self.totals)
+        stats.rounds = self.totals.rounds
+        return stats
 
-    def _prefill(self, sequence: Sequence) -> None:
-        """Read the next chunk; after the last, draft for the first round and join."""
-        began = time.perf_counter()
-        last = len(sequence.request.prompt) - 1
-        stop = min(sequence.prefilled + self.prefill_chunk, last)
-        if stop > sequence.prefilled:
-            prefill_chunk(self.machine, sequence.slot, sequence.prefilled, stop)
-            sequence.prefilled = stop
-        if stop == last:
-            self.rounds.begin(self._make_plan([sequence], sequence.k))
-            self.scheduler.start(sequence)
-        sequence.stats.prefill_seconds += time.perf_counter() - began
+    # --- one step ---
 
-    def _make_plan(self, running: list[Sequence], k: int) -> Plan:
+    def _admit(self, sequence: Sequence, tokens: list[int]) -> None:
+        slots, request, live = self.machine.slots, sequence.request, self._live[sequence]
+        live.track.waiting = 0
+        stop_ids = tuple(sorted(live.reader.stop_ids))
+        written = tokens[len(request.prompt) :]
+        slots.admit(sequence.slot, request, stop_ids, sequence.k, written)
+        slots.set_pages(sequence.slot, 0, sequence.pages)
+        self.machine.drafter.admit(sequence.slot, request)
+
+    def _feed(self) -> bool:
+        """Read from prompts what a step may; whether anything was read."""
+        left, busy, fed = self.feeder.chunk, None, False
+        if self.scheduler.running:
+            busy = self._round_seconds
+        for sequence in self.scheduler.prefilling:
+            with self._all_or_none([sequence]):
+                grant = self.scheduler.rematch(sequence)
+                if grant is not None:
+                    self._grant(grant)
+                tokens = self.feeder.step_tokens(sequence, left, busy)
+                began = time.perf_counter()
+                if tokens:
+                    self.feeder.read(sequence, tokens, not self.pilot.paused)
+                    left, fed = left - tokens, True
+                if sequence.prefilled == len(sequence.tokens) - 1:
+                    self._start(sequence)
+                sequence.stats.prefill_seconds += time.perf_counter() - began
+            if left <= 0 or (fed and busy is not None and self.feeder.max_gap is not None):
+                break
+        return fed
+
+    def _start(self, sequence: Sequence) -> None:
+        """All of a text but its last token has been read: it joins the rounds."""
+        live = self._live[sequence]
+        self.scheduler.start(sequence)
+        if sequence.observed >= sequence.prefilled or not self._catches_up:
+            k = self.pilot.first(live.track)
+            if k and self.rounds.begin(self._make_plan([sequence], 0, k)):
+                sequence.observed = len(sequence.tokens)
+            else:
+                live.track.waiting = 0
+
+    def _launch(self, alone: bool) -> int:
+        """Launch a round of all that run; returns how many rounds may stay in flight."""
+        if self.scheduler.missing(self.scheduler.running, self.reach):
+            self._make_room()
+        rows = self.scheduler.running
+        if not rows:
+            return 0
+        tracks = [self._live[s].track for s in rows]
+        context = sum(len(s.tokens) for s in rows) / len(rows)
+        behind = sum(max(0, len(s.tokens) - 1 - s.observed) for s in rows)
+        launch = self.pilot.plan(tracks, context, behind if self._catches_up else 0)
+        with self._all_or_none(rows):
+            for grant in self.scheduler.reserve(rows, self.reach):
+                self._grant(grant)
+            follows = self._catch_up(rows, launch)
+            plan = self._make_plan(rows, launch.k, launch.next_k)
+            at = time.perf_counter()
+            pending = self.rounds.launch(plan)
+        self.scheduler.launched(rows, launch.k + 1)
+        self._launched.append(_Launched(rows, tracks, launch, pending, at, alone, follows))
+        return self.rounds.ahead(plan)
+
+    def _catch_up(self, rows: list[Sequence], launch: Launch) -> list[bool]:
+        """Show the drafter what it has not seen of the rows that it is to draft for. Returns, per
+        row, whether this round's draft leaves it up to date."""
+        if not launch.next_k:
+            return [False] * len(rows)
+        follows = []
+        for sequence, drafts in zip(rows, launch.drafts, strict=True):
+            # The draft's first pass has room for two tokens: one that this round commits beside
+            # its draft, and one that a round in flight commits, or else the last one known.
+            needed = len(sequence.tokens) - (not sequence.in_flight)
+            if drafts and self._catches_up and sequence.observed < needed:
+                self.feeder.bring_up(sequence, len(sequence.tokens))
+            follows.append(sequence.observed >= needed)
+        return follows
+
+    def _make_room(self) -> None:
+        """Preempt until there are pages for a round of those that then still run."""
+        while self._launched:
+            self._settle(self._launched.popleft())
+        for sequence in self.scheduler.make_room(self.scheduler.running, self.reach):
+            log.debug("request %s gives its pages back and waits", sequence.request.id)
+            self.machine.slots.release(sequence.slot)
+            self.machine.drafter.release(sequence.slot)
+
+    def _grant(self, grant: Grant) -> None:
+        self.machine.slots.set_pages(grant.slot, grant.first, grant.pages)
+
+    @property
+    def _catches_up(self) -> bool:
+        """Whether the drafter has a cache that may fall behind."""
+        return self.machine.drafter.needs.catch_up == "tokens"
+
+    def _make_plan(self, rows: list[Sequence], k: int, next_k: int) -> Plan:
         """Bounds cover the window, the tokens it may commit, and the draft behind them."""
         limits = self.machine.slots.limits
-        reach = 2 * k + 2
-        bounds = tuple(min(s.length + reach, limits.max_length) for s in running)
-        requests = tuple(s.request.id for s in running)
-        if self._batch is None or self._batch[0] != requests:
-            index = torch.tensor([s.slot for s in running], device=limits.device)
-            self._batch = (requests, self.machine.slots.batch(index))
-        return Plan(self._batch[1], bounds, _flags(running), k, k)
+        bounds = tuple(min(s.bound + k + next_k + 2, limits.max_length) for s in rows)
+        who = tuple((s.slot, s.epoch) for s in rows)
+        if self._batch is None or self._batch[0] != who:
+            index = torch.tensor([s.slot for s in rows], device=limits.device)
+            self._batch = (who, self.machine.slots.batch(index))
+        return Plan(self._batch[1], bounds, flags(rows), k, next_k)
 
     def _settle(self, launched: _Launched) -> None:
         """Read a round and book it. A row whose sequence has ended since is left out."""
+        with self._all_or_none(launched.rows):
+            try:
+                outcome = launched.pending.wait()
+            except Exception:
+                for sequence in launched.rows:
+                    self.scheduler.settled(sequence, ())
+                raise
         began = max(launched.at, self._settled_at)
-        outcome = launched.pending.wait()
-        self._settled_at = time.perf_counter()
-        rows = _committed(outcome.report, self.machine.drafter.sources, launched.rows)
+        self._settled_at = now = time.perf_counter()
+        self._round_seconds = outcome.verify_seconds + outcome.draft_seconds
+        self.pilot.settled(
+            launched.tracks,
+            launched.launch,
+            outcome.report,
+            verify_seconds=outcome.verify_seconds,
+            draft_seconds=outcome.draft_seconds,
+            wall_seconds=now - began if launched.alone else None,
+        )
+        rows = committed(outcome.report, self.machine.drafter.sources, launched.rows)
         for sequence, row in zip(launched.rows, rows, strict=True):
-            if sequence.status is not Status.RUNNING:
-                continue
-            stats = sequence.stats
-            stats.verify_seconds += outcome.verify_seconds
-            stats.draft_seconds += outcome.draft_seconds
-            stats.decode_seconds += self._settled_at - began
-            self._book(sequence, row)
+            self.scheduler.settled(sequence, row.token_ids)
         self.totals.rounds += 1
+        self.feeder.learn()
+        booked = [
+            (sequence, row)
+            for sequence, row, follows in zip(launched.rows, rows, launched.follows, strict=True)
+            if sequence in self._live and self._timed(sequence, outcome, now - began, follows)
+        ]
+        self._each(booked, self._book)
+
+    def _timed(self, sequence: Sequence, outcome: Outcome, seconds: float, follows: bool) -> bool:
+        """Count a round's time to a sequence, and what its drafter has seen."""
+        stats = sequence.stats
+        stats.verify_seconds += outcome.verify_seconds
+        stats.draft_seconds += outcome.draft_seconds
+        stats.decode_seconds += seconds
+        if follows:
+            sequence.observed = len(sequence.tokens)
+        return True
 
     def _book(self, sequence: Sequence, row: Committed) -> None:
         """Book one row of a round and finish the sequence where it ended."""
-        reader = self._readers[id(sequence)]
-        sequence.length += len(row.token_ids)
+        reader = self._live[sequence].reader
         if row.failed:
             reader.close(
                 "error",
@@ -159,116 +334,52 @@ class Loop:
                 ),
             )
         else:
-            _count(sequence.stats, row, reader.take(row))
+            count(sequence.stats, row, reader.take(row))
         if reader.finish is not None:
-            self._finish(sequence)
+            self._finish(sequence, keep=not row.failed)
 
-    def _finish(self, sequence: Sequence) -> None:
-        if sequence.slot:
+    def _finish(self, sequence: Sequence, keep: bool) -> None:
+        del self._live[sequence]
+        if sequence.status in (Status.PREFILL, Status.RUNNING):
             self.machine.slots.release(sequence.slot)
-            # Masked positions are read too, times 0: what is not finite there must not stay.
-            limits = self.machine.slots.limits
-            used = -(-(sequence.length + sequence.k + 1) // limits.page_size)
-            pages = _pages_of(sequence.slot, limits)[:used]
-            self.machine.pool.clear(pages)
-            self.machine.drafter.clear(pages)
             self.machine.drafter.release(sequence.slot)
-        self.scheduler.finish(sequence)
-        del self._readers[id(sequence)]
-        _add(self.totals, sequence.stats)
+        self.scheduler.finish(sequence, keep)
+        self.finished += 1
+        add(self.totals, sequence.stats)
+
+    @contextmanager
+    def _all_or_none(self, sequences: list[Sequence]) -> Iterator[None]:
+        """Where a pass over `sequences` breaks off, none of them goes on: what it left of their
+        state is not known. Rounds of theirs in flight are settled in their turn."""
+        try:
+            yield
+        except Exception as error:
+            told = error if isinstance(error, PacelineError) else _told(error)
+            for sequence in sequences:
+                self.drop(sequence, "error", told)
+            raise
+
+    def _each(
+        self, cases: Iterable[tuple[Sequence, _T]], do: Callable[[Sequence, _T], None]
+    ) -> None:
+        """`do` for each sequence alone: one that fails ends, and only then is its error raised."""
+        first: Exception | None = None
+        for sequence, value in cases:
+            try:
+                with self._all_or_none([sequence]):
+                    do(sequence, value)
+            except Exception as error:
+                first = first or error
+        if first is not None:
+            raise first
 
 
-def _pages_of(slot: int, limits: Limits) -> range:
-    """A slot's own pages, one behind the other; page 0 is nobody's."""
-    first = 1 + (slot - 1) * limits.table
-    return range(first, first + limits.table)
-
-
-def _flags(running: list[Sequence]) -> SamplingFlags:
-    every = [s.request.params for s in running]
-    return SamplingFlags(
-        draws=any(p.temperature > 0 for p in every),
-        penalties=any(p.penalized for p in every),
-        bias=any(p.logit_bias for p in every),
-        truncation=any(p.truncated for p in every),
-        top_k=any(p.top_k > 0 for p in every),
-        top_p=any(p.top_p < 1 for p in every),
-        min_tokens=any(
-            s.length - len(s.request.prompt) < s.request.params.min_tokens for s in running
-        ),
-        logprobs=max((-1 if p.logprobs is None else p.logprobs) for p in every),
+def _told(error: Exception) -> StepError:
+    """The error that the requests of a step that broke off are given."""
+    what = " ".join(str(error).split())
+    told = StepError(
+        f"the engine met {type(error).__name__}: {what[:300]}; this request ended with it: send it "
+        "again, and if it goes on, open a new engine and report it"
     )
-
-
-def _committed(
-    report: Report, sources: tuple[str, ...], running: list[Sequence]
-) -> list[Committed]:
-    """A round's rows as the readers take them."""
-    rows = []
-    for row, sequence in enumerate(running):
-        wanted, n = sequence.request.params.logprobs, report.n[row]
-        rows.append(
-            Committed(
-                token_ids=tuple(report.tokens[row][:n]),
-                source=sources[report.source[row]],
-                drafted=report.drafted[row],
-                evaluated=report.evaluated[row],
-                accepted=report.accepted[row],
-                ended=bool(report.ended[row]),
-                failed=bool(report.failed[row]),
-                logprobs=None if wanted is None else _logprobs(report, row, n, wanted),
-            )
-        )
-    return rows
-
-
-def _logprobs(report: Report, row: int, n: int, wanted: int) -> tuple[TokenLogprob, ...]:
-    assert report.logprobs is not None
-    chosen = report.logprobs.chosen[row].tolist()
-    ids, top = report.logprobs.top_ids[row].tolist(), report.logprobs.top[row].tolist()
-    tokens = report.tokens[row]
-    return tuple(
-        TokenLogprob(
-            tokens[i], chosen[i], tuple(zip(ids[i][:wanted], top[i][:wanted], strict=True))
-        )
-        for i in range(n)
-    )
-
-
-def _count(stats: SequenceStats, row: Committed, stand: int) -> None:
-    """Book a row of which `stand` tokens stand.
-
-    Acceptance is censored by the window and by the end of the text: only draft tokens that were
-    evaluated and come before the end are counted.
-    """
-    evaluated, accepted = min(row.evaluated, stand), min(row.accepted, stand)
-    stats.rounds += 1
-    stats.drafted += row.drafted
-    stats.evaluated += evaluated
-    stats.accepted += accepted
-    missing = evaluated - len(stats.evaluated_by_position)
-    stats.evaluated_by_position += [0] * missing
-    stats.accepted_by_position += [0] * missing
-    for place in range(evaluated):
-        stats.evaluated_by_position[place] += 1
-        stats.accepted_by_position[place] += place < accepted
-    if row.drafted:
-        previous = stats.accepted_by_source.get(row.source, 0)
-        stats.accepted_by_source[row.source] = previous + accepted
-
-
-def _add(total: SequenceStats, part: SequenceStats) -> None:
-    """Add a finished sequence's counts to the engine's. Rounds are the engine's own count."""
-    for name in ("drafted", "evaluated", "accepted", "emitted", "prompt_tokens"):
-        setattr(total, name, getattr(total, name) + getattr(part, name))
-    for name in ("prefill_seconds", "decode_seconds", "draft_seconds", "verify_seconds"):
-        setattr(total, name, getattr(total, name) + getattr(part, name))
-    for mine, theirs in (
-        (total.evaluated_by_position, part.evaluated_by_position),
-        (total.accepted_by_position, part.accepted_by_position),
-    ):
-        mine += [0] * (len(theirs) - len(mine))
-        for place, value in enumerate(theirs):
-            mine[place] += value
-    for source, value in part.accepted_by_source.items():
-        total.accepted_by_source[source] = total.accepted_by_source.get(source, 0) + value
+    told.__cause__ = error
+    return told

@@ -6,7 +6,7 @@ Host only. One `Reader` a request; it alone decides where the text ends when a s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from paceline.text import Detokenizer, StopStrings, Tokenizer
@@ -47,6 +47,7 @@ class Reader:
     closed: bool = False  # the event with `finish` is there: other threads look at nothing else
     stop_reason: str | int | None = None
     error: Exception | None = None
+    notify: Callable[[], None] | None = None  # called after each event
     _pieces: list[str] = field(default_factory=list)
     _text: _TextEnd | None = None
 
@@ -118,6 +119,8 @@ class Reader:
             )
         )
         self.closed = self.finish is not None
+        if self.notify is not None:
+            self.notify()
 
     def completion(self) -> Completion:
         """The whole text, once `finish` is set."""

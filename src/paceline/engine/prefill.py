@@ -9,15 +9,32 @@ import torch
 
 from paceline.engine.round import Machine
 from paceline.speculation.window import addresses
-from paceline.types import TargetOut, Window
+from paceline.types import Rows, TargetOut, Window
 
 
-def prefill_chunk(machine: Machine, slot: int, start: int, stop: int) -> None:
-    """Run committed positions start to stop (exclusive) of `slot` through target and drafter."""
+def prefill_chunk(machine: Machine, slot: int, start: int, stop: int, shown: bool = True) -> None:
+    """Run committed positions start to stop (exclusive) of `slot` through the target. shown: and
+    show them to the drafter."""
+    window, rows = _committed(machine, slot, start, stop)
+    features = machine.drafter.needs.features if shown else ()
+    _, kept = machine.target.forward(window, machine.pool, features)
+    if shown:
+        # No logits: nothing is drawn here.
+        out = TargetOut(torch.empty(0, device=window.ids.device), kept)
+        machine.drafter.observe(window, out, None, rows)
+
+
+def catch_up_chunk(machine: Machine, slot: int, start: int, stop: int) -> None:
+    """Show a drafter with `catch_up="tokens"` committed positions that it has not seen."""
+    window, rows = _committed(machine, slot, start, stop)
+    machine.drafter.observe(window, None, None, rows)
+
+
+def _committed(machine: Machine, slot: int, start: int, stop: int) -> tuple[Window, Rows]:
+    """Committed positions start to stop (exclusive) of `slot`, as one window."""
     slots = machine.slots
     device = slots.limits.device
-    index = torch.tensor([slot], device=device)
-    batch, size = slots.batch(index), slots.limits.page_size
+    batch, size = slots.batch(torch.tensor([slot], device=device)), slots.limits.page_size
     position = torch.arange(start, stop, device=device).unsqueeze(0)  # [1, W]
     valid = torch.ones_like(position, dtype=torch.bool)
     window = Window(
@@ -29,11 +46,7 @@ def prefill_chunk(machine: Machine, slot: int, start: int, stop: int) -> None:
         pages=batch.pages,
         page_size=size,
     )
-    _, features = machine.target.forward(window, machine.pool, machine.drafter.needs.features)
-    # No logits: nothing is drawn here.
-    rows = slots.rows(batch, window.bounds, stop - start, stop - start)
-    out = TargetOut(torch.empty(0, device=device), features)
-    machine.drafter.observe(window, out, None, rows)
+    return window, slots.rows(batch, window.bounds, stop - start, stop - start)
 
 
 def warm_up(machine: Machine, chunk: int) -> None:

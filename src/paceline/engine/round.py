@@ -58,11 +58,7 @@ def run_round(machine: Machine, plan: Plan, outbox: Callable[[Verdict], None]) -
     """Verify the waiting draft, commit what stands, and leave the next draft in the slots."""
     window, out, verdict = verify_and_commit(machine, plan)
     outbox(verdict)
-    if plan.next_k or machine.drafter.needs.catch_up == "observe":
-        rows = machine.slots.rows(plan.batch, plan.bounds, plan.k + 1, fresh=1)
-        machine.drafter.observe(window, out, verdict, rows)
-    if plan.next_k:
-        draft_next(machine, plan, committed=plan.k + 1)
+    draft_after(machine, plan, window, out, verdict)
 
 
 def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, Verdict]:
@@ -86,8 +82,19 @@ def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, 
     return window, TargetOut(logits, features), verdict
 
 
+def draft_after(
+    machine: Machine, plan: Plan, window: Window, out: TargetOut, verdict: Verdict
+) -> None:
+    """The second half: what the drafter must see of the window, and the next draft."""
+    if machine.drafter.needs.catch_up == "observe":
+        rows = machine.slots.rows(plan.batch, plan.bounds, plan.k + 1, fresh=1)
+        machine.drafter.observe(window, out, verdict, rows)
+    if plan.next_k:
+        draft_next(machine, plan, committed=plan.k + 1)
+
+
 def draft_next(machine: Machine, plan: Plan, committed: int) -> None:
-    """The second half: propose plan.next_k tokens a row and leave them in the slots.
+    """Propose plan.next_k tokens a row and leave them in the slots.
 
     committed: tokens, at most, since the last proposal; all but one of them it proposed itself.
     Also run once after prefill, so that a request's first round verifies a whole window.

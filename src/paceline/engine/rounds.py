@@ -43,8 +43,8 @@ class Rounds(Protocol):
         """Rounds that may be launched before `plan`'s has been waited for."""
         ...
 
-    def begin(self, plan: Plan) -> None:
-        """A prompt has been read: the chance to draft for its first round."""
+    def begin(self, plan: Plan) -> bool:
+        """A prompt has been read: the chance to draft for its first round. Whether it was taken."""
         ...
 
 
@@ -77,7 +77,7 @@ class EagerRounds:
     def ahead(self, plan: Plan) -> int:
         return 0
 
-    def begin(self, plan: Plan) -> None:
-        if plan.next_k:
-            self._machine.slots.refresh(plan.batch)
-            draft_next(self._machine, plan, committed=1)
+    def begin(self, plan: Plan) -> bool:
+        self._machine.slots.refresh(plan.batch)
+        draft_next(self._machine, plan, committed=1)
+        return True

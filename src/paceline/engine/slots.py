@@ -80,12 +80,20 @@ class Slots:
             zeros(limits.max_k, limits.vocab_size, dtype=compute) if stores_q else None
         )
 
-    def admit(self, slot: int, request: Request, stop_ids: tuple[int, ...], k: int) -> None:
-        """Write the row of a request that was given `slot`. Called by the host between rounds;
-        its pages are given by `set_pages`."""
+    def admit(
+        self,
+        slot: int,
+        request: Request,
+        stop_ids: tuple[int, ...],
+        k: int,
+        written: Sequence[int] = (),
+    ) -> None:
+        """Write the row of a request that was given `slot`. written: what it had written when it
+        last lost one. Called by the host between rounds; its pages are given by `set_pages`."""
         params, prompt = request.params, torch.tensor(request.prompt)
         self.tokens[slot, : len(prompt)] = prompt
-        self.length[slot] = self.prompt_length[slot] = len(prompt)
+        self.length[slot] = len(prompt) + len(written)
+        self.prompt_length[slot] = len(prompt)
         self.limit[slot] = min(len(prompt) + params.max_tokens, self.limits.max_length)
         self.seed[slot], self.k_limit[slot] = request.seed, k
         self._admit_sampling(slot, params, len(prompt))
@@ -95,6 +103,12 @@ class Slots:
             self.prompt_seen[slot] = False
             self.prompt_seen[slot, prompt] = True
             self.counts[slot] = 0
+        if written:
+            output = torch.tensor(written)
+            self.tokens[slot, len(prompt) : len(prompt) + len(written)] = output
+            if params.penalized:
+                size = self.limits.vocab_size
+                self.counts[slot] = torch.bincount(output, minlength=size).to(self.counts.dtype)
         self.draft_count[slot] = 0
         self.active[slot] = True
 
@@ -172,6 +186,7 @@ class Slots:
             )
         self.refresh(batch)
         rows, draft = self.rows(batch, bounds, committed=0, fresh=0), self.draft(index, k)
+        self.draft_count[index] = 0  # it is taken: no later window may hold it again
         return draft, assemble(rows, draft, self.active[index])
 
     def settle(self, batch: Batch, draft: Draft, judged: Judgement, penalties: bool) -> Verdict:

@@ -6,7 +6,6 @@ Page 0 is scratch: nodes that are not valid write there, and nobody reads it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,20 +33,12 @@ class KVPool:
         bundle = spec.bundle
         shape = (spec.kv_heads // bundle, pages * page_size, bundle * spec.head_dim)
 
-        # Zeros, not empty: masked columns are multiplied by 0, and 0 · NaN would be NaN.
+        # Zeros, not empty: values that nobody sees are multiplied by 0, and 0 · NaN would be NaN.
+        # From then on `write_kv` writes finite values only, and tells the rest by the key.
         def empty() -> Tensor:
             return torch.zeros(shape, dtype=spec.dtype, device=device)
 
         self.layers = tuple(LayerCache(empty(), empty()) for _ in range(spec.layers))
-
-    def clear(self, pages: Sequence[int]) -> None:
-        """Zero these pages, so that what is not finite there cannot reach their next owner.
-        Nothing where attention does not read what it does not see."""
-        if not self.spec.reads_masked or not pages:
-            return
-        index = torch.tensor(pages, device=self.layers[0].keys.device)
-        for cache in (cache for layer in self.layers for cache in layer):
-            cache.view(cache.shape[0], -1, self.page_size, cache.shape[2]).index_fill_(1, index, 0)
 
 
 def kv_bytes(spec: KVSpec, positions: int) -> int:

@@ -79,6 +79,15 @@ class Decoder:
         """d."""
         return self.config.hidden_size
 
+    @property
+    def half_context(self) -> float:
+        """Positions behind a token at which attention has as many operations as the products."""
+        c = self.config
+        inner = c.heads * c.head_dim
+        products = c.hidden_size * (2 * inner + 2 * c.kv_heads * c.head_dim)
+        products += 3 * c.hidden_size * c.intermediate_size
+        return products / (2 * inner)
+
     def forward(
         self, window: Window, pool: KVPool, features: tuple[int, ...] = ()
     ) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -201,7 +201,7 @@ class _DeviceOps(TorchOps):
         self._linear, self._attention = device_linear, device_attention
 
     def kv_spec(self, layers: int, kv_heads: int, head_dim: int) -> KVSpec:
-        return KVSpec(layers, kv_heads, head_dim, self._dtype, reads_masked=False)
+        return KVSpec(layers, kv_heads, head_dim, self._dtype)
 
     def enter(
         self, embedding: Tensor, gain: Tensor, stream: torch.dtype

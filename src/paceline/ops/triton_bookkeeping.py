@@ -45,6 +45,7 @@ def open_window(
     behind = (node > 0) & (node < width)
     token = tl.load(draft_tokens + slot * most + node - 1, mask=behind, other=0)
     drafted = tl.minimum(tl.load(draft_count + slot), width - 1)
+    tl.store(draft_count + slot, 0)  # it is taken
     real = (node <= drafted) & (tl.load(active + slot) != 0)
     place = tl.minimum(root + node, slot_length - 1)
     to = _address(table, page_size, tl.maximum(place, 0), real, node)

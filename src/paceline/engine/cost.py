@@ -1,0 +1,319 @@
+"""What a round costs on this machine: measured at start, kept on disk, refined from live rounds.
+
+Seconds of verifying and of drafting over rows, draft tokens and context; between measured points
+straight lines, never falling as any of the three grows. Pure: no torch, no device, no clock, no
+file (`engine.cost_file` has those).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+Kind = Literal["verify", "draft"]
+
+_RECENT = 5  # live rounds of which the median counts, so that a single slow one says nothing
+_GAIN = 0.06  # how fast a cell follows that median
+_DRIFT = 0.02  # and all cells of its kind with it: a clock that falls slows every round
+_WIDEST = 3.0  # a correction is kept within exp(±this)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measurement: seconds to verify k draft tokens a row (a window of k + 1), or to draft k,
+    at `context` committed positions a row. A draft of 0 is a drafter that only observes."""
+
+    kind: Kind
+    rows: int
+    k: int
+    context: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Cell:
+    """What live rounds say of one cell: the logarithm of live over measured."""
+
+    own: float = 0.0
+    factor: float = 1.0
+    recent: list[float] = field(default_factory=list)
+
+    def hear(self, value: float) -> float | None:
+        """Take a value; the median of the last few, or None while there are too few."""
+        self.recent.append(value)
+        if len(self.recent) > _RECENT:
+            del self.recent[0]
+        if len(self.recent) < 3:
+            return None
+        return sorted(self.recent)[len(self.recent) // 2]
+
+    def shift(self, by: float) -> None:
+        """Move the correction."""
+        self.own = min(max(self.own + by, -_WIDEST), _WIDEST)
+        self.factor = math.exp(self.own)
+
+
+# Seconds at context 0, seconds a position, correction.
+_Entry = tuple[float, float, _Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """The cells of one number of rows, in the order of the table's ks, to verify and to draft,
+    and the host's share with K = 0 and with more."""
+
+    verify: tuple[_Entry, ...]
+    draft: tuple[_Entry, ...]
+    host: tuple[_Cell, _Cell]
+
+
+class CostTable:
+    """Seconds of rounds; see the module. Every method takes the rows that really run."""
+
+    def __init__(
+        self,
+        points: Iterable[Point],
+        ks: Sequence[int],
+        *,
+        sizes: Sequence[int] = (),
+        most: Callable[[int], int] | None = None,
+        catch_up: float | None = None,
+    ) -> None:
+        """ks: the draft lengths a round may have. sizes: where rounds are recorded for these
+        numbers of rows alone, so that each runs as the next larger one; empty where any number
+        runs as it is. most(rows): the longest draft that rounds of so many rows are made for.
+        catch_up: seconds a token to bring a drafter up to date that rested, 0 where it need not
+        be (it keeps nothing, or sees every window anyway), None for a guess."""
+        self.points = tuple(points)
+        self.ks = tuple(sorted(set(ks)))
+        self._most = most
+        self._index = {k: i for i, k in enumerate(self.ks)}
+        self.sizes = tuple(sorted(sizes))
+        if not any(point.kind == "verify" for point in self.points):
+            raise ValueError("a cost table needs at least one measured verify window")
+        self._grids = {kind: _Grid(kind, self.points) for kind in _KINDS}
+        self._cells: dict[tuple[str, int, int], _Cell] = {}
+        self._shared = {kind: _Cell() for kind in _KINDS}
+        self._lines: dict[int, _Line] = {}
+        self._catch_up = _Cell()
+        guess = self._grids["draft"].at(1, 1)[0] / 64 if catch_up is None else catch_up
+        self._catch_up.own = guess
+
+    # --- asking ---
+
+    def verify(self, rows: int, window: int, context: float = 0.0) -> float:
+        """Seconds of a target pass over `window` positions a row, up to the verdict."""
+        return self._seconds("verify", rows, window - 1, context)
+
+    def draft(self, rows: int, k: int, context: float = 0.0) -> float:
+        """Seconds of drafting k tokens a row; k = 0 is what a drafter takes that must observe."""
+        return self._seconds("draft", rows, k, context)
+
+    def host(self, rows: int, k: int) -> float:
+        """Seconds that a round takes beside verifying and drafting, as live rounds say."""
+        return self._cell("host", rows, int(k > 0)).own
+
+    def catch_up(self, tokens: int) -> float:
+        """Seconds to bring a drafter up to date with `tokens` tokens, all rows together."""
+        return self._catch_up.own * tokens
+
+    def rounds(self, rows: int, context: float = 0.0) -> list[float]:
+        """Seconds of a round that verifies and drafts k tokens a row, for each k of `ks`;
+        infinite where there is no such round."""
+        line = self._lines.get(rows) or self._line(rows)
+        verify, draft = self._shared["verify"].factor, self._shared["draft"].factor
+        host0, host = line.host
+        return [
+            (v + vs * context) * vc.factor * verify
+            + (d + ds * context) * dc.factor * draft
+            + (host.own if k else host0.own)
+            for k, (v, vs, vc), (d, ds, dc) in zip(self.ks, line.verify, line.draft, strict=True)
+        ]
+
+    # --- learning from live rounds ---
+
+    def saw(self, kind: Kind, rows: int, k: int, context: float, seconds: float) -> None:
+        """A live round verified, or drafted, k tokens a row in `seconds`."""
+        base, slope, cell = self._entry(kind, rows, k)
+        expected, shared = base + slope * context, self._shared[kind]
+        if seconds <= 0 or not 0 < expected < math.inf:
+            return
+        ratio = cell.hear(math.log(seconds / expected))
+        if ratio is not None:
+            error = ratio - cell.own - shared.own
+            cell.shift(_GAIN * error)
+            shared.shift(_DRIFT * error)
+
+    def saw_host(self, rows: int, k: int, seconds: float) -> None:
+        """A live round of k took `seconds` beside verifying and drafting (negative is noise)."""
+        self._follow(self._cell("host", rows, int(k > 0)), seconds)
+
+    def saw_catch_up(self, tokens: int, seconds: float) -> None:
+        """A drafter was brought up to date with `tokens` tokens in `seconds`."""
+        if tokens > 0:
+            self._follow(self._catch_up, seconds / tokens)
+
+    def learned(self) -> tuple[Point, ...]:
+        """The measured points with what live rounds said of their own cells, for the next start.
+        What all cells share is today's mood of the machine and is left out."""
+        return tuple(
+            replace(point, seconds=point.seconds * self._factor(point)) for point in self.points
+        )
+
+    @property
+    def catch_up_rate(self) -> float:
+        """Seconds a token to bring a paused drafter up to date."""
+        return self._catch_up.own
+
+    # --- inside ---
+
+    def _follow(self, cell: _Cell, value: float) -> None:
+        median = cell.hear(value)
+        if median is not None:
+            cell.own = max(0.0, cell.own + (_GAIN + _DRIFT) * (median - cell.own))
+
+    def _factor(self, point: Point) -> float:
+        cell = self._cells.get((point.kind, point.rows, point.k))
+        return 1.0 if cell is None else cell.factor
+
+    def _size(self, rows: int) -> int:
+        """The rows that are computed where `rows` run."""
+        place = bisect_left(self.sizes, rows)
+        return self.sizes[place] if place < len(self.sizes) else rows
+
+    def _cell(self, kind: str, rows: int, k: int) -> _Cell:
+        """The correction at the nearest measured number of rows (a ratio changes slowly)."""
+        sizes = self._grids["verify"].sizes
+        size = min(sizes, key=lambda size: (abs(math.log(size / self._size(rows))), size))
+        return self._cells.setdefault((kind, size, k), _Cell())
+
+    def _seconds(self, kind: Kind, rows: int, k: int, context: float) -> float:
+        base, slope, cell = self._entry(kind, rows, k)
+        return (base + slope * context) * cell.factor * self._shared[kind].factor
+
+    def _entry(self, kind: Kind, rows: int, k: int) -> _Entry:
+        place = self._index.get(k)
+        if place is None:
+            return (*self._grids[kind].at(self._size(rows), k), self._cell(kind, rows, k))
+        line = self._lines.get(rows) or self._line(rows)
+        return (line.verify if kind == "verify" else line.draft)[place]
+
+    def _line(self, rows: int) -> _Line:
+        def cells(kind: Kind) -> tuple[_Entry, ...]:
+            grid, size = self._grids[kind], self._size(rows)
+            most = self.ks[-1] if self._most is None else self._most(rows)
+            return tuple(
+                (*(grid.at(size, k) if k <= most else (math.inf, 0.0)), self._cell(kind, rows, k))
+                for k in self.ks
+            )
+
+        host = self._cell("host", rows, 0), self._cell("host", rows, 1)
+        line = self._lines[rows] = _Line(cells("verify"), cells("draft"), host)
+        return line
+
+
+_KINDS: tuple[Kind, ...] = ("verify", "draft")
+
+
+class _Grid:
+    """One kind's measured points as a whole grid over (rows, k): seconds at context 0 and seconds
+    a position, neither falling with rows or k, and straight lines between."""
+
+    def __init__(self, kind: Kind, points: Iterable[Point]) -> None:
+        found: dict[int, dict[int, dict[int, float]]] = {}
+        for point in points:
+            if point.kind == kind:
+                found.setdefault(point.rows, {}).setdefault(point.k, {})[point.context] = (
+                    point.seconds
+                )
+        self.sizes = sorted(found)
+        self.ks = sorted({k for row in found.values() for k in row})
+        slopes = [{k: _slope(at) for k, at in found[size].items()} for size in self.sizes]
+        self._slope = _monotone(_filled([_known(row) for row in slopes], self.sizes, self.ks))
+        bases = [
+            {k: _base(at, self._slope[i][self.ks.index(k)]) for k, at in found[size].items()}
+            for i, size in enumerate(self.sizes)
+        ]
+        self._base = _monotone(_filled(bases, self.sizes, self.ks))
+
+    def at(self, rows: int, k: int) -> tuple[float, float]:
+        """(Seconds at context 0, seconds a position). Nothing measured, or a draft of 0 that
+        was not: 0."""
+        if not self.sizes or k < self.ks[0]:
+            return 0.0, 0.0
+        base, slope = (
+            _along(self.sizes, [_along(self.ks, row, k) for row in grid], rows)
+            for grid in (self._base, self._slope)
+        )
+        return base, slope
+
+
+def _slope(at: dict[int, float]) -> float | None:
+    low, high = min(at), max(at)
+    return max(0.0, (at[high] - at[low]) / (high - low)) if high > low else None
+
+
+def _base(at: dict[int, float], slope: float) -> float:
+    """Seconds at context 0; never less than half of the least measured."""
+    low = min(at)
+    return max(at[low] - slope * low, at[low] / 2)
+
+
+def _known(row: dict[int, float | None]) -> dict[int, float]:
+    return {k: value for k, value in row.items() if value is not None}
+
+
+def _filled(rows: list[dict[int, float]], sizes: list[int], ks: list[int]) -> list[list[float]]:
+    """The whole grid: gaps in a row along its ks, rows without any along the sizes."""
+    known = [i for i, row in enumerate(rows) if row]
+    if not known:
+        return [[0.0] * len(ks) for _ in rows]
+    whole = {i: [_along(sorted(rows[i]), [rows[i][k] for k in sorted(rows[i])], k) for k in ks]
+             for i in known}  # fmt: skip
+    at = [sizes[i] for i in known]
+    return [
+        whole.get(i) or [_along(at, [whole[j][c] for j in known], size) for c in range(len(ks))]
+        for i, size in enumerate(sizes)
+    ]
+
+
+def _along(xs: Sequence[int], ys: Sequence[float], x: float) -> float:
+    """Straight lines through the points; before the first its value, after the last the last
+    line goes on, upwards only."""
+    if x <= xs[0] or len(xs) == 1:
+        return ys[0]
+    right = min(bisect_left(xs, x), len(xs) - 1)
+    rise = (ys[right] - ys[right - 1]) / (xs[right] - xs[right - 1])
+    if x > xs[-1]:
+        return ys[-1] + max(0.0, rise) * (x - xs[-1])
+    return ys[right - 1] + rise * (x - xs[right - 1])
+
+
+def _monotone(grid: list[list[float]]) -> list[list[float]]:
+    """The grid made to fall nowhere: neighbours that do are averaged, first along k, then along
+    the rows, and what is left of it is lifted."""
+    if not grid:
+        return grid
+    grid = [_rising(row) for row in grid]
+    grid = [list(row) for row in zip(*(_rising(column) for column in zip(*grid, strict=True)),
+                                     strict=True)]  # fmt: skip
+    for i, row in enumerate(grid):
+        for j in range(len(row)):
+            above = grid[i - 1][j] if i else 0.0
+            row[j] = max(row[j], above, row[j - 1] if j else 0.0)
+    return grid
+
+
+def _rising(values: Iterable[float]) -> list[float]:
+    """The nearest sequence that never falls (pool adjacent violators)."""
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        total, count = value, 1
+        while pools and pools[-1][0] / pools[-1][1] > total / count:
+            before = pools.pop()
+            total, count = total + before[0], count + before[1]
+        pools.append((total, count))
+    return [total / count for total, count in pools for _ in range(count)]

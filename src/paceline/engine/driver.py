@@ -1,0 +1,207 @@
+"""The one thread that owns the device: it opens the machine, runs every step, and does what
+callers ask of it between two steps.
+
+Callers post commands and never wait for each other. Knows what a loop is, and no request.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, TypeVar
+
+from paceline.engine.handle import Handle, wake
+from paceline.errors import EngineClosedError
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_PATIENCE = 10.0  # seconds that closing waits for the round on its way
+
+
+class Steps(Protocol):
+    """What the thread drives: `engine.loop.Loop`."""
+
+    @property
+    def idle(self) -> bool: ...
+
+    def step(self) -> None: ...
+
+    def end_all(self, error: Exception) -> None:
+        """Every request that is not finished fails with `error`."""
+        ...
+
+    def answers(self) -> bool:
+        """Whether the device still works, after a step that failed."""
+        ...
+
+
+class Driver:
+    """Runs a loop in a thread of its own."""
+
+    def __init__(self, working: Callable[[], AbstractContextManager[None]]) -> None:
+        """working: makes the context in which the thread touches the device."""
+        self._working = working
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._touched: dict[Handle, None] = {}
+        self._steps: Steps | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = False
+        self._broken: Exception | None = None
+
+    # --- for callers ---
+
+    def start(self, opening: Callable[[], _T], steps: Callable[[_T], Steps]) -> _T:
+        """Run `opening` in the thread, then drive what `steps` makes of it. Raises what it raises.
+
+        Interrupted while it waits (Ctrl-C), it tells the thread to stop and goes.
+        """
+        opened: Future[_T] = Future()
+        thread = threading.Thread(
+            target=self._main, args=(opening, steps, opened), name="paceline-engine", daemon=True
+        )
+        self._thread = thread
+        thread.start()
+        try:
+            return opened.result()
+        except BaseException:
+            self._stop = True
+            raise
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the thread was told to stop: what takes long while it opens looks here."""
+        return self._stop
+
+    @property
+    def broken(self) -> Exception | None:
+        """What ended the thread's work for good, or None."""
+        return self._broken
+
+    def post(self, command: Callable[[], None]) -> None:
+        """Have `command` run between two steps. Never waits; safe in a finaliser."""
+        self._commands.put(command)
+
+    def ask(self, question: Callable[[], _T]) -> _T:
+        """Run `question` in the thread between two steps and wait for what it returns."""
+        if threading.current_thread() is self._thread:
+            return question()
+        answer: Future[_T] = Future()
+
+        def command() -> None:
+            try:
+                answer.set_result(question())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self.post(command)
+        thread = self._thread
+        while not answer.done():
+            wait((answer,), timeout=1.0)
+            if not answer.done() and (thread is None or not thread.is_alive()):
+                raise EngineClosedError("the engine is closed; open a new one")
+        return answer.result()
+
+    def touch(self, handle: Handle) -> None:
+        """There is news for `handle`; whoever waits for it is woken at the end of the step."""
+        self._touched[handle] = None
+
+    def stop(self, join: bool = True) -> None:
+        """End the thread; requests that are not finished fail. Safe to call twice."""
+        self._stop = True
+        self.post(_nothing)
+        thread = self._thread
+        if join and thread is not None and thread is not threading.current_thread():
+            thread.join(_PATIENCE)
+
+    @contextmanager
+    def held(self) -> Iterator[Callable[[], None]]:
+        """Hold the thread between two steps; yields a function that runs one step here instead."""
+        reached, go = threading.Event(), threading.Event()
+
+        def command() -> None:
+            reached.set()
+            go.wait()
+
+        def step() -> None:
+            with self._working():
+                self._turn(sleep=False)
+
+        self.post(command)
+        reached.wait()
+        try:
+            yield step
+        finally:
+            go.set()
+
+    # --- the thread ---
+
+    def _main(
+        self, opening: Callable[[], _T], steps: Callable[[_T], Steps], opened: Future[_T]
+    ) -> None:
+        with self._working():
+            try:
+                made = opening()
+                self._steps = steps(made)
+            except BaseException as error:
+                opened.set_exception(error)
+                return
+            opened.set_result(made)
+            del made, opened, opening, steps
+            while not self._stop and self._broken is None:
+                self._turn(sleep=True)
+            self._finish()
+
+    def _turn(self, sleep: bool) -> None:
+        """Do what was asked, then one step. sleep: while there is nothing to do."""
+        assert self._steps is not None
+        self._obey(sleep and self._steps.idle)
+        if not self._stop and not self._steps.idle:
+            try:
+                self._steps.step()
+            except Exception as error:
+                self._fault(error)
+        self._deliver()
+
+    def _obey(self, block: bool) -> None:
+        try:
+            command = self._commands.get(block)
+            while True:
+                try:
+                    command()
+                except Exception:  # a command tells its own caller; none may end the thread
+                    log.exception("a command failed")
+                command = self._commands.get_nowait()
+        except queue.Empty:
+            pass
+
+    def _fault(self, error: Exception) -> None:
+        """A step failed, and with it the requests it was for. Go on if the device still works."""
+        assert self._steps is not None
+        log.error("a step failed: %r", error, exc_info=error)
+        if not self._steps.answers():
+            self._broken = error
+
+    def _finish(self) -> None:
+        """Fail what is left, and answer what was asked too late."""
+        assert self._steps is not None
+        if self._broken is not None:
+            log.error("the engine stops: the device does not answer after %r", self._broken)
+        closed = self._broken or EngineClosedError("the engine was closed; open a new one")
+        self._steps.end_all(closed)
+        self._obey(block=False)
+        self._steps.end_all(closed)  # what was posted in between
+        self._deliver()
+
+    def _deliver(self) -> None:
+        if self._touched:
+            touched, self._touched = self._touched, {}
+            wake(touched)
+
+
+def _nothing() -> None:
+    """Wakes the thread."""

@@ -1,0 +1,100 @@
+"""From a round's report to the rows that readers take, and the counts that are kept of them.
+
+Host only; moves nothing on the device and decides nothing.
+"""
+
+from __future__ import annotations
+
+from paceline.engine.outbox import Committed
+from paceline.engine.report import Report
+from paceline.engine.sequence import Sequence
+from paceline.types import SamplingFlags, SequenceStats, TokenLogprob
+
+
+def flags(running: list[Sequence]) -> SamplingFlags:
+    """The stages of the distribution that some row needs."""
+    every = [s.request.params for s in running]
+    return SamplingFlags(
+        draws=any(p.temperature > 0 for p in every),
+        penalties=any(p.penalized for p in every),
+        bias=any(p.logit_bias for p in every),
+        truncation=any(p.truncated for p in every),
+        top_k=any(p.top_k > 0 for p in every),
+        top_p=any(p.top_p < 1 for p in every),
+        min_tokens=any(
+            len(s.tokens) - len(s.request.prompt) < s.request.params.min_tokens for s in running
+        ),
+        logprobs=max((-1 if p.logprobs is None else p.logprobs) for p in every),
+    )
+
+
+def committed(report: Report, sources: tuple[str, ...], running: list[Sequence]) -> list[Committed]:
+    """A round's rows as the readers take them."""
+    rows = []
+    for row, sequence in enumerate(running):
+        wanted, n = sequence.request.params.logprobs, report.n[row]
+        rows.append(
+            Committed(
+                token_ids=tuple(report.tokens[row][:n]),
+                source=sources[report.source[row]],
+                drafted=report.drafted[row],
+                evaluated=report.evaluated[row],
+                accepted=report.accepted[row],
+                ended=bool(report.ended[row]),
+                failed=bool(report.failed[row]),
+                logprobs=None if wanted is None else _logprobs(report, row, n, wanted),
+            )
+        )
+    return rows
+
+
+def _logprobs(report: Report, row: int, n: int, wanted: int) -> tuple[TokenLogprob, ...]:
+    assert report.logprobs is not None
+    chosen = report.logprobs.chosen[row].tolist()
+    ids, top = report.logprobs.top_ids[row].tolist(), report.logprobs.top[row].tolist()
+    tokens = report.tokens[row]
+    return tuple(
+        TokenLogprob(
+            tokens[i], chosen[i], tuple(zip(ids[i][:wanted], top[i][:wanted], strict=True))
+        )
+        for i in range(n)
+    )
+
+
+def count(stats: SequenceStats, row: Committed, stand: int) -> None:
+    """Book a row of which `stand` tokens stand.
+
+    Acceptance is censored by the window and by the end of the text: only draft tokens that were
+    evaluated and come before the end are counted.
+    """
+    evaluated, accepted = min(row.evaluated, stand), min(row.accepted, stand)
+    stats.rounds += 1
+    stats.drafted += row.drafted
+    stats.evaluated += evaluated
+    stats.accepted += accepted
+    missing = evaluated - len(stats.evaluated_by_position)
+    stats.evaluated_by_position += [0] * missing
+    stats.accepted_by_position += [0] * missing
+    for place in range(evaluated):
+        stats.evaluated_by_position[place] += 1
+        stats.accepted_by_position[place] += place < accepted
+    if row.drafted:
+        previous = stats.accepted_by_source.get(row.source, 0)
+        stats.accepted_by_source[row.source] = previous + accepted
+
+
+def add(total: SequenceStats, part: SequenceStats) -> None:
+    """Add a finished sequence's counts to the engine's. Rounds are the engine's own count."""
+    for name in ("drafted", "evaluated", "accepted", "emitted", "prompt_tokens"):
+        setattr(total, name, getattr(total, name) + getattr(part, name))
+    for name in ("prefill_seconds", "decode_seconds", "draft_seconds", "verify_seconds"):
+        setattr(total, name, getattr(total, name) + getattr(part, name))
+    for mine, theirs in (
+        (total.evaluated_by_position, part.evaluated_by_position),
+        (total.accepted_by_position, part.accepted_by_position),
+    ):
+        mine += [0] * (len(theirs) - len(mine))
+        for place, value in enumerate(theirs):
+            mine[place] += value
+    for source, value in part.accepted_by_source.items():
+        total.accepted_by_source[source] = total.accepted_by_source.get(source, 0) + value
