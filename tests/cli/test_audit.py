@@ -13,6 +13,7 @@ from paceline.cli import audit as command
 from paceline.lab.audit import AuditOptions
 from paceline.lab.audit_identity import IdentityOptions
 from paceline.lab.audit_laws import LawOptions
+from paceline.lab.audit_traffic import TrafficOptions
 
 TINY = AuditOptions(
     seeds=1,
@@ -20,6 +21,7 @@ TINY = AuditOptions(
     identity=IdentityOptions(
         settings=IdentityOptions().settings[:1], ks=(0, 3), tokens=6, dtypes=("float64", "float32")
     ),
+    traffic=TrafficOptions(requests=12, longest=12, dtypes=("float64",)),
 )
 
 
@@ -35,9 +37,11 @@ def test_a_sound_pair_passes(call: Call, options: list[str]) -> None:
     assert done.status == 0, done
     report = json.loads(done.out)
     assert report["passed"] is True
-    assert {"enumeration", "laws", "identity", "mutations", "versions"} <= report.keys()
-    for part in ("(a) enumeration", "(b) statistics", "(c) identity", "(d) mutations", "passed"):
-        assert part in done.err
+    parts = ("enumeration", "statistics", "identity", "mutations", "traffic")
+    assert {"enumeration", "laws", "identity", "mutations", "traffic", "versions"} <= report.keys()
+    for letter, part in zip("abcde", parts, strict=True):
+        assert f"({letter}) {part}" in done.err
+    assert "audit passed" in done.err
     assert "\x1b" not in done.err
 
 

@@ -22,6 +22,7 @@ from paceline.lab.audit_identity import IdentityOptions, top_two_margin
 from paceline.lab.audit_laws import LawOptions, bin_of, expected_bins, places, recurrences
 from paceline.lab.audit_mutations import BLOCK, MUTANTS, REJECT
 from paceline.lab.audit_pair import Job, teacher_forced, write
+from paceline.lab.audit_traffic import TrafficOptions
 from paceline.speculation.verify import RULES
 from paceline.types import RuleName
 
@@ -186,8 +187,10 @@ def test_whole_audit(pair: Pair) -> None:
         seeds=1,
         laws=LawOptions(settings=(WARM,), rules=("match",), samples=100, texts=8, text_tokens=30),
         identity=IdentityOptions(dtypes=("float64",), ks=(0, 2), tokens=8),
+        traffic=TrafficOptions(requests=12, longest=12, dtypes=("float64",)),
     )
     report = audit(pair, PROMPTS, options)
     assert report.passed
     assert report.laws.passed
+    assert report.traffic.passed
     assert report.enumeration.passed

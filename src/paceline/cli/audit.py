@@ -1,4 +1,4 @@
-"""`paceline audit`: is speculation exact on this pair? Runs the four parts and prints the evidence.
+"""`paceline audit`: is speculation exact on this pair? Runs the five parts and prints the evidence.
 
 Knows how to show a report, and nothing of how it is made.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -25,9 +25,10 @@ from paceline.cli.demo import draw
 from paceline.lab.audit import AuditOptions, AuditReport, EnumerationReport, MutationReport
 from paceline.lab.audit import Progress as Report
 from paceline.lab.audit import audit as run_audit
-from paceline.lab.audit_identity import IdentityOptions, IdentityReport
+from paceline.lab.audit_identity import Divergence, IdentityOptions, IdentityReport
 from paceline.lab.audit_laws import LawOptions, LawReport
 from paceline.lab.audit_pair import Pair
+from paceline.lab.audit_traffic import TrafficOptions, TrafficReport
 
 # Tokens of each prompt: a few dozen give the models something to go on and keep a run short.
 PROMPT_TOKENS = 48
@@ -37,6 +38,7 @@ QUICK = AuditOptions(
     seeds=1,
     laws=LawOptions(settings=LawOptions().settings[:2], samples=200, texts=16),
     identity=IdentityOptions(settings=IdentityOptions().settings[:2], ks=(0, 1, 5, 8), tokens=16),
+    traffic=TrafficOptions(requests=60, longest=40),
 )
 
 
@@ -57,7 +59,7 @@ def audit(
     threads: common.Threads = None,
     max_length: common.MaxLength = None,
 ) -> None:
-    """Test that speculation changes nothing: enumeration, statistics, identity, mutations.
+    """Test that speculation changes nothing: laws, identity, mutations, many streams at once.
 
     Every rule, several drafters and K from 0 to 8 on your own pair; prints what was tested, how
     many cases, and p-values. The mini pair takes some twenty minutes on two cores, with --quick
@@ -118,19 +120,25 @@ def _progress() -> Iterator[Report]:
 
 
 def show(report: AuditReport, console: Console) -> None:
-    """Print the four parts and the verdict."""
+    """Print the five parts and the verdict."""
     for title, table in (
         enumeration(report.enumeration),
         laws(report.laws),
         identity(report.identity),
         mutations(report.mutations),
+        traffic(report.traffic),
     ):
         console.print(title, style="bold", soft_wrap=True)
         console.print(table)
-    _divergences(report.identity, console)
+    for results in (report.identity.results, report.traffic.results):
+        for result in results:
+            _divergences(result.dtype, result.divergences, console)
+    for result in report.traffic.results:
+        for what in result.wrong[:DIVERGENCES_SHOWN]:
+            console.print(f"  traffic, {result.dtype}: {what}", markup=False, soft_wrap=True)
     failed = [
         name
-        for name in ("enumeration", "laws", "identity", "mutations")
+        for name in ("enumeration", "laws", "identity", "mutations", "traffic")
         if not getattr(report, name).passed
     ]
     verdict = f"[bold red]failed: {', '.join(failed)}[/]" if failed else "[green]passed[/]"
@@ -203,18 +211,32 @@ def identity(report: IdentityReport) -> tuple[str, Table]:
     return "(c) identity under match: the same text for every drafter and K", table
 
 
-def _divergences(report: IdentityReport, console: Console) -> None:
+def _divergences(dtype: str, found: Sequence[Divergence], console: Console) -> None:
     """Print where texts first differ, and by how much the winner won there."""
+    for d in found[:DIVERGENCES_SHOWN]:
+        console.print(
+            f"  {dtype}: {d.drafter}, K = {d.k}, {d.setting}, prompt {d.prompt}: token "
+            f"{d.index} is {d.speculative_token}, plain {d.plain_token}; margin {d.margin:.2g}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    if len(found) > DIVERGENCES_SHOWN:
+        more = len(found) - DIVERGENCES_SHOWN
+        console.print(f"  {dtype}: {more} more (all of them with --json)")
+
+
+def traffic(report: TrafficReport) -> tuple[str, Table]:
+    """Part (e), a row a dtype."""
+    table = _table(
+        "dtype", "finished", "cancelled", "preempted", "prefix hits", "differ", "",
+    )  # fmt: skip
     for result in report.results:
-        for d in result.divergences[:DIVERGENCES_SHOWN]:
-            console.print(
-                f"  {result.dtype}: {d.drafter}, K = {d.k}, {d.setting}, prompt {d.prompt}: token "
-                f"{d.index} is {d.speculative_token}, plain {d.plain_token}; margin {d.margin:.2g}",
-                markup=False, soft_wrap=True,
-            )  # fmt: skip
-        more = len(result.divergences) - DIVERGENCES_SHOWN
-        if more > 0:
-            console.print(f"  {result.dtype}: {more} more (all of them with --json)")
+        stats = result.stats
+        told = _mark(result.passed) if result.asserted or result.wrong else "counted"
+        table.add_row(
+            result.dtype, str(result.finished), str(result.cancelled), str(stats.preemptions),
+            f"{stats.prefix_hits} of {stats.prefix_asked}", str(len(result.divergences)), told,
+        )  # fmt: skip
+    return "(e) traffic: many at once, cancelled at random, short of memory; each as alone", table
 
 
 def mutations(report: MutationReport) -> tuple[str, Table]:

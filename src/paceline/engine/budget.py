@@ -87,10 +87,18 @@ def make_limits(config: EngineConfig, model: ModelConfig, max_length: int) -> Li
         max_length=max_length,
         max_k=max(1, config.k),
         vocab_size=model.vocab_size,
-        pages=config.slots * -(-max_length // BLOCK) + 1,
+        pages=_pool(config, max_length) // BLOCK + 1,
         page_size=BLOCK,
         device=torch.device(config.device),
     )
+
+
+def _pool(config: EngineConfig, max_length: int) -> int:
+    """Positions that the caches hold, in whole pages."""
+    longest = -(-max_length // BLOCK) * BLOCK
+    if config.cache_tokens is None:
+        return config.slots * longest
+    return -(-config.cache_tokens // BLOCK) * BLOCK
 
 
 def _longest(sized: Callable[[int], Budget], most: int, share: float) -> Budget | None:

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _PATIENCE = 10.0  # seconds that closing waits for the round on its way
+_FAILURES = 5  # steps that fail one after the other, and the engine is taken for broken
 
 
 class Steps(Protocol):
@@ -51,6 +52,7 @@ class Driver:
         self._steps: Steps | None = None
         self._thread: threading.Thread | None = None
         self._stop = False
+        self._failures = 0  # of steps, in a row
         self._broken: Exception | None = None
 
     # --- for callers ---
@@ -163,6 +165,7 @@ class Driver:
         if not self._stop and not self._steps.idle:
             try:
                 self._steps.step()
+                self._failures = 0
             except Exception as error:
                 self._fault(error)
         self._deliver()
@@ -183,14 +186,20 @@ class Driver:
         """A step failed, and with it the requests it was for. Go on if the device still works."""
         assert self._steps is not None
         log.error("a step failed: %r", error, exc_info=error)
-        if not self._steps.answers():
-            self._broken = error
+        self._failures += 1
+        if self._failures >= _FAILURES or not self._steps.answers():
+            what = " ".join(str(error).split())[:300]
+            told = EngineClosedError(
+                f"the engine stopped: {type(error).__name__}: {what}; open a new one"
+            )
+            told.__cause__ = error
+            self._broken = told
 
     def _finish(self) -> None:
         """Fail what is left, and answer what was asked too late."""
         assert self._steps is not None
         if self._broken is not None:
-            log.error("the engine stops: the device does not answer after %r", self._broken)
+            log.error("%s", self._broken)
         closed = self._broken or EngineClosedError("the engine was closed; open a new one")
         self._steps.end_all(closed)
         self._obey(block=False)

@@ -1,8 +1,9 @@
-"""The audit: is speculation on this pair exact? Four parts, each with its evidence.
+"""The audit: is speculation on this pair exact? Five parts, each with its evidence.
 
 (a) enumeration: tiny pairs, the joint law over rounds, exactly; (b) laws: G-tests on the user's
 pair; (c) identity: the same text with and without speculation; (d) mutations: rules broken on
-purpose, which (a) must find. Prints nothing; a report holds what there is to print.
+purpose, which (a) must find; (e) traffic: a stream among many is the stream alone. Prints nothing;
+a report holds what there is to print.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from paceline.lab.audit_laws import LawOptions, LawReport, audit_laws
 from paceline.lab.audit_mutations import MUTANTS
 from paceline.lab.audit_pair import Pair
 from paceline.lab.audit_reference import Schedule, random_pair
+from paceline.lab.audit_traffic import TrafficOptions, TrafficReport, audit_traffic
 from paceline.speculation.verify import RULES, Rule
 from paceline.types import RuleName
 
@@ -28,11 +30,13 @@ __all__ = [
     "LawOptions",
     "MutationReport",
     "Pair",
+    "TrafficOptions",
     "audit",
     "audit_enumeration",
     "audit_identity",
     "audit_laws",
     "audit_mutations",
+    "audit_traffic",
 ]
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
@@ -73,16 +77,18 @@ class AuditOptions:
     seeds: int = 3
     laws: LawOptions = field(default_factory=LawOptions)
     identity: IdentityOptions = field(default_factory=IdentityOptions)
+    traffic: TrafficOptions = field(default_factory=TrafficOptions)
 
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """The four parts."""
+    """The five parts."""
 
     enumeration: EnumerationReport
     mutations: MutationReport
     laws: LawReport
     identity: IdentityReport
+    traffic: TrafficReport
     passed: bool
 
 
@@ -156,7 +162,7 @@ def audit(
     options: AuditOptions | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> AuditReport:
-    """Run all four parts on a pair. prompts: token ids, several, of text like the user's.
+    """Run all five parts on a pair. prompts: token ids, several, of text like the user's.
 
     Raises what `Engine` raises. progress is called after every step of a part.
     """
@@ -165,5 +171,7 @@ def audit(
     mutations = audit_mutations(progress=progress)
     laws = audit_laws(pair, prompts, options.laws, progress)
     identity = audit_identity(pair, prompts, options.identity, progress)
-    parts = (enumeration.passed, mutations.passed, laws.passed, identity.passed)
-    return AuditReport(enumeration, mutations, laws, identity, all(parts))
+    traffic = audit_traffic(pair, prompts, options.traffic, progress)
+    parts = (enumeration, mutations, laws, identity, traffic)
+    passed = all(part.passed for part in parts)
+    return AuditReport(enumeration, mutations, laws, identity, traffic, passed)

@@ -160,7 +160,7 @@ def _one_dtype(
                     jobs = _jobs(plain_jobs, plain, case, k)
                     for number, tokens in enumerate(write(engine, jobs)):
                         compared += 1
-                        where = _divergence(judge, plain_jobs[number], plain[number], tuple(tokens))
+                        where = divergence(judge, plain_jobs[number], plain[number], tuple(tokens))
                         if where is not None:
                             prompt = number // len(options.settings)
                             found.append(replace(where, drafter=case.name, k=k, prompt=prompt))
@@ -198,7 +198,7 @@ def _jobs(plain_jobs: Sequence[Job], plain: Sequence[Text], case: _Case, k: int)
     ]
 
 
-def _divergence(judge: Engine, job: Job, plain: Text, text: Text) -> Divergence | None:
+def divergence(judge: Engine, job: Job, plain: Text, text: Text) -> Divergence | None:
     """Return the first difference and the margin there, or None. Which case it was in is the
     caller's to fill in."""
     if plain == text:

@@ -42,8 +42,11 @@ class Pair:
         dtype: str = "float32",
         k: int = 5,
         slots: int = 8,
+        adaptive: bool = False,
+        cache_tokens: int | None = None,
     ) -> Engine:
-        """Open an engine. Raises ConfigError and CheckpointError."""
+        """Open an engine; K is what was asked for, always, unless `adaptive`. Raises ConfigError
+        and CheckpointError."""
         return Engine(
             self.target,
             drafter=drafter,
@@ -56,6 +59,8 @@ class Pair:
             threads=self.threads,
             device=self.device,
             seed=0,
+            adaptive=adaptive,
+            cache_tokens=cache_tokens,
         )
 
 
