@@ -1,0 +1,289 @@
+"""What a caller holds: handles read from threads and event loops, deadlines, priorities, draining,
+and what a device that fails leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.engine.tools import Case, Pair, RandomDrafter, joined, prompt, same, together
+
+from paceline import (
+    ConfigError,
+    Engine,
+    EngineClosedError,
+    Event,
+    PacelineError,
+    RequestError,
+    SamplingParams,
+)
+from paceline.engine.loop import Loop
+
+PARAMS = SamplingParams(temperature=1.0, seed=3, max_tokens=24, ignore_eos=True)
+LONG = replace(PARAMS, max_tokens=150)
+
+
+@pytest.fixture
+def engine(pair: Pair, opened: Callable[..., Engine]) -> Engine:
+    return opened(draft=pair.target, k=3, slots=2, prefill_chunk=4)
+
+
+def clean(engine: Engine) -> bool:
+    stats = engine._driver.ask(engine.stats)
+    return engine._driver.ask(lambda: engine._loop.idle) and stats.pages_used == 0
+
+
+def test_a_handle_is_written_without_being_read(engine: Engine) -> None:
+    handles = [engine.submit(prompt(n), replace(PARAMS, seed=n)) for n in range(4)]
+    assert len({handle.id for handle in handles}) == 4
+    done = [handle.result(60) for handle in handles]
+    assert [handle.finish for handle in handles] == ["length"] * 4
+    for n, (handle, completion) in enumerate(zip(handles, done, strict=True)):
+        (alone,) = engine.generate([prompt(n)], replace(PARAMS, seed=n))
+        assert completion.token_ids == alone.token_ids
+        result = joined(list(handle.events()))  # still there, and once only
+        assert result.token_ids == alone.token_ids
+        assert list(handle.events()) == []
+    assert clean(engine)
+
+
+def test_events_in_threads_and_event_loops_at_once(engine: Engine) -> None:
+    cases = [Case(prompt(n), replace(PARAMS, seed=n)) for n in range(6)]
+    wanted = together(engine, cases)
+    handles = [engine.submit(case.prompt, case.params) for case in cases]
+    seen: dict[int, list[Event]] = {}
+
+    def read(n: int) -> None:
+        seen[n] = list(handles[n].events())
+
+    async def read_async(n: int) -> None:
+        seen[n] = [event async for event in handles[n].events()]
+
+    async def several() -> None:
+        await asyncio.gather(*(read_async(n) for n in (3, 4, 5)))
+
+    threads = [threading.Thread(target=read, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    asyncio.run(several())
+    for thread in threads:
+        thread.join(60)
+    for n, result in enumerate(wanted):
+        same(joined(seen[n]), result)
+
+
+def test_a_result_that_is_waited_for_too_short(engine: Engine) -> None:
+    with engine._driver.held():
+        handle = engine.submit(prompt(1), PARAMS)
+        with pytest.raises(TimeoutError, match=r"not finished after 0\.01 s"):
+            handle.result(0.01)
+        assert handle.finish is None
+    assert len(handle.result().token_ids) == 24
+
+
+def test_cancelling_frees_slot_and_pages_within_two_rounds(engine: Engine) -> None:
+    for place in ("waiting", "prefill", "running"):
+        with engine._driver.held() as step:
+            others = [engine.submit(prompt(n), LONG) for n in range(2 if place == "waiting" else 0)]
+            leaving = engine.submit(prompt(9, 30), LONG)
+            while engine.stats().rounds < 2 and place != "prefill":
+                step()
+                if place == "waiting" and engine.stats().rounds:
+                    break
+            if place == "prefill":
+                step()
+            leaving.cancel()
+            for _ in range(2):
+                step()
+            stats = engine.stats()
+            assert stats.running == len(others), place
+            assert leaving.finish == "cancelled"
+            for other in others:
+                other.cancel()
+        events = list(leaving.events())
+        assert [event.finish for event in events][-1] == "cancelled"
+        assert leaving.result().finish == "cancelled"
+        for other in others:
+            assert other.result(60).finish in ("cancelled", "length")
+        assert clean(engine), place
+
+
+def test_a_deadline_keeps_what_was_written(engine: Engine) -> None:
+    (whole,) = engine.generate([prompt(1)], LONG)
+    with engine._driver.held() as step:
+        handle = engine.submit(prompt(1), LONG, deadline=0.5)
+        late = engine.submit(prompt(2), LONG, deadline=1e-6)
+        while not engine.stats().rounds > whole.stats.rounds + 2:
+            step()
+        time.sleep(0.6)
+        step()
+    done = handle.result(60)
+    assert done.finish == "deadline"
+    assert 0 < len(done.token_ids) < 150
+    assert done.token_ids == whole.token_ids[: len(done.token_ids)]
+    assert late.result(60).finish == "deadline"
+    assert late.result().token_ids == ()
+    assert clean(engine)
+
+
+def test_priorities_go_first(opened: Callable[..., Engine]) -> None:
+    engine = opened(k=0, slots=1)
+    order: list[int] = []
+    with engine._driver.held():
+        handles = {
+            n: engine.submit(prompt(n), replace(PARAMS, max_tokens=3), priority=n)
+            for n in (0, 2, 1, -1)
+        }
+        for n, handle in handles.items():
+            handle._reader.notify = lambda n=n, h=handle: (  # type: ignore[misc]
+                order.append(n) if h._reader.closed else None,
+                engine._driver.touch(h),
+            )
+    for handle in handles.values():
+        handle.result(60)
+    assert order == [2, 1, 0, -1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"priority": 1.5}, "priority"),
+        ({"deadline": 0}, "deadline"),
+        ({"deadline": -1.0}, "deadline"),
+        ({"k": 9}, "k must be"),
+    ],
+)
+def test_bad_options_are_told(options: dict[str, float], words: str, engine: Engine) -> None:
+    with pytest.raises(ConfigError, match=words):
+        engine.submit(prompt(1), PARAMS, **options)  # type: ignore[arg-type]
+    assert clean(engine)
+
+
+def test_a_request_that_can_never_fit_is_refused(opened: Callable[..., Engine]) -> None:
+    engine = opened(k=0, slots=2, cache_tokens=128)
+    with pytest.raises(RequestError, match="max_tokens of at most"):
+        engine.submit(prompt(1), LONG).result(60)
+    assert len(engine.generate([prompt(1)], replace(PARAMS, max_tokens=100))[0].token_ids) == 100
+    assert clean(engine)
+
+
+# --- draining and closing ---------------------------------------------------------------------
+
+
+def test_drain_finishes_what_runs_and_refuses_what_comes(engine: Engine) -> None:
+    handles = [engine.submit(prompt(n), PARAMS) for n in range(5)]
+    drained: list[bool] = []
+    thread = threading.Thread(target=lambda: drained.append(engine.drain()))
+    thread.start()
+    while not engine._draining:
+        time.sleep(0.001)
+    with pytest.raises(EngineClosedError, match="draining"):
+        engine.submit(prompt(9), PARAMS)
+    thread.join(60)
+    assert drained == [True]
+    assert [handle.finish for handle in handles] == ["length"] * 5
+    engine.close()
+    with pytest.raises(EngineClosedError, match="open a new one"):
+        engine.submit(prompt(9), PARAMS)
+
+
+def test_a_drain_may_be_given_up(engine: Engine) -> None:
+    handle = engine.submit(prompt(1), LONG)
+    assert engine.drain(timeout=0.0) is False
+    assert handle.result(60).finish == "length"
+
+
+def test_an_engine_that_is_dropped_ends_its_thread(pair: Pair) -> None:
+    engine = Engine(pair.target, threads=1, dtype="float32")
+    engine.generate([[65]], PARAMS)
+    thread, gone = engine._driver._thread, weakref.ref(engine)
+    assert thread is not None
+    del engine
+    gc.collect()
+    thread.join(60)
+    assert gone() is None
+    assert not thread.is_alive()
+
+
+# --- faults -----------------------------------------------------------------------------------
+
+
+class Deaf(RandomDrafter):
+    """Fails when told, like a kernel that hits an error."""
+
+    fail = 0
+
+    def propose(self, *args: object) -> object:  # type: ignore[override]
+        if self.fail:
+            self.fail -= 1
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().propose(*args)  # type: ignore[arg-type]
+
+
+def test_a_fault_fails_what_runs_and_spares_what_waits(opened: Callable[..., Engine]) -> None:
+    drafter = Deaf()
+    engine = opened(drafter=drafter, k=2, slots=2)
+    wanted = together(opened(k=0), [Case(prompt(3), PARAMS)])[0]
+    with engine._driver.held() as step:
+        running = [engine.submit(prompt(n), PARAMS) for n in (1, 2)]
+        waiting = engine.submit(prompt(3), PARAMS)
+        while engine.stats().rounds < 2:
+            step()
+        drafter.fail = 1
+    for handle in running:
+        with pytest.raises(PacelineError, match=r"RuntimeError: CUDA error.*send it again"):
+            handle.result(60)
+    assert waiting.result(60).token_ids == wanted.token_ids
+    assert clean(engine)
+
+
+def test_a_device_that_does_not_answer_ends_the_engine(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = Deaf()
+    engine = opened(drafter=drafter, k=2, slots=1)
+    monkeypatch.setattr(Loop, "answers", lambda self: False)
+    with engine._driver.held():
+        running, waiting = (engine.submit(prompt(n), PARAMS) for n in (1, 2))
+        drafter.fail = 1
+    for handle in (running, waiting):
+        with pytest.raises(PacelineError, match="CUDA error"):
+            handle.result(60)
+    assert engine._driver._thread is not None
+    engine._driver._thread.join(60)
+    for use in (
+        lambda: engine.submit([1], PARAMS),
+        lambda: engine.score([1]),
+        lambda: engine.drain(),
+    ):
+        with pytest.raises(EngineClosedError, match=r"the engine stopped|is closed"):
+            use()
+    assert engine.stats().finished == 1  # the process can still say how it stood
+    engine.close()
+
+
+def test_steps_that_keep_failing_end_the_engine(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened(k=0)
+
+    def step(self: Loop) -> None:
+        raise AssertionError("a page is lost")
+
+    monkeypatch.setattr(Loop, "step", step)
+    with pytest.raises(EngineClosedError, match="AssertionError: a page is lost"):
+        engine.submit(prompt(1), PARAMS).result(60)
+
+
+def test_scores_between_rounds(engine: Engine) -> None:
+    handle = engine.submit(prompt(1), LONG)
+    first = engine.score(prompt(5))
+    assert torch.equal(first, engine.score(prompt(5)))
+    assert handle.result(60).finish == "length"
