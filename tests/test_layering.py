@@ -56,6 +56,7 @@ NOT_IN = {
         "engine/policy",
         "engine/scheduling",
         "engine/sequence",
+        "engine/trial",
         "kv/pages",
         "kv/prefix",
     )

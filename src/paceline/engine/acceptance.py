@@ -2,9 +2,10 @@
 
 A draft token at position j, reached because all before it stood, stands with probability
 sigmoid(law[j] + offset[request]). The law is the traffic's; the offset says how a request differs
-from it and is drawn to 0 (shrinkage). Positions beyond the K in use are never tested: the law goes
-on as at the position before, slightly upwards, so that what is never tried is tried. Pure host
-code. Whatever is learned here was known before the next round's tokens were drawn.
+from it and is drawn to 0 (shrinkage). A position that is not tested is expected to be a little
+better than the one before it and no worse than before any traffic, so that what is never tried is
+tried; what was tried and did not hold is known. Pure host code. Whatever is learned here was known
+before the next round's tokens were drawn.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Protocol
 _SPREAD = 0.8  # standard deviation of requests around the traffic, in logits
 _KEEP = 0.5 ** (1 / 700)  # of an offset, a round: a request's text changes as it goes
 _MEMORY = 600.0  # trials after which the traffic's evidence counts half
+_INERTIA = 60.0  # information that the law's level has, against that of new requests
 _IDLE_MEMORY = 200.0  # rounds without a test likewise
 _OLD_WEIGHT = 6.0  # but so much information is kept
 SURPRISE = 2.0  # standard deviations that say that the traffic is another
@@ -115,6 +117,7 @@ class Acceptance:
         self._round += 1
         counts: dict[tuple[int, int, int], int] = {}  # rows of one drafter and one outcome
         groups: dict[tuple[int, int, int], int] = {}  # rows of one place and one outcome
+        shift = 0.0
         rows = zip(tracks, asked, seen.n, seen.drafted, seen.evaluated, seen.accepted,
                    seen.source, seen.ended, strict=True)  # fmt: skip
         for track, most, n, drafted, evaluated, accepted, source, ended in rows:
@@ -130,14 +133,14 @@ class Acceptance:
             if evaluated:
                 key = track.place, evaluated, accepted
                 groups[key] = groups.get(key, 0) + 1
-                self._test(track, evaluated, accepted)
+                shift += self._test(track, evaluated, accepted)
         for (source, evaluated, accepted), count in counts.items():
             self._count(source, evaluated, accepted, count)
         tested = sum(groups.values())
         if tested:
             self._fade(self._round - self._tested)
             self._tested = self._round
-            self._learn(groups, tested)
+            self._learn(groups, tested, shift)
         return tested
 
     def surprise(self) -> float:
@@ -151,17 +154,20 @@ class Acceptance:
 
     # --- inside ---
 
-    def _test(self, track: Track, evaluated: int, accepted: int) -> None:
+    def _test(self, track: Track, evaluated: int, accepted: int) -> float:
         """Move one request's offset: an extended Kalman step, for a logit that wanders back to
-        the traffic's and is seen through coin tosses."""
+        the traffic's and is seen through coin tosses. Returns what it says of the traffic: all
+        of it while nothing else is known of the request, later little."""
         shape = self._shapes.get(track.place) or self._shape(track.place)
         kept = _KEEP ** (self._round - track.seen)
         track.seen = self._round
         variance = kept * kept * (track.variance - _SPREAD**2) + _SPREAD**2
         track.variance = variance = 1 / (1 / variance + shape.weights[evaluated])
-        track.offset = offset = kept * track.offset + variance * (accepted - shape.tests[evaluated])
+        more = accepted - shape.tests[evaluated]
+        track.offset = offset = kept * track.offset + variance * more
         place = round(offset / _STEP)
         track.place = place if -_STEPS <= place <= _STEPS else (_STEPS if place > 0 else -_STEPS)
+        return more * variance / _SPREAD**2
 
     def _fade(self, rounds: int) -> None:
         """So many rounds without a test: what was seen before them says less of today."""
@@ -172,8 +178,10 @@ class Acceptance:
         self._sum = [x * share for x in self._sum]
         self._weight = [x * share for x in self._weight]
 
-    def _learn(self, groups: dict[tuple[int, int, int], int], tested: int) -> None:
-        """One step of iteratively reweighted least squares, on evidence that fades."""
+    def _learn(self, groups: dict[tuple[int, int, int], int], tested: int, shift: float) -> None:
+        """One step of iteratively reweighted least squares, on evidence that fades. Offsets soon
+        explain what all requests have in common, so the whole law is shifted besides by what the
+        newest of them say."""
         scores, weights = [0.0] * self.most, [0.0] * self.most
         for (place, evaluated, accepted), count in groups.items():
             chance = self._shape(place).chance
@@ -183,21 +191,22 @@ class Acceptance:
                 weights[j] += count * p * (1 - p)
         self.score += scores[0]
         self.weight += weights[0]
-        keep = 0.5 ** (tested / _MEMORY)
+        keep, shift = 0.5 ** (tested / _MEMORY), shift / (_INERTIA + weights[0])
         for j, (score, weight) in enumerate(zip(scores, weights, strict=True)):
             self._sum[j] = self._sum[j] * keep + weight * self._law[j] + score
             self._weight[j] = self._weight[j] * keep + weight
+            self._sum[j] += self._weight[j] * shift
         law = self._smooth()
         if max(abs(a - b) for a, b in zip(law, self._law, strict=True)) > _STALE:
             self._law = law
             self._shapes.clear()
 
     def _smooth(self) -> list[float]:
-        """The law: each position's evidence, and the position before it."""
+        """The law: each position's evidence, and what is expected from the one before it."""
         law, prior, own = [], _FIRST, _FIRST_WEIGHT
         for total, weight in zip(self._sum, self._weight, strict=True):
             law.append((total + own * prior) / (weight + own))
-            prior, own = law[-1] + _NEXT, _NEXT_WEIGHT
+            prior, own = max(law[-1] + _NEXT, _FIRST), _NEXT_WEIGHT
         return law
 
     def _shape(self, place: int) -> _Shape:

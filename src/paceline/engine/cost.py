@@ -11,26 +11,13 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
-Kind = Literal["verify", "draft"]
+from paceline.engine.cost_grid import KINDS, Grid, Kind, Point
 
 _RECENT = 5  # live rounds of which the median counts, so that a single slow one says nothing
-_GAIN = 0.06  # how fast a cell follows that median
-_DRIFT = 0.02  # and all cells of its kind with it: a clock that falls slows every round
+_GAIN = 0.04  # how fast a cell follows that median
+_DRIFT = 0.01  # and all cells of its kind with it: a clock that falls slows every round
 _WIDEST = 3.0  # a correction is kept within exp(±this)
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One measurement: seconds to verify k draft tokens a row (a window of k + 1), or to draft k,
-    at `context` committed positions a row. A draft of 0 is a drafter that only observes."""
-
-    kind: Kind
-    rows: int
-    k: int
-    context: int
-    seconds: float
 
 
 @dataclass(slots=True)
@@ -94,9 +81,9 @@ class CostTable:
         self.sizes = tuple(sorted(sizes))
         if not any(point.kind == "verify" for point in self.points):
             raise ValueError("a cost table needs at least one measured verify window")
-        self._grids = {kind: _Grid(kind, self.points) for kind in _KINDS}
+        self._grids = {kind: Grid(kind, self.points) for kind in KINDS}
         self._cells: dict[tuple[str, int, int], _Cell] = {}
-        self._shared = {kind: _Cell() for kind in _KINDS}
+        self._shared = {kind: _Cell() for kind in KINDS}
         self._lines: dict[int, _Line] = {}
         self._catch_up = _Cell()
         guess = self._grids["draft"].at(1, 1)[0] / 64 if catch_up is None else catch_up
@@ -213,107 +200,3 @@ class CostTable:
         host = self._cell("host", rows, 0), self._cell("host", rows, 1)
         line = self._lines[rows] = _Line(cells("verify"), cells("draft"), host)
         return line
-
-
-_KINDS: tuple[Kind, ...] = ("verify", "draft")
-
-
-class _Grid:
-    """One kind's measured points as a whole grid over (rows, k): seconds at context 0 and seconds
-    a position, neither falling with rows or k, and straight lines between."""
-
-    def __init__(self, kind: Kind, points: Iterable[Point]) -> None:
-        found: dict[int, dict[int, dict[int, float]]] = {}
-        for point in points:
-            if point.kind == kind:
-                found.setdefault(point.rows, {}).setdefault(point.k, {})[point.context] = (
-                    point.seconds
-                )
-        self.sizes = sorted(found)
-        self.ks = sorted({k for row in found.values() for k in row})
-        slopes = [{k: _slope(at) for k, at in found[size].items()} for size in self.sizes]
-        self._slope = _monotone(_filled([_known(row) for row in slopes], self.sizes, self.ks))
-        bases = [
-            {k: _base(at, self._slope[i][self.ks.index(k)]) for k, at in found[size].items()}
-            for i, size in enumerate(self.sizes)
-        ]
-        self._base = _monotone(_filled(bases, self.sizes, self.ks))
-
-    def at(self, rows: int, k: int) -> tuple[float, float]:
-        """(Seconds at context 0, seconds a position). Nothing measured, or a draft of 0 that
-        was not: 0."""
-        if not self.sizes or k < self.ks[0]:
-            return 0.0, 0.0
-        base, slope = (
-            _along(self.sizes, [_along(self.ks, row, k) for row in grid], rows)
-            for grid in (self._base, self._slope)
-        )
-        return base, slope
-
-
-def _slope(at: dict[int, float]) -> float | None:
-    low, high = min(at), max(at)
-    return max(0.0, (at[high] - at[low]) / (high - low)) if high > low else None
-
-
-def _base(at: dict[int, float], slope: float) -> float:
-    """Seconds at context 0; never less than half of the least measured."""
-    low = min(at)
-    return max(at[low] - slope * low, at[low] / 2)
-
-
-def _known(row: dict[int, float | None]) -> dict[int, float]:
-    return {k: value for k, value in row.items() if value is not None}
-
-
-def _filled(rows: list[dict[int, float]], sizes: list[int], ks: list[int]) -> list[list[float]]:
-    """The whole grid: gaps in a row along its ks, rows without any along the sizes."""
-    known = [i for i, row in enumerate(rows) if row]
-    if not known:
-        return [[0.0] * len(ks) for _ in rows]
-    whole = {i: [_along(sorted(rows[i]), [rows[i][k] for k in sorted(rows[i])], k) for k in ks]
-             for i in known}  # fmt: skip
-    at = [sizes[i] for i in known]
-    return [
-        whole.get(i) or [_along(at, [whole[j][c] for j in known], size) for c in range(len(ks))]
-        for i, size in enumerate(sizes)
-    ]
-
-
-def _along(xs: Sequence[int], ys: Sequence[float], x: float) -> float:
-    """Straight lines through the points; before the first its value, after the last the last
-    line goes on, upwards only."""
-    if x <= xs[0] or len(xs) == 1:
-        return ys[0]
-    right = min(bisect_left(xs, x), len(xs) - 1)
-    rise = (ys[right] - ys[right - 1]) / (xs[right] - xs[right - 1])
-    if x > xs[-1]:
-        return ys[-1] + max(0.0, rise) * (x - xs[-1])
-    return ys[right - 1] + rise * (x - xs[right - 1])
-
-
-def _monotone(grid: list[list[float]]) -> list[list[float]]:
-    """The grid made to fall nowhere: neighbours that do are averaged, first along k, then along
-    the rows, and what is left of it is lifted."""
-    if not grid:
-        return grid
-    grid = [_rising(row) for row in grid]
-    grid = [list(row) for row in zip(*(_rising(column) for column in zip(*grid, strict=True)),
-                                     strict=True)]  # fmt: skip
-    for i, row in enumerate(grid):
-        for j in range(len(row)):
-            above = grid[i - 1][j] if i else 0.0
-            row[j] = max(row[j], above, row[j - 1] if j else 0.0)
-    return grid
-
-
-def _rising(values: Iterable[float]) -> list[float]:
-    """The nearest sequence that never falls (pool adjacent violators)."""
-    pools: list[tuple[float, int]] = []
-    for value in values:
-        total, count = value, 1
-        while pools and pools[-1][0] / pools[-1][1] > total / count:
-            before = pools.pop()
-            total, count = total + before[0], count + before[1]
-        pools.append((total, count))
-    return [total / count for total, count in pools for _ in range(count)]

@@ -184,9 +184,7 @@ class Governor:
         word = "paused" if self.paused else "resting"
         if not self._fits(other):
             return f"drafter {word}: {why}; a round is to take {_ms(self.latency or 0.0)} at most"
-        vain = f"tried {self._trials.vain} times in vain, " if self._trials.vain > 1 else ""
-        left = self._trials.rounds_left(plain)
-        return f"drafter {word}: {why}; {vain}next try in {left} rounds"
+        return f"drafter {word}: {why}; {self._trials.describe(plain)}"
 
     # --- inside ---
 

@@ -62,9 +62,11 @@ class Trials:
         self.left = self.vain = 0
         self._hope = False
 
-    def rounds_left(self, plain: Choice) -> int:
-        """Plain rounds until the next try, about."""
-        return max(1, round((self._due - self._idle) / plain.seconds))
+    def describe(self, plain: Choice) -> str:
+        """What comes next, in words."""
+        vain = f"tried {self.vain} times in vain, " if self.vain > 1 else ""
+        left = max(round((self._due - self._idle) / plain.seconds), _LOOK)
+        return f"{vain}next try in about {left} rounds"
 
     def step(self, plain: Choice, other: Choice, pays: bool, tracks: Sequence[Track]) -> int:
         """Draft tokens to try the drafter with in this round, mostly 0; the rows it is tried on

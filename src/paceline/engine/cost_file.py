@@ -1,0 +1,122 @@
+"""Measured costs on disk, so that an engine measures once for a machine and a pair of models.
+
+A file that is broken, or of another machine, is as none. Host only: no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from paceline.engine.cost_grid import Point
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Points that were measured, and the seconds a token of bringing a drafter up to date."""
+
+    points: tuple[Point, ...]
+    catch_up: float | None
+
+
+def cache_folder() -> Path:
+    """Where paceline keeps what it can make again: $PACELINE_CACHE, else the user's cache."""
+    own = os.environ.get("PACELINE_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "paceline"
+
+
+def cost_path(key: Mapping[str, str], folder: Path | None = None) -> Path:
+    """The file for `key`: what the costs depend on, models, device, versions and sizes."""
+    text = json.dumps(dict(key), sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:20]
+    return (folder or cache_folder()) / f"costs-{name}.json"
+
+
+def load_costs(key: Mapping[str, str], folder: Path | None = None) -> Saved | None:
+    """What was saved for `key`, or None."""
+    path = cost_path(key, folder)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        log.warning("%s cannot be read (%s): costs are measured again", path, error)
+        return None
+    try:
+        return _read(json.loads(text), key)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning("%s is not a table of costs (%s): they are measured again", path, error)
+        return None
+
+
+def save_costs(
+    key: Mapping[str, str],
+    points: Iterable[Point],
+    catch_up: float | None,
+    folder: Path | None = None,
+) -> None:
+    """Keep `points`; where that is not possible, the log says so and nothing else happens."""
+    path = cost_path(key, folder)
+    rows = [[point.kind, point.rows, point.k, point.context, point.seconds] for point in points]
+    content = {"format": _FORMAT, "key": dict(key), "points": rows, "catch_up": catch_up}
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # In one piece: another engine may read it at this moment.
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            json.dump(content, file)
+        temporary.replace(path)
+    except OSError as error:
+        log.warning("costs cannot be kept in %s (%s): the next start measures again", path, error)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _read(content: dict[str, object], key: Mapping[str, str]) -> Saved:
+    if content["format"] != _FORMAT or content["key"] != dict(key):
+        raise ValueError("of another version or machine")
+    rows, catch_up = content["points"], content["catch_up"]
+    if not isinstance(rows, list):
+        raise ValueError("no points")
+    points = tuple(_point(*row) for row in rows)
+    if not any(point.kind == "verify" for point in points):
+        raise ValueError("no verify window")
+    return Saved(points, None if catch_up is None else _seconds(catch_up))
+
+
+def _point(kind: object, rows: object, k: object, context: object, seconds: object) -> Point:
+    if kind != "verify" and kind != "draft":
+        raise ValueError(f"unknown kind {kind!r}")
+    return Point(kind, _whole(rows, 1), _whole(k, 0), _whole(context, 0), _seconds(seconds))
+
+
+def _whole(value: object, least: int) -> int:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _seconds(value: object) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"{value!r} is no time")
+    seconds = float(value)  # type: ignore[arg-type]
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{value!r} is no time")
+    return seconds

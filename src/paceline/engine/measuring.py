@@ -1,0 +1,206 @@
+"""Measures what rounds cost, before the first request: made-up texts through the same rounds.
+
+Works on slots and pages that nobody holds yet, and leaves them as it found them.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+
+from paceline.engine.cost import CostTable
+from paceline.engine.cost_file import load_costs, save_costs
+from paceline.engine.cost_grid import Point
+from paceline.engine.prefill import catch_up_chunk
+from paceline.engine.round import Machine, Plan
+from paceline.engine.rounds import Rounds
+from paceline.types import SamplingFlags
+
+log = logging.getLogger(__name__)
+
+_SHORT, _LONG = 64, 1024  # committed positions a row
+_REPEATS = 3
+_CHUNK = 256  # tokens of which bringing a drafter up to date is measured
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """What is measured. ks: the draft lengths there are. sizes: numbers of rows to measure;
+    rounded: rounds run at these sizes alone, a smaller batch as the next larger one. most(rows):
+    the longest draft of so many rows, or None where there is no such bound."""
+
+    machine: Machine
+    rounds: Rounds
+    ks: tuple[int, ...]
+    sizes: tuple[int, ...]
+    rounded: bool
+    most: Callable[[int], int] | None = None
+
+
+def powers(rows: int) -> tuple[int, ...]:
+    """Numbers of rows to measure where any number up to `rows` may run: 1, 2, 4 … and `rows`."""
+    return tuple(sorted({1 << i for i in range(rows.bit_length())} | {rows}))
+
+
+def cost_table(
+    rig: Rig, key: Mapping[str, str], seconds: float = 2.0, progress: Progress | None = None
+) -> CostTable:
+    """The costs of `rig`: as an earlier start measured them, or measured now, in about so many
+    seconds, and kept. key: what they depend on beside the rig (models, dtype, capture)."""
+    whole = _key(rig, key)
+    saved = load_costs(whole)
+    if saved is None:
+        began = time.perf_counter()
+        points = measure(rig, seconds, progress)
+        catch_up: float | None = measure_catch_up(rig.machine)
+        log.info("measured %d costs in %.1f s", len(points), time.perf_counter() - began)
+        save_costs(whole, points, catch_up)
+    else:
+        points, catch_up = list(saved.points), saved.catch_up
+    sizes = rig.sizes if rig.rounded else ()
+    return CostTable(points, rig.ks, sizes=sizes, most=rig.most, catch_up=catch_up)
+
+
+def keep(rig: Rig, key: Mapping[str, str], table: CostTable) -> None:
+    """Keep what live rounds have added to `table` for the next start."""
+    save_costs(_key(rig, key), table.learned(), table.catch_up_rate)
+
+
+def measure(rig: Rig, seconds: float, progress: Progress | None = None) -> list[Point]:
+    """Time rounds, those first between which the others lie. However little time there is, plain
+    decoding and the longest draft are measured for the fewest and for the most rows."""
+    limits, needs = rig.machine.slots.limits, rig.machine.drafter.needs
+    points: list[Point] = []
+    cells, end = _cells(rig), time.perf_counter() + seconds
+    with torch.inference_mode(), _texts(rig.machine, rig.ks[-1]):
+        for done, (size, k, context) in enumerate(cells):
+            if done >= 4 and time.perf_counter() > end:
+                break
+            rows = min(size, limits.slots - 1)
+            verify, draft = _time(rig, rows, k, context)
+            points.append(Point("verify", size, k, context, verify))
+            if k or needs.catch_up == "observe":
+                points.append(Point("draft", size, k, context, draft))
+            if progress is not None:
+                progress(done + 1, len(cells))
+    if progress is not None:
+        progress(len(cells), len(cells))
+    return points
+
+
+def measure_catch_up(machine: Machine) -> float:
+    """Seconds a token to show a drafter text that it has not seen; 0 where it never needs it."""
+    if machine.drafter.needs.catch_up != "tokens":
+        return 0.0
+    device, found = machine.slots.limits.device, []
+    with torch.inference_mode(), _texts(machine, 0) as longest:
+        count = min(_CHUNK, longest)
+        for _ in range(_REPEATS):
+            _wait(device)
+            began = time.perf_counter()
+            catch_up_chunk(machine, 1, 0, count)
+            _wait(device)
+            found.append(time.perf_counter() - began)
+    return min(found) / count
+
+
+def _cells(rig: Rig) -> list[tuple[int, int, int]]:
+    """(Rows, k, context), the most telling first: the corners, the other sizes, long texts, and
+    then the draft lengths between."""
+    longest = _longest(rig.machine, rig.ks[-1])
+    first, *between = rig.sizes
+    sizes = [first, *between[-1:], *between[:-1]]
+
+    def ends(size: int) -> list[int]:
+        return sorted({0, max(k for k in rig.ks if rig.most is None or k <= rig.most(size))})
+
+    short = min(_SHORT, longest)
+    cells = [(size, k, short) for size in sizes for k in ends(size)]
+    if longest >= 2 * short:
+        cells += [(size, k, longest) for size in sizes for k in ends(size)]
+    middle = sorted(rig.ks[1:-1], key=lambda k: abs(k - rig.ks[-1] / 2))
+    cells += [(size, k, short) for k in middle for size in sizes if 0 < k < ends(size)[-1]]
+    return cells
+
+
+def _longest(machine: Machine, k: int) -> int:
+    """Committed positions of the long texts: a round of k drafts must fit behind them."""
+    return max(1, min(_LONG, machine.slots.limits.max_length - 2 * k - 2))
+
+
+@contextmanager
+def _texts(machine: Machine, k: int) -> Iterator[int]:
+    """Made-up texts in all slots, each with pages of its own as far as there are enough. Yields
+    how many positions they may have, rounds of k drafts behind them not counted."""
+    slots, limits = machine.slots, machine.slots.limits
+    longest = _longest(machine, k)
+    each = -(-min(longest + 2 * k + 2, limits.max_length) // limits.page_size)
+    held = slice(1, limits.slots)
+    for slot in range(1, limits.slots):
+        first = (slot - 1) * each
+        pages = [1 + (first + i) % (limits.pages - 1) for i in range(each)]
+        slots.set_pages(slot, 0, pages)
+    slots.limit[held], slots.k_limit[held] = limits.max_length, limits.max_k
+    slots.stop_ids[held] = -1
+    try:
+        yield longest
+    finally:
+        for slot in range(1, limits.slots):
+            slots.release(slot)
+        for field in (slots.length, slots.limit, slots.k_limit, slots.draft_count, slots.tokens):
+            field[held] = 0
+
+
+def _time(rig: Rig, rows: int, k: int, context: int) -> tuple[float, float]:
+    """Median seconds to verify and to draft k tokens in each of so many rows."""
+    slots, limits = rig.machine.slots, rig.machine.slots.limits
+    index = torch.arange(1, rows + 1, device=limits.device)
+    bound = min(context + 2 * k + 2, limits.max_length)
+    plan = Plan(slots.batch(index), (bound,) * rows, SamplingFlags(), k, k)
+    verify, draft = [], []
+    for turn in range(_REPEATS + 1):
+        slots.active[1 : rows + 1] = True
+        slots.length[1 : rows + 1], slots.draft_count[1 : rows + 1] = context, k
+        began = time.perf_counter()
+        outcome = rig.rounds.launch(plan).wait()
+        wall = time.perf_counter() - began
+        if turn:  # the first one warms up; and drafting may be told of one round late
+            verify.append(outcome.verify_seconds or wall)
+            draft.append(outcome.draft_seconds)
+    return statistics.median(verify), statistics.median(draft)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _key(rig: Rig, key: Mapping[str, str]) -> dict[str, str]:
+    """Everything that the costs depend on."""
+    machine, limits = rig.machine, rig.machine.slots.limits
+    device, needs = limits.device, machine.drafter.needs
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else platform.processor()
+    return {
+        "paceline": version("paceline"),
+        "torch": torch.__version__,
+        "device": f"{device.type} {name or platform.machine()}",
+        "threads": "" if on_gpu else str(torch.get_num_threads()),
+        "target": f"{machine.target.spec} {limits.vocab_size}",
+        "drafter": f"{machine.drafter.name} {needs}",
+        "rule": machine.rule.__class__.__name__,
+        "limits": f"{limits.slots} {limits.max_length} {limits.pages}",
+        "ks": str(rig.ks),
+        "sizes": f"{rig.sizes} {rig.rounded}",
+        **key,
+    }

@@ -1,0 +1,212 @@
+"""Closed-loop traffic with known acceptance on a machine of known cost, for the tests of K.
+
+Throughput is exact in expectation: what a round commits is drawn, what it counts for is the mean
+of that draw, so that a ratio of two runs is not blurred by luck.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from paceline.engine.acceptance import Track
+from paceline.engine.cost import CostTable
+from paceline.engine.cost_grid import Point
+from paceline.engine.policy import Governor
+
+Chances = Sequence[float]  # by draft position, each given that those before it stood
+
+
+def constant(chance: float, most: int = 16) -> Chances:
+    """The same chance at every position."""
+    return (chance,) * most
+
+
+def line(points: Sequence[tuple[float, float]], x: float) -> float:
+    """Straight lines through (x, y); the last goes on."""
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x <= x1 or (x1, y1) == points[-1]:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return points[0][1]
+
+
+@dataclass(frozen=True)
+class Device:
+    """True seconds. verify(rows, k), draft(rows, k); catch_up: a token."""
+
+    verify: Callable[[int, int], float]
+    draft: Callable[[int, int], float]
+    catch_up: float = 0.0
+    observe: float = 0.0  # what the drafter takes in every round, whatever K
+
+
+_STEP = ((1, 4.0), (8, 4.3), (32, 5.0), (64, 6.2))
+_GROWTH = ((1, 1.0), (6, 1.02), (32, 1.12), (64, 1.25), (128, 1.7), (288, 2.7), (576, 4.8))
+_DRAFT = ((1, 0.85), (8, 0.95), (32, 1.3), (64, 1.8))
+
+
+def _h200(rows: int, k: int) -> float:
+    own = line(_STEP, rows) - 4.0 * line(_GROWTH, rows)  # attention and judging, of each row
+    return (4.0 * line(_GROWTH, rows * (k + 1)) + own) / 1e3
+
+
+# An 8B target and a 1B draft; the bundled pair on two cores.
+H200 = Device(_h200, lambda rows, k: k * line(_DRAFT, rows) / 1e3, catch_up=3e-6)
+CPU = Device(
+    lambda rows, k: (2.1 + 0.26 * (rows * (k + 1) - 1)) / 1e3,
+    lambda rows, k: k * (0.35 + 0.04 * (rows - 1)) / 1e3,
+    catch_up=2e-5,
+)
+
+
+def table(device: Device, ks: Sequence[int], sizes: Sequence[int], error: float = 0.0) -> CostTable:
+    """What measuring `device` would give, each point off by about `error`."""
+    rng = random.Random(5)
+    points = []
+    for rows in sizes:
+        for k in ks:
+            off = 1 + rng.gauss(0, error)
+            points.append(Point("verify", rows, k, 0, device.verify(rows, k) * off))
+            seconds = device.draft(rows, k) + device.observe
+            if seconds:
+                off = 1 + rng.gauss(0, error)
+                points.append(Point("draft", rows, k, 0, seconds * off))
+    return CostTable(points, ks, catch_up=device.catch_up)
+
+
+@dataclass
+class Row:
+    """One request of the traffic."""
+
+    track: Track
+    left: int
+    number: int
+    behind: int = 0
+
+
+@dataclass
+class Report:
+    """See `acceptance.Seen`."""
+
+    n: list[int] = field(default_factory=list)
+    drafted: list[int] = field(default_factory=list)
+    source: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    evaluated: list[int] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Played:
+    """What a run came to."""
+
+    tokens: float = 0.0
+    seconds: float = 0.0
+    rounds: int = 0
+    chosen: list[int] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        return self.tokens / self.seconds
+
+
+@dataclass
+class Traffic:
+    """chances(number of the request, share of the run that is over) -> by position."""
+
+    concurrency: int
+    chances: Callable[[int, float], Chances]
+    rounds: int
+    lengths: tuple[int, int] = (64, 512)
+    seed: int = 0
+
+
+def play(
+    traffic: Traffic,
+    device: Device,
+    governor: Governor | int,
+    *,
+    noise: float = 0.0,
+    outliers: float = 0.0,
+    late: bool = False,
+) -> Played:
+    """Play `traffic`; governor: or a fixed K. noise: relative error of the seconds that the
+    governor is told; outliers: the share of them that are ten times too long. late: a round is
+    planned before the one in front of it has settled."""
+    rng, watch = random.Random(traffic.seed), random.Random(traffic.seed + 1)
+    played, numbers = Played(), 0
+    adaptive = isinstance(governor, Governor)
+    fixed = Governor(table(device, (0, governor), (1, 64))) if not adaptive else governor
+    waiting: list[tuple[object, ...]] = []
+
+    def arrive() -> Row:
+        nonlocal numbers
+        numbers += 1
+        length = random.Random(1000 * traffic.seed + numbers).randint(*traffic.lengths)
+        return Row(fixed.track(16, length), length, numbers)
+
+    rows = [arrive() for _ in range(traffic.concurrency)]
+    held = [0] * traffic.concurrency  # drafts that wait, by row
+    share = 0.0
+    # The share over is one of plain seconds, so that every policy meets the change at about the
+    # same work done: by tokens.
+    goal = traffic.rounds * traffic.concurrency
+    while played.tokens < goal:
+        share = played.tokens / goal
+        tracks = [row.track for row in rows]
+        for row in rows:
+            row.track.behind = row.behind
+        if adaptive:
+            launch = fixed.plan(tracks, 0.0)
+            k, next_k = launch.k, launch.next_k
+        else:
+            launch, k, next_k = None, max(held), governor
+        report, seconds = Report(), 0.0
+        true_verify = device.verify(len(rows), k)
+        true_draft = device.draft(len(rows), next_k) + device.observe
+        for place, row in enumerate(rows):
+            chances = traffic.chances(row.number, share)
+            drafted = min(held[place], k, row.left - 1)
+            reach, mean = 1.0, 1.0
+            for j in range(drafted):
+                reach *= chances[j]
+                mean += reach
+            played.tokens += mean
+            accepted = 0
+            while accepted < drafted and rng.random() < chances[accepted]:
+                accepted += 1
+            row.left -= accepted + 1
+            drafts = next_k if launch is None else launch.drafts[place]
+            if drafts:
+                seconds += device.catch_up * row.behind
+            row.behind = 0 if drafts else row.behind + accepted + 1
+            for name, value in (
+                ("n", accepted + 1), ("drafted", drafted), ("source", 0), ("accepted", accepted),
+                ("evaluated", min(accepted + 1, drafted)), ("ended", int(row.left == 0)),
+            ):  # fmt: skip
+                getattr(report, name).append(value)
+            held[place] = drafts
+            if row.left == 0:
+                rows[place], held[place] = arrive(), 0
+        seconds += true_verify + true_draft
+
+        def told(value: float) -> float:
+            slow = 10.0 if watch.random() < outliers else 1.0
+            return value * slow * max(0.1, 1 + watch.gauss(0, noise))
+
+        played.seconds += seconds
+        played.rounds += 1
+        played.chosen.append(next_k)
+        if launch is not None:
+            verify, draft = told(true_verify), told(true_draft)
+            waiting.append((tracks, launch, report, verify, draft, verify + draft))
+            while len(waiting) > (1 if late and not next_k else 0):
+                tracks_, launch_, report_, v, d, wall = waiting.pop(0)
+                fixed.settled(tracks_, launch_, report_, verify_seconds=v, draft_seconds=d,
+                              wall_seconds=wall)  # fmt: skip
+            if played.rounds % 200 == 0:
+                played.lines.append(fixed.describe())
+    return played
