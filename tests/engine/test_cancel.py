@@ -32,7 +32,7 @@ def engine(pair: Pair, opened: Callable[..., Engine]) -> Engine:
 
 def idle(engine: Engine) -> bool:
     loop = engine._loop
-    return engine._driver.ask(lambda: loop.idle and not loop._live)
+    return engine._driver.ask(lambda: loop.idle and not loop.ledger.live)
 
 
 def check_clean(engine: Engine, wanted: list[Result]) -> None:

@@ -21,6 +21,7 @@ from paceline.engine.budget import Budget, plan_memory
 from paceline.engine.capture import CapturedRounds, every_plan, widths
 from paceline.engine.feeding import Feeder
 from paceline.engine.fixed import FixedK
+from paceline.engine.ledger import Ledger
 from paceline.engine.loop import Loop
 from paceline.engine.prefill import warm_up
 from paceline.engine.round import Machine, run_round
@@ -148,7 +149,8 @@ def _make_loop(config: EngineConfig, machine: Machine, rounds: Rounds, k: int) -
         catch_up=needs.catch_up,
     )
     feeder = Feeder(machine, scheduler, config.prefill_chunk, config.max_gap)
-    return Loop(machine, rounds, scheduler, feeder, FixedK(k), reach)
+    ledger = Ledger(machine, scheduler)
+    return Loop(machine, rounds, scheduler, ledger, feeder, FixedK(k), reach)
 
 
 def _create(config: EngineConfig) -> Drafter:

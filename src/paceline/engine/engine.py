@@ -130,7 +130,9 @@ class Engine:
         loop, driver = self._loop, self._driver
         sequence = Sequence(request, min(self._widest, self.config.k if k is None else k))
         reader = Reader(request, self.tokenizer, self._eos, sequence.stats)
-        handle = Handle(reader, lambda: driver.post(lambda: loop.drop(sequence, "cancelled")))
+        handle = Handle(
+            reader, lambda: driver.post(lambda: loop.ledger.drop(sequence, "cancelled"))
+        )
         reader.notify = lambda: driver.touch(handle)
         driver.post(lambda: loop.submit(sequence, reader))
         self._check_open()  # closed in between: the command may never be run

@@ -8,29 +8,26 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 
 from paceline.engine.acceptance import Seen, Track
 from paceline.engine.feeding import Feeder
-from paceline.engine.outbox import Committed, Reader
+from paceline.engine.ledger import Ledger, Live
+from paceline.engine.outbox import Reader
 from paceline.engine.policy import Launch
 from paceline.engine.round import Machine, Plan
 from paceline.engine.rounds import Outcome, Pending, Rounds
 from paceline.engine.scheduling import Grant, Scheduler
-from paceline.engine.sequence import Sequence, Status
-from paceline.engine.settling import add, committed, count, flags
+from paceline.engine.sequence import Sequence
+from paceline.engine.settling import committed, flags
 from paceline.engine.slots import Batch
-from paceline.errors import NumericsError, PacelineError, StepError
-from paceline.types import EngineStats, FinishReason, SequenceStats
+from paceline.errors import PacelineError
+from paceline.types import EngineStats
 
 log = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 
 class Pilot(Protocol):
@@ -52,14 +49,6 @@ class Pilot(Protocol):
     @property
     def paused(self) -> bool: ...
     def describe(self) -> str: ...
-
-
-@dataclass(slots=True)
-class _Live:
-    """What belongs to a sequence while it is not finished."""
-
-    reader: Reader
-    track: Track
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +74,10 @@ class Loop:
     machine: Machine
     rounds: Rounds
     scheduler: Scheduler
+    ledger: Ledger
     feeder: Feeder
     pilot: Pilot
     reach: int
-    totals: SequenceStats = field(default_factory=SequenceStats)
-    finished: int = 0
-    _live: dict[Sequence, _Live] = field(default_factory=dict)
     _batch: tuple[tuple[tuple[int, int], ...], Batch] | None = None
     _launched: deque[_Launched] = field(default_factory=deque)
     _settled_at: float = 0.0
@@ -113,35 +100,28 @@ class Loop:
             return
         sequence.stats.prompt_tokens = len(sequence.request.prompt)
         remaining = min(params.max_tokens, sequence.limit - len(sequence.tokens))
-        self._live[sequence] = _Live(reader, self.pilot.track(sequence.k, remaining))
+        self.ledger.live[sequence] = Live(reader, self.pilot.track(sequence.k, remaining))
 
     def step(self) -> None:
         """Admit who can be admitted, read from prompts, launch one round, and settle those that
         are due."""
         for sequence in self.scheduler.expire(time.monotonic()):
-            self.drop(sequence, "deadline")
+            self.ledger.drop(sequence, "deadline")
         admitted = [(sequence, sequence.tokens) for sequence in self.scheduler.admit()]
-        self._each(admitted, self._admit)
+        self.ledger.each(admitted, self._admit)
         fed = self._feed()
         ahead = self._launch(alone=not fed) if self.scheduler.running else 0
         while len(self._launched) > ahead:
             self._settle(self._launched.popleft())
 
-    def drop(
-        self, sequence: Sequence, finish: FinishReason, error: Exception | None = None
-    ) -> None:
-        """End a sequence from outside, wherever it stands; nothing happens to one that has."""
-        live = self._live.get(sequence)
-        if live is not None:
-            live.reader.close(finish, error)
-            self._finish(sequence, keep=finish != "error")
-
     def end_all(self, error: Exception) -> None:
         """Every request that is not finished fails with `error`; the device is not touched."""
         self._launched.clear()
-        for live in self._live.values():
-            live.reader.close("error", error)
-        self._live.clear()
+        self.ledger.end_all(error)
+
+    def stats(self) -> EngineStats:
+        """How things stand. May be called from any thread."""
+        return self.ledger.stats(self.pilot.describe())
 
     def answers(self) -> bool:
         """Whether the device still works, after a step that failed."""
@@ -153,29 +133,10 @@ class Loop:
         except Exception:
             return False
 
-    def stats(self) -> EngineStats:
-        """How things stand. May be called from any thread."""
-        counts = self.scheduler.counts()
-        stats = EngineStats(
-            finished=self.finished,
-            waiting=counts.waiting,
-            running=counts.running + counts.prefilling,
-            preemptions=counts.preemptions,
-            pages=self.scheduler.pages.total,
-            pages_used=counts.pages_used,
-            pages_cached=counts.pages_cached,
-            prefix_asked=counts.prefix_asked,
-            prefix_hits=counts.prefix_hits,
-            speculation=self.pilot.describe(),
-        )
-        add(stats, self.totals)
-        stats.rounds = self.totals.rounds
-        return stats
-
     # --- one step ---
 
     def _admit(self, sequence: Sequence, tokens: list[int]) -> None:
-        slots, request, live = self.machine.slots, sequence.request, self._live[sequence]
+        slots, request, live = self.machine.slots, sequence.request, self.ledger.live[sequence]
         live.track.waiting = 0
         stop_ids = tuple(sorted(live.reader.stop_ids))
         written = tokens[len(request.prompt) :]
@@ -189,7 +150,7 @@ class Loop:
         if self.scheduler.running:
             busy = self._round_seconds
         for sequence in self.scheduler.prefilling:
-            with self._all_or_none([sequence]):
+            with self.ledger.all_or_none([sequence]):
                 grant = self.scheduler.rematch(sequence)
                 if grant is not None:
                     self._grant(grant)
@@ -207,7 +168,7 @@ class Loop:
 
     def _start(self, sequence: Sequence) -> None:
         """All of a text but its last token has been read: it joins the rounds."""
-        live = self._live[sequence]
+        live = self.ledger.live[sequence]
         self.scheduler.start(sequence)
         if sequence.observed >= sequence.prefilled or not self._catches_up:
             k = self.pilot.first(live.track)
@@ -223,11 +184,11 @@ class Loop:
         rows = self.scheduler.running
         if not rows:
             return 0
-        tracks = [self._live[s].track for s in rows]
+        tracks = [self.ledger.live[s].track for s in rows]
         context = sum(len(s.tokens) for s in rows) / len(rows)
         behind = sum(max(0, len(s.tokens) - 1 - s.observed) for s in rows)
         launch = self.pilot.plan(tracks, context, behind if self._catches_up else 0)
-        with self._all_or_none(rows):
+        with self.ledger.all_or_none(rows):
             for grant in self.scheduler.reserve(rows, self.reach):
                 self._grant(grant)
             follows = self._catch_up(rows, launch)
@@ -282,7 +243,7 @@ class Loop:
 
     def _settle(self, launched: _Launched) -> None:
         """Read a round and book it. A row whose sequence has ended since is left out."""
-        with self._all_or_none(launched.rows):
+        with self.ledger.all_or_none(launched.rows):
             try:
                 outcome = launched.pending.wait()
             except Exception:
@@ -303,14 +264,14 @@ class Loop:
         rows = committed(outcome.report, self.machine.drafter.sources, launched.rows)
         for sequence, row in zip(launched.rows, rows, strict=True):
             self.scheduler.settled(sequence, row.token_ids)
-        self.totals.rounds += 1
+        self.ledger.totals.rounds += 1
         self.feeder.learn()
         booked = [
             (sequence, row)
             for sequence, row, follows in zip(launched.rows, rows, launched.follows, strict=True)
-            if sequence in self._live and self._timed(sequence, outcome, now - began, follows)
+            if sequence in self.ledger.live and self._timed(sequence, outcome, now - began, follows)
         ]
-        self._each(booked, self._book)
+        self.ledger.each(booked, self.ledger.book)
 
     def _timed(self, sequence: Sequence, outcome: Outcome, seconds: float, follows: bool) -> bool:
         """Count a round's time to a sequence, and what its drafter has seen."""
@@ -321,65 +282,3 @@ class Loop:
         if follows:
             sequence.observed = len(sequence.tokens)
         return True
-
-    def _book(self, sequence: Sequence, row: Committed) -> None:
-        """Book one row of a round and finish the sequence where it ended."""
-        reader = self._live[sequence].reader
-        if row.failed:
-            reader.close(
-                "error",
-                NumericsError(
-                    f"request {sequence.request.id}: the target's logits are not finite, or every "
-                    "token was masked; check logit_bias, or try dtype float32"
-                ),
-            )
-        else:
-            count(sequence.stats, row, reader.take(row))
-        if reader.finish is not None:
-            self._finish(sequence, keep=not row.failed)
-
-    def _finish(self, sequence: Sequence, keep: bool) -> None:
-        del self._live[sequence]
-        if sequence.status in (Status.PREFILL, Status.RUNNING):
-            self.machine.slots.release(sequence.slot)
-            self.machine.drafter.release(sequence.slot)
-        self.scheduler.finish(sequence, keep)
-        self.finished += 1
-        add(self.totals, sequence.stats)
-
-    @contextmanager
-    def _all_or_none(self, sequences: list[Sequence]) -> Iterator[None]:
-        """Where a pass over `sequences` breaks off, none of them goes on: what it left of their
-        state is not known. Rounds of theirs in flight are settled in their turn."""
-        try:
-            yield
-        except Exception as error:
-            told = error if isinstance(error, PacelineError) else _told(error)
-            for sequence in sequences:
-                self.drop(sequence, "error", told)
-            raise
-
-    def _each(
-        self, cases: Iterable[tuple[Sequence, _T]], do: Callable[[Sequence, _T], None]
-    ) -> None:
-        """`do` for each sequence alone: one that fails ends, and only then is its error raised."""
-        first: Exception | None = None
-        for sequence, value in cases:
-            try:
-                with self._all_or_none([sequence]):
-                    do(sequence, value)
-            except Exception as error:
-                first = first or error
-        if first is not None:
-            raise first
-
-
-def _told(error: Exception) -> StepError:
-    """The error that the requests of a step that broke off are given."""
-    what = " ".join(str(error).split())
-    told = StepError(
-        f"the engine met {type(error).__name__}: {what[:300]}; this request ended with it: send it "
-        "again, and if it goes on, open a new engine and report it"
-    )
-    told.__cause__ = error
-    return told

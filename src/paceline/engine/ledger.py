@@ -1,0 +1,138 @@
+"""Who is being served: every request that is not finished, what it is told, and how it ends.
+
+The host's side of a round's outcome. Decides nothing about rounds; `engine.loop` has those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from paceline.engine.acceptance import Track
+from paceline.engine.outbox import Committed, Reader
+from paceline.engine.round import Machine
+from paceline.engine.scheduling import Scheduler
+from paceline.engine.sequence import Sequence, Status
+from paceline.engine.settling import add, count
+from paceline.errors import NumericsError, PacelineError, StepError
+from paceline.types import EngineStats, FinishReason, SequenceStats
+
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class Live:
+    """What belongs to a sequence while it is not finished."""
+
+    reader: Reader
+    track: Track
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The requests that are not finished, and the counts over those that are."""
+
+    machine: Machine
+    scheduler: Scheduler
+    live: dict[Sequence, Live] = field(default_factory=dict)
+    totals: SequenceStats = field(default_factory=SequenceStats)
+    finished: int = 0
+
+    def drop(
+        self, sequence: Sequence, finish: FinishReason, error: Exception | None = None
+    ) -> None:
+        """End a sequence from outside, wherever it stands; nothing happens to one that has."""
+        live = self.live.get(sequence)
+        if live is not None:
+            live.reader.close(finish, error)
+            self._finish(sequence, keep=finish != "error")
+
+    def end_all(self, error: Exception) -> None:
+        """Every request that is not finished fails with `error`; the device is not touched."""
+        for live in self.live.values():
+            live.reader.close("error", error)
+        self.live.clear()
+
+    def book(self, sequence: Sequence, row: Committed) -> None:
+        """Book one row of a round and finish the sequence where it ended."""
+        reader = self.live[sequence].reader
+        if row.failed:
+            reader.close(
+                "error",
+                NumericsError(
+                    f"request {sequence.request.id}: the target's logits are not finite, or every "
+                    "token was masked; check logit_bias, or try dtype float32"
+                ),
+            )
+        else:
+            count(sequence.stats, row, reader.take(row))
+        if reader.finish is not None:
+            self._finish(sequence, keep=not row.failed)
+
+    def _finish(self, sequence: Sequence, keep: bool) -> None:
+        del self.live[sequence]
+        if sequence.status in (Status.PREFILL, Status.RUNNING):
+            self.machine.slots.release(sequence.slot)
+            self.machine.drafter.release(sequence.slot)
+        self.scheduler.finish(sequence, keep)
+        self.finished += 1
+        add(self.totals, sequence.stats)
+
+    @contextmanager
+    def all_or_none(self, sequences: list[Sequence]) -> Iterator[None]:
+        """Where a pass over `sequences` breaks off, none of them goes on: what it left of their
+        state is not known. Rounds of theirs in flight are settled in their turn."""
+        try:
+            yield
+        except Exception as error:
+            told = error if isinstance(error, PacelineError) else _told(error)
+            for sequence in sequences:
+                self.drop(sequence, "error", told)
+            raise
+
+    def each(
+        self, cases: Iterable[tuple[Sequence, _T]], do: Callable[[Sequence, _T], None]
+    ) -> None:
+        """`do` for each sequence alone: one that fails ends, and only then is its error raised."""
+        first: Exception | None = None
+        for sequence, value in cases:
+            try:
+                with self.all_or_none([sequence]):
+                    do(sequence, value)
+            except Exception as error:
+                first = first or error
+        if first is not None:
+            raise first
+
+    def stats(self, speculation: str) -> EngineStats:
+        """How things stand; speculation: what is done about drafting, in words. May be called from
+        any thread."""
+        counts = self.scheduler.counts()
+        stats = EngineStats(
+            finished=self.finished,
+            waiting=counts.waiting,
+            running=counts.running + counts.prefilling,
+            preemptions=counts.preemptions,
+            pages=self.scheduler.pages.total,
+            pages_used=counts.pages_used,
+            pages_cached=counts.pages_cached,
+            prefix_asked=counts.prefix_asked,
+            prefix_hits=counts.prefix_hits,
+            speculation=speculation,
+        )
+        add(stats, self.totals)
+        stats.rounds = self.totals.rounds
+        return stats
+
+
+def _told(error: Exception) -> StepError:
+    """The error that the requests of a step that broke off are given."""
+    what = " ".join(str(error).split())
+    told = StepError(
+        f"the engine met {type(error).__name__}: {what[:300]}; this request ended with it: send it "
+        "again, and if it goes on, open a new engine and report it"
+    )
+    told.__cause__ = error
+    return told
