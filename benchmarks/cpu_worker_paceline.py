@@ -16,7 +16,7 @@ class Paceline:
 
     def open(self, request: dict[str, Any]) -> dict[str, Any]:
         """Open both; threads None leaves the choice to the measurement at start."""
-        common = {"dtype": request["dtype"], "slots": 1, "seed": 0}
+        common = {"dtype": request["dtype"], "slots": 1, "seed": 0, "adaptive": False}
         self.fast = Engine(
             request["target"],
             draft=request["draft"],

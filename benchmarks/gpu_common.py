@@ -88,9 +88,18 @@ def free(bench: Bench) -> None:
         torch.cuda.empty_cache()
 
 
+def quiesce(engine: Engine) -> None:
+    """Wait until the engine's thread has nothing to do: what has ended is booked by then."""
+    while not engine._driver.ask(lambda: engine._loop.idle):
+        time.sleep(0.001)
+
+
 def open_engine(bench: Bench, k: int, **more: Any) -> Engine:
-    """The pair of --target and --draft, or with k = 0 the target alone."""
+    """The pair of --target and --draft, or with k = 0 the target alone. Unless `more` says so, k is
+    fixed and nothing is kept of one prompt for another."""
     options = {"device": str(bench.device), "dtype": bench.options.dtype, "seed": 1, "k": k}
+    options |= {"adaptive": False, "prefix_cache": False}
+    options["adaptive"] = False
     if not bench.cuda:
         options["threads"] = 1
     if k and "drafter" not in more:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 # Before torch and huggingface_hub are imported, which read these once. One thread a process: the
 # suite runs several processes side by side, and a busy core makes OpenMP spin.
@@ -11,6 +12,7 @@ os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["PACELINE_CACHE"] = os.path.join(tempfile.gettempdir(), "paceline-tests")
 
 import socket
 from typing import Any

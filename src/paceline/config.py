@@ -41,11 +41,12 @@ class EngineConfig:
     free, where max_length is None.
 
     adaptive: choose every round's draft tokens, 0 to k, from what rounds cost and how many drafts
-    stand (False: always k). latency: the most seconds a round should take, for that choice.
-    cache_tokens: positions that the caches hold for all texts together; None is enough for every
-    slot's longest. prefix_cache: keep what was computed of a text for later ones that begin alike.
-    max_gap: the longest, in seconds, that running texts should wait while prompts are read; None
-    reads prefill_chunk tokens between two rounds.
+    stand (False: always k; None: where that cannot change a text, under the rule match).
+    latency: the most seconds a round should take, for that choice. cache_tokens: positions that
+    the caches hold for all texts together; None is enough for every slot's longest. prefix_cache:
+    keep what was computed of a text for later ones that begin alike. max_gap: the longest, in
+    seconds, that running texts should wait while prompts are read; None reads prefill_chunk
+    tokens between two rounds.
     """
 
     target: str
@@ -62,7 +63,7 @@ class EngineConfig:
     seed: int | None = None
     capture: bool = True
     memory: float = 0.9
-    adaptive: bool = True
+    adaptive: bool | None = None
     latency: float | None = None
     cache_tokens: int | None = None
     prefix_cache: bool = True
@@ -87,7 +88,8 @@ class EngineConfig:
         if self.seed is not None:
             _whole("seed", self.seed, 0, MAX_SEED)
         for name in ("capture", "adaptive", "prefix_cache"):
-            if not isinstance(getattr(self, name), bool):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and (name != "adaptive" or value is not None):
                 raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}")
         for name in ("latency", "max_gap"):
             value = getattr(self, name)

@@ -29,7 +29,7 @@ def opened(pair: Pair) -> Iterator[Callable[..., Engine]]:
     engines: list[Engine] = []
 
     def open_engine(target: Path | None = None, **options: Any) -> Engine:
-        options = {"dtype": "float64", "threads": 1, "max_length": 192} | options
+        options = {"dtype": "float64", "threads": 1, "max_length": 192, "adaptive": False} | options
         engines.append(Engine(target or pair.target, **options))
         return engines[-1]
 

@@ -58,7 +58,8 @@ def device_engine(
     engines: list[Engine] = []
 
     def open_engine(capture: bool = True, **options: Any) -> Engine:
-        options = {"dtype": "float32", "threads": 1, "max_length": 64, "slots": 2} | options
+        sizes = {"threads": 1, "max_length": 64, "slots": 2}
+        options = {"dtype": "float32", "adaptive": False} | sizes | options
         engine = Engine(folders["target"], **options)
         engines.append(engine)
         if capture:

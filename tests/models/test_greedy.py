@@ -11,6 +11,8 @@ from helpers import EOS, FAMILIES, VARIANTS, VOCAB_SIZE, tiny_checkpoint, tiny_m
 
 import paceline
 
+FIXED = {"threads": 1, "adaptive": False}
+
 NEW_TOKENS = 40
 # Two paths of float32 differ by some 1e-6 in the logits. A text whose two best tokens are never
 # nearer than this says the same on every machine.
@@ -63,7 +65,7 @@ def test_speculative_text_is_that_of_generate(variant: str, tmp_path: Path) -> N
     target = tiny_checkpoint(tmp_path / "target", family, **overrides)
     other = tiny_checkpoint(tmp_path / "other", family, seed=1, **overrides)
     for draft, agrees in ((target, True), (other, False)):
-        with paceline.Engine(target, draft=draft, dtype="float32", k=4, threads=1) as engine:
+        with paceline.Engine(target, draft=draft, dtype="float32", k=4, **FIXED) as engine:
             for seed in (1, 2):
                 (completion,) = engine.generate([prompt(seed)], params())
                 assert completion.token_ids == expected(variant, seed)
@@ -91,7 +93,7 @@ def test_both_stop_at_the_same_token(family: str, k: int, tmp_path: Path) -> Non
     cut = whole[: whole.index(ending) + 1]
     overrides = VARIANTS[family][1] | {"eos_token_id": [EOS, ending]}
     tiny_checkpoint(tmp_path, family, **overrides)
-    with paceline.Engine(tmp_path, draft=tmp_path, dtype="float32", k=k, threads=1) as engine:
+    with paceline.Engine(tmp_path, draft=tmp_path, dtype="float32", k=k, **FIXED) as engine:
         (completion,) = engine.generate([prompt(1)], params())
     assert completion.token_ids == cut
     assert completion.finish == "stop"

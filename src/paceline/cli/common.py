@@ -96,13 +96,15 @@ def fail(message: str, status: int = 2) -> NoReturn:
 def engine_options(config: Path | None, **given: object) -> dict[str, Any]:
     """Return the options for `Engine`: the file's, over them those given; None is not given.
 
-    Without a target the bundled pair is meant, and with a draft model the drafter "model".
+    Without a target the bundled pair is meant, and with a draft model the drafter "model". k is
+    taken as it is: a command that writes one text gains nothing from measuring rounds first.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     if config is not None:
         read = load_toml(config, **chosen)
         return {name: getattr(read, name) for name in read.__dataclass_fields__}
     chosen.setdefault("target", MINI_TARGET)
+    chosen.setdefault("adaptive", False)
     if chosen["target"] == MINI_TARGET and "draft" not in chosen:
         # Harmless for drafters without a draft model.
         chosen["draft"] = MINI_DRAFT

@@ -22,7 +22,9 @@ from paceline.engine.capture import CapturedRounds, every_plan, widths
 from paceline.engine.feeding import Feeder
 from paceline.engine.fixed import FixedK
 from paceline.engine.ledger import Ledger
-from paceline.engine.loop import Loop
+from paceline.engine.loop import Loop, Pilot
+from paceline.engine.measuring import Rig, cost_table, keep, powers
+from paceline.engine.policy import Governor
 from paceline.engine.prefill import warm_up
 from paceline.engine.round import Machine, run_round
 from paceline.engine.rounds import EagerRounds, Rounds
@@ -68,7 +70,7 @@ def on_device(name: str) -> Callable[[], AbstractContextManager[None]]:
 @dataclass(frozen=True, slots=True)
 class Opened:
     """An engine's inside. eos_ids: tokens that end a text unless a request says otherwise;
-    widest: draft tokens a round at most."""
+    widest: draft tokens a round at most; keep: saves what live rounds taught, at the end."""
 
     tokenizer: Tokenizer
     loop: Loop
@@ -76,6 +78,7 @@ class Opened:
     eos_ids: frozenset[int]
     threads: int
     widest: int
+    keep: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,19 +125,23 @@ def open_machine(
     if device.type == "cpu" and config.threads is None:
         progress("choosing threads", 0, 0)
     threads = _set_threads(config, machine)
+    pilot, keep_costs = _make_pilot(config, machine, rounds, k, progress)
     every_eos = {*model.eos_token_ids, *tokenizer.eos_ids}
     return Opened(
         tokenizer,
-        _make_loop(config, machine, rounds, k),
+        _make_loop(config, machine, rounds, k, pilot),
         budget,
         # A tokenizer may name more tokens than the model has.
         frozenset(token for token in every_eos if token < model.vocab_size),
         threads,
         k,
+        keep_costs,
     )
 
 
-def _make_loop(config: EngineConfig, machine: Machine, rounds: Rounds, k: int) -> Loop:
+def _make_loop(
+    config: EngineConfig, machine: Machine, rounds: Rounds, k: int, pilot: Pilot
+) -> Loop:
     """The loop over a machine that is ready. k: the widest draft."""
     limits, needs = machine.slots.limits, machine.drafter.needs
     reach = 2 * k + 2
@@ -149,8 +156,28 @@ def _make_loop(config: EngineConfig, machine: Machine, rounds: Rounds, k: int) -
         catch_up=needs.catch_up,
     )
     feeder = Feeder(machine, scheduler, config.prefill_chunk, config.max_gap)
-    ledger = Ledger(machine, scheduler)
-    return Loop(machine, rounds, scheduler, ledger, feeder, FixedK(k), reach)
+    return Loop(machine, rounds, scheduler, Ledger(machine, scheduler), feeder, pilot, reach)
+
+
+def _make_pilot(
+    config: EngineConfig, machine: Machine, rounds: Rounds, k: int, progress: Progress
+) -> tuple[Pilot, Callable[[], None]]:
+    """Who decides how much is drafted, and what keeps what was learned for the next start."""
+    adaptive = config.rule == "match" if config.adaptive is None else config.adaptive
+    if not adaptive or not k:
+        return FixedK(k), lambda: None
+    slots = machine.slots.limits.slots - 1
+    if isinstance(rounds, CapturedRounds):
+        rig = Rig(machine, rounds, rounds.ks, rounds.sizes, rounded=True)
+    else:
+        rig = Rig(machine, rounds, widths(k), powers(slots), rounded=False)
+    key = {
+        "models": f"{config.target} {config.draft} {config.drafter}",
+        "dtype": config.dtype,
+        "capture": str(config.capture),
+    }
+    table = cost_table(rig, key, progress=partial(progress, "measuring rounds"))
+    return Governor(table, latency=config.latency), lambda: keep(rig, key, table)
 
 
 def _create(config: EngineConfig) -> Drafter:
@@ -176,7 +203,7 @@ def _ready_rounds(config: EngineConfig, machine: Machine, k: int, progress: Prog
     if not config.capture:
         warm_up(machine, chunk)
         return EagerRounds(machine)
-    ks = widths(k) if config.adaptive else (0, k)
+    ks = (0, k) if config.adaptive is False else widths(k)
     _compile(machine, ks, chunk, progress)
     rounds = CapturedRounds(machine, ks, partial(progress, "recording rounds"))
     began = time.perf_counter()

@@ -88,6 +88,7 @@ class Engine:
         self.tokenizer, self.threads = opened.tokenizer, opened.threads
         self._loop, self._eos = opened.loop, opened.eos_ids
         self._widest = opened.widest
+        self._keep = opened.keep
         self._budget, self._limits = opened.budget, opened.budget.limits
 
     # --- requests ---
@@ -260,6 +261,8 @@ class Engine:
 
     def close(self) -> None:
         """End what runs and refuse what comes. Safe to call twice."""
+        if not self._closed:
+            self._keep()
         self._closed = True
         self._end()
 

@@ -28,7 +28,7 @@ class FixedK:
         track.waiting = track.limit
         return track.limit
 
-    def plan(self, tracks: Sequence[Track], context: float, behind: int = 0) -> Launch:
+    def plan(self, tracks: Sequence[Track], context: float) -> Launch:
         """See `Governor.plan`."""
         asked = tuple(track.waiting for track in tracks)
         next_k = max(track.limit for track in tracks)

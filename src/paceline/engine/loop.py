@@ -35,7 +35,7 @@ class Pilot(Protocol):
 
     def track(self, limit: int, remaining: int) -> Track: ...
     def first(self, track: Track) -> int: ...
-    def plan(self, tracks: list[Track], context: float, behind: int = 0) -> Launch: ...
+    def plan(self, tracks: list[Track], context: float) -> Launch: ...
     def settled(
         self,
         tracks: list[Track],
@@ -186,8 +186,10 @@ class Loop:
             return 0
         tracks = [self.ledger.live[s].track for s in rows]
         context = sum(len(s.tokens) for s in rows) / len(rows)
-        behind = sum(max(0, len(s.tokens) - 1 - s.observed) for s in rows)
-        launch = self.pilot.plan(tracks, context, behind if self._catches_up else 0)
+        if self._catches_up:
+            for sequence, track in zip(rows, tracks, strict=True):
+                track.behind = max(0, len(sequence.tokens) - 1 - sequence.observed)
+        launch = self.pilot.plan(tracks, context)
         with self.ledger.all_or_none(rows):
             for grant in self.scheduler.reserve(rows, self.reach):
                 self._grant(grant)
