@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from gpu_common import Bench, digits, first_difference, free, say
+from gpu_common import Bench, digits, first_difference, free, say, steer
 from gpu_speed import mini_prompts
 
 from paceline import Engine, Event, SamplingParams
+from paceline.engine.fixed import FixedK
 
 SIDE_BY_SIDE = 6
 K = 5
@@ -80,6 +81,7 @@ def _run(
         "mini-target", draft="mini-draft", device=str(bench.device), capture=recorded, k=K,
         slots=SIDE_BY_SIDE, max_length=1024, seed=1, **options,
     )  # fmt: skip
+    steer(engine, FixedK(K))  # of the widths there are, those that the requests ask for
     say(f"  opened in {time.perf_counter() - began:.1f} s")
     prompts, texts = mini_prompts(), []
     running: list[tuple[int, Iterator[Event], int | None]] = []

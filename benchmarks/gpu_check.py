@@ -14,7 +14,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from gpu_common import Bench, digits, first_difference, fixed, free, open_engine, prompts, say
+from gpu_common import (
+    Bench,
+    digits,
+    first_difference,
+    fixed,
+    free,
+    open_engine,
+    prompts,
+    quiesce,
+    say,
+)
 from gpu_weights import randomize, transformers_model
 from torch import Tensor
 
@@ -161,6 +171,7 @@ def _texts(
 
 
 def _counts(engine: Engine) -> tuple[int, int]:
+    quiesce(engine)
     return engine.stats().accepted, engine.stats().evaluated
 
 

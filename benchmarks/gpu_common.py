@@ -94,6 +94,19 @@ def quiesce(engine: Engine) -> None:
         time.sleep(0.001)
 
 
+def steer(engine: Engine, pilot: Any) -> Any:
+    """Exchange who decides how much is drafted; returns who did. No request may be there: what the
+    loop keeps of one is its pilot's."""
+    quiesce(engine)
+
+    def exchange() -> Any:
+        loop = engine._loop
+        before, loop.pilot = loop.pilot, pilot
+        return before
+
+    return engine._driver.ask(exchange)
+
+
 def open_engine(bench: Bench, k: int, **more: Any) -> Engine:
     """The pair of --target and --draft, or with k = 0 the target alone. Unless `more` says so, k is
     fixed and nothing is kept of one prompt for another."""

@@ -68,7 +68,6 @@ def _point(bench: Bench, engine: Engine, batch: int, context: int, k: int) -> di
     prepared = time.perf_counter() - began
     first, second = made.times(bench.options.graph_repeats)
     second = second if k else 0.0
-    assert made.n is not None
     committed = made.n.tolist()
     accept = accept_seconds(bench, made, bench.options.graph_repeats)
     made.state.restore()
@@ -145,17 +144,15 @@ def _window(bench: Bench, batch: int, width: int, context: int, limits: Limits) 
 
 
 def _pass(bench: Bench, target: Any, pool: KVPool, window: Window) -> dict[str, Any]:
-    def run(between: Any = lambda: None) -> None:
+    def run() -> None:
         target.head(target.forward(window, pool)[0])
-        between()
 
     run()
     settle(bench)
     replay, captured = run, False
     if bench.cuda:
         try:
-            recording = record(bench, run, False)
-            replay, captured = recording.first, True
+            replay, captured = record(bench, run)[0].replay, True
         except Exception as error:
             say(f"  not recorded, timed eagerly: {error!r}")
     replay()
@@ -212,7 +209,7 @@ def _events(bench: Bench, work: Any) -> list[tuple[str, float]]:
 def _counts(bench: Bench, made: RecordedRound, k: int) -> dict[str, Any]:
     """Kernels that the first graph launches, and the second; copies and fills apart."""
     result: dict[str, Any] = {}
-    for name, replay in (("verify", made.recording.first), ("draft", made.recording.second)):
+    for name, replay in (("verify", made.first), ("draft", made.second)):
         names = [event for event, _ in _events(bench, replay)] if name == "verify" or k else []
         moved = sum(event.startswith(("Memcpy", "Memset")) for event in names)
         result[name] = len(names) - moved
@@ -227,8 +224,8 @@ def _table(bench: Bench, made: RecordedRound, k: int) -> dict[str, Any]:
 
     def work() -> None:
         for _ in range(repeats):
-            made.recording.first()
-            made.recording.second()
+            made.first()
+            made.second()
 
     found: dict[str, list[float]] = defaultdict(list)
     for name, duration in _events(bench, work):

@@ -21,6 +21,7 @@ from gpu_common import (
     fixed,
     open_engine,
     prompts,
+    quiesce,
     say,
     settle,
 )  # fmt: skip
@@ -28,6 +29,7 @@ from gpu_recorded import RecordedRound
 
 from paceline import Engine
 from paceline.engine.prefill import prefill_chunk
+from paceline.errors import StepError
 from paceline.models.loading import resolve
 
 
@@ -65,6 +67,7 @@ def _through_loop(
         if len(stamps) > rounds:
             break
     stream.close()  # type: ignore[attr-defined]
+    quiesce(engine)
     settle(bench)
     return stamps, tokens
 
@@ -112,6 +115,7 @@ def _guarded(engine: Engine, ids: list[int], ks: tuple[int, ...], rounds: int) -
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for k in ks:
+        quiesce(engine)
         stream = engine.stream(ids, fixed(1 << 20), k=k)
         seen, error = 0, None
         for _ in range(3):  # admission, the prompt, the batch's constants
@@ -121,12 +125,14 @@ def _guarded(engine: Engine, ids: list[int], ks: tuple[int, ...], rounds: int) -
             for _ in range(rounds):
                 next(stream)
                 seen += 1
-        except RuntimeError as broken:
+        except (RuntimeError, StepError) as broken:  # the engine's thread met it
             error = repr(broken)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         stream.close()  # type: ignore[attr-defined]
         result[f"k={k}"] = {"rounds": seen, "silent": error is None, "error": error}
+        if error is not None:
+            break  # the engine takes its device for broken
     return result
 
 

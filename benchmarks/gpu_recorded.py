@@ -6,8 +6,8 @@ is timed, so that every replay does the same work.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from gpu_common import Bench, Watch, admit, median, prompts
@@ -15,17 +15,24 @@ from torch import Tensor
 
 from paceline import Engine
 from paceline.engine.capture import Recording
-from paceline.engine.round import Plan, run_round
+from paceline.engine.round import Plan, draft_after, run_round, verify_and_commit
 from paceline.speculation.choose import Terms
-from paceline.types import SamplingFlags, Verdict
+from paceline.types import SamplingFlags, TargetOut, Verdict, Window
 
 FLAGS = SamplingFlags()  # greedy, the least stage
 
 
-def record(bench: Bench, work: Any, two: bool) -> Recording:
-    """The engine's recording of work(between), in a memory pool of its own."""
+def record(bench: Bench, *works: Callable[[], object]) -> list[Recording]:
+    """The engine's recordings of `works`, in one memory pool of their own."""
     pool = torch.cuda.graph_pool_handle() if bench.cuda else None
-    return Recording(work, two, bench.device, pool)
+    return [Recording(_silent(work), bench.device, pool) for work in works]
+
+
+def _silent(work: Callable[[], object]) -> Callable[[], None]:
+    def done() -> None:
+        work()
+
+    return done
 
 
 @dataclass(slots=True)
@@ -70,39 +77,52 @@ class RecordedRound:
         """Slots 1 to `rows` must be filled. Leaves the slots as they were."""
         machine = engine._loop.machine
         slots, self._device = machine.slots, bench.device
-        self.engine, self.state = engine, State(engine)
         slots.k_limit[1 : rows + 1] = k
+        slots.draft_count[1 : rows + 1] = k  # windows are full, whatever their tokens
+        self.engine, self.state = engine, State(engine)
         index = torch.arange(1, rows + 1, device=bench.device)
         longest = slots.limits.max_length
         bound = min(context + 2 * k + 2, longest) if bench.cuda else longest
         self.plan = Plan(slots.batch(index), (bound,) * rows, FLAGS, k, k)
-        self.n: Tensor | None = None
-        self.report: Tensor | None = None
+        self._seen: tuple[Window, TargetOut, Verdict]
 
-        def work(between: Any) -> None:
-            def outbox(verdict: Verdict) -> None:
-                self.report, self.n = verdict.report, verdict.n
-                between()
+        def verify() -> None:
+            self._seen = verify_and_commit(machine, self.plan)
 
-            run_round(machine, self.plan, outbox)
-
+        works: list[Callable[[], object]] = [verify]
+        if k:  # a graph of nothing is better not recorded
+            works.append(lambda: draft_after(machine, self.plan, *self._seen))
         run_round(machine, self.plan, lambda verdict: None)  # compiles
         self.state.restore()
-        self.recording = record(bench, work, bool(k))
+        self._recordings = record(bench, *works)
         self.state.restore()
+
+    @property
+    def n(self) -> Tensor:
+        """Tokens that each row committed in the last replay."""
+        return self._seen[2].n
+
+    def first(self) -> None:
+        """Replay the round up to its verdict."""
+        self._recordings[0].replay()
+
+    def second(self) -> None:
+        """Replay the drafting behind it."""
+        for recording in self._recordings[1:]:
+            recording.replay()
 
     def times(self, repeats: int) -> tuple[float, float]:
         """Median seconds of the first graph and of the second."""
         for _ in range(2):
-            self.recording.first()
-            self.recording.second()
+            self.first()
+            self.second()
             self.state.restore()
         watch = Watch(self._device)
         for _ in range(repeats):
             watch.mark()
-            self.recording.first()
+            self.first()
             watch.mark()
-            self.recording.second()
+            self.second()
             watch.mark()
             self.state.restore()
         gaps = watch.seconds()
@@ -113,9 +133,9 @@ class RecordedRound:
         verdict to the next one: rounds − 1 numbers."""
         watch = Watch(self._device)
         for _ in range(rounds):
-            self.recording.first()
+            self.first()
             watch.mark()
-            self.recording.second()
+            self.second()
         return watch.seconds()
 
 
@@ -132,18 +152,13 @@ def accept_seconds(bench: Bench, made: RecordedRound, repeats: int, times: int =
         judged = machine.chooser.judge(terms, logits, draft, window.position, None)
         return slots.settle(batch, draft, judged, False)
 
-    def work(between: Any) -> None:
-        for _ in range(times):
-            once()
-        between()
-
     once()
-    recording = record(bench, work, False)
+    (recording,) = record(bench, lambda: [once() for _ in range(times)])
     made.state.restore()
     watch = Watch(bench.device)
     for _ in range(repeats):
         watch.mark()
-        recording.first()
+        recording.replay()
         watch.mark()
         made.state.restore()
     return median(watch.seconds()[0::2]) / times

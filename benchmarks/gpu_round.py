@@ -9,15 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
-import tempfile
-import time
-import traceback
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gpu_capture
@@ -25,11 +16,10 @@ import gpu_check
 import gpu_graphs
 import gpu_host
 import gpu_speed
-import torch
-import transformers
-from gpu_common import BEGAN, REFERENCE_RATE, Bench, digits, free, say
+from gpu_common import REFERENCE_RATE
+from harness import Job, Parts, add_options, choose_parts, measure, numbers
 
-PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+PARTS: Parts = {
     "bandwidth": gpu_speed.bandwidth,
     "stream": gpu_speed.stream,
     "host": gpu_host.host,
@@ -51,22 +41,13 @@ SMALL = {
 }  # fmt: skip
 
 
-def numbers(text: str) -> list[int]:
-    """Whole numbers with commas between."""
-    return [int(part) for part in text.split(",")]
-
-
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--parts", default="all", help=f"some of {', '.join(PARTS)}, comma between, or all")
+    add_options(parser, PARTS, 420.0)
     add("--target", default="mini-target", help="checkpoint folder of the (calibrated) target")
     add("--draft", default="mini-draft", help="checkpoint folder of its draft")
-    add("--device", default="cuda")
-    add("--dtype", default="bfloat16")
-    add("--out", type=Path, help="write the JSON there, after each part")
-    add("--small", action="store_true", help="as little of everything as there can be")
     add("--k", type=int, default=5, help="draft tokens a round, where one number is meant")
     add("--ks", type=numbers, default=list(range(1, 9)), help="part stream: the others too")
     add("--prompts", type=int, default=8)
@@ -92,57 +73,14 @@ def parse() -> argparse.Namespace:
     add("--startup-requests", type=int, default=100)
     add("--startup-slots", type=int, default=4)
     add("--startup-limit", type=float, default=150.0, help="part startup: seconds of a process")
-    add("--part-limit", type=float, default=420.0, help="seconds of one part, then it is ended")
     add("--rate", type=float, default=REFERENCE_RATE, help="bytes a second; part bandwidth sets it")
-    add("--one-process", action="store_true", help="run the parts in this process")
     options = parser.parse_args()
     if options.small:
         vars(options).update(SMALL)
-    chosen = list(PARTS) if options.parts == "all" else options.parts.split(",")
-    if unknown := set(chosen) - set(PARTS):
-        parser.error(f"--parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    if "mini" in chosen and not options.mini_texts:
+    choose_parts(parser, options, PARTS)
+    if "mini" in options.parts and not options.mini_texts:
         parser.error("part mini needs --mini-texts, a file that gpu_mini_texts.py wrote")
-    options.parts = [name for name in PARTS if name in chosen]
     return options
-
-
-def machine(bench: Bench) -> dict[str, Any]:
-    """The device and the versions."""
-    result: dict[str, Any] = {"system": platform.system(), "python": platform.python_version()}
-    result |= {"torch": torch.__version__, "transformers": transformers.__version__}
-    try:
-        import triton
-
-        result["triton"] = triton.__version__
-    except ImportError:
-        result["triton"] = None
-    if bench.cuda:
-        about = torch.cuda.get_device_properties(bench.device)
-        result |= {"device": about.name, "multiprocessors": about.multi_processor_count}
-        result |= {"memory_gib": digits(about.total_memory / 2**30), "cuda": torch.version.cuda}
-    return result
-
-
-def run(bench: Bench, name: str) -> dict[str, Any]:
-    """One part's figures, or what went wrong."""
-    say(f"part {name}")
-    began = time.perf_counter()
-    try:
-        result = PARTS[name](bench)
-    except Exception as error:
-        say(traceback.format_exc())
-        result = {"error": repr(error)[:2000]}
-    try:
-        free(bench)
-        if bench.cuda:
-            result["peak_gib"] = digits(torch.cuda.max_memory_allocated(bench.device) / 2**30)
-            torch.cuda.reset_peak_memory_stats(bench.device)
-    except Exception as error:
-        result["error_after"] = repr(error)[:2000]
-    result["part_seconds"] = digits(time.perf_counter() - began, 4)
-    say(f"part {name} took {result['part_seconds']} s")
-    return result
 
 
 def summary(results: dict[str, Any]) -> dict[str, Any]:
@@ -174,69 +112,9 @@ def _plain(part: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in part.items() if len(json.dumps(v)) < 600}
 
 
-def apart(options: argparse.Namespace, name: str, rate: float) -> dict[str, Any]:
-    """One part in a process of its own; what it had so far where it came to no end."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.json"
-        command = [sys.executable, __file__, *sys.argv[1:], "--parts", name, "--one-process"]
-        command += ["--out", str(out), "--rate", str(rate)]
-        began, error = time.perf_counter(), None
-        try:
-            code = subprocess.run(
-                command, stdout=subprocess.DEVNULL, timeout=options.part_limit, check=False
-            ).returncode
-            error = f"the process ended with {code}" if code else None
-        except subprocess.TimeoutExpired:
-            error = f"ended after {options.part_limit:g} s"
-        result: dict[str, Any] = {}
-        if out.exists():
-            result = json.loads(out.read_text(encoding="utf-8"))["parts"].get(name, {})
-    if error is not None and "error" not in result:
-        result["error"] = error
-        say(f"part {name}: {error}")
-    result.setdefault("part_seconds", digits(time.perf_counter() - began, 4))
-    return result
-
-
 def main() -> None:
     """Run the parts and print the result."""
-    options = parse()
-    os.environ.setdefault(BEGAN, str(time.time()))
-    bench = Bench(options, torch.device(options.device), options.rate)
-    settings = {k: v for k, v in vars(options).items() if k != "out"}
-    settings |= {name: "/".join(Path(settings[name]).parts[-2:]) for name in ("target", "draft")}
-    settings["mini_texts"] = Path(options.mini_texts).name
-    parts: dict[str, Any] = {}
-    results: dict[str, Any] = {
-        "benchmark": "gpu_round",
-        "settings": settings,
-        "machine": machine(bench),
-        "reference_rate": REFERENCE_RATE,
-        "parts": parts,
-    }
-
-    def save() -> None:
-        if options.out:
-            written = options.out.with_suffix(".part")
-            written.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            written.replace(options.out)
-
-    for name in options.parts:
-
-        def keep(result: dict[str, Any], name: str = name) -> None:
-            parts[name] = result | {"unfinished": True}
-            save()
-
-        bench.keep = keep
-        if options.one_process:
-            parts[name] = run(bench, name)
-        else:
-            parts[name] = apart(options, name, bench.rate)
-            bench.rate = parts[name].get("rate_used", bench.rate)
-        save()
-    print(json.dumps(summary(results)))
-    if any("error" in part for part in parts.values()):
-        sys.exit(1)
+    measure(Job("gpu_round", __file__, PARTS, summary, passed={"rate_used": "--rate"}), parse())
 
 
 if __name__ == "__main__":

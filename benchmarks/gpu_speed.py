@@ -24,6 +24,7 @@ from gpu_common import (
     median,
     open_engine,
     prompts,
+    quiesce,
     round_bytes,
     say,
     settle,
@@ -33,7 +34,6 @@ from gpu_common import (
 
 from paceline import Engine, SamplingParams
 from paceline.engine.capture import CapturedRounds
-from paceline.engine.rounds import EagerRounds
 
 
 def bandwidth(bench: Bench) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def write(bench: Bench, engine: Engine, ids: list[int], params: SamplingParams, 
         if rounds == 1 and not first:
             first = time.perf_counter()
     ended = time.perf_counter()
-    settle(bench)
+    quiesce(engine)
     totals = engine.stats()
     counted = (totals.drafted, totals.evaluated, totals.accepted)
     gained = (after - was for was, after in zip(before, counted, strict=True))
@@ -173,13 +173,13 @@ def stream(bench: Bench) -> dict[str, Any]:
     if not others:
         return result
     widest = open_engine(bench, max(others), capture=not bench.cuda, **room)
+    if bench.cuda:  # by itself an engine records those draft lengths that its policy chooses from
+        loop = widest._loop
+        rounds = widest._driver.ask(lambda: CapturedRounds(loop.machine, others))
+        widest._driver.ask(lambda: setattr(loop, "rounds", rounds))
+        del loop, rounds
     for k in others:
         try:
-            if bench.cuda:  # the same weights, rounds recorded anew
-                machine = widest._loop.machine
-                widest._loop.rounds = EagerRounds(machine)
-                free(bench)
-                widest._loop.rounds = CapturedRounds(machine, k)
             write(bench, widest, asked[-1], fixed(64), k)
             chosen = asked[: o.other_prompts]
             spec = [write(bench, widest, ids, params, k) for ids in chosen]

@@ -314,7 +314,9 @@ def test_transformers_assists(models: SimpleNamespace, law: Law) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_engine_counts_what_the_walk_counts(made: PairReport, law: Law, dtype: str) -> None:
     k, prompt = 5, [33, 500]
-    with Engine(made.target, draft=made.draft, k=k, dtype=dtype, threads=1) as engine:
+    with Engine(
+        made.target, draft=made.draft, k=k, dtype=dtype, threads=1, adaptive=False
+    ) as engine:
         events = list(engine.stream(prompt, SamplingParams(max_tokens=2 * law.classes)))
     rounds = [len(event.token_ids) for event in events if event.token_ids]
     tokens = [token for event in events for token in event.token_ids]
@@ -330,7 +332,7 @@ def test_the_engine_samples_at_the_acceptance(made: PairReport, rule: str) -> No
     k, texts = 4, 6
     params = SamplingParams(temperature=1.0, max_tokens=300, ignore_eos=True)
     with Engine(
-        made.target, draft=made.draft, k=k, rule=rule, dtype="float32", threads=1
+        made.target, draft=made.draft, k=k, rule=rule, dtype="float32", threads=1, adaptive=False
     ) as engine:
         for i in range(texts):  # one after the other: rounds are then rounds of one text
             engine.generate([i, 470 + 7 * i], replace(params, seed=i))
