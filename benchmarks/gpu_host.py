@@ -145,7 +145,8 @@ def startup(bench: Bench) -> dict[str, Any]:
         for name in ("empty", "filled"):
             result[name] = _child(bench, cache)
             bench.keep(result)
-            say(f"  {name} cache: { ({k: v for k, v in result[name].items() if k != 'log'}) }")
+            told = {k: v for k, v in result[name].items() if isinstance(v, float)}
+            say(f"  {name} cache: {told}")
     return result
 
 
@@ -188,5 +189,5 @@ def _child(bench: Bench, cache: str) -> dict[str, Any]:
         "last_ttft_ms": digits(later * 1e3),
         "first_over_last": digits(first / later),
         "requests": len(told["ttft"]),
-        "log": told["log"],
+        **{k: v for k, v in told.items() if k not in ("started", "imported", "ready", "ttft")},
     }
