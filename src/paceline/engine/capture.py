@@ -47,17 +47,24 @@ class Recording:
     """Work as a CUDA graph. On another device it is run again at each replay, which lets tests
     drive everything around it."""
 
-    def __init__(self, work: Callable[[], None], device: torch.device, pool: Any) -> None:
+    def __init__(
+        self,
+        work: Callable[[], None],
+        device: torch.device,
+        pool: Any,
+        stream: torch.cuda.Stream | None = None,
+    ) -> None:
         """pool: the handle of the memory pool that graphs share which never run at the same
-        time."""
+        time; stream: the one they are recorded on, as a pool keeps what is free by stream."""
         self._work, self._graph = work, None
         if device.type != "cuda":
             work()
             return
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(device)
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(side), _no_collection():
+        if stream is None:
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream), _no_collection():
             self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             work()
             self._graph.capture_end()
@@ -90,24 +97,39 @@ class _Rows:
     loaded: Batch | None = None
 
 
+_Record: TypeAlias = Callable[[Callable[[], None]], Recording]
+
+
 class _Verify:
     """The first half of a round, and where its verdict lands."""
 
-    def __init__(self, machine: Machine, plan: Plan, device: torch.device, pool: Any) -> None:
-        self.seen: tuple[Window, TargetOut, Verdict]
+    def __init__(self, machine: Machine, plan: Plan, record: _Record) -> None:
+        self._machine = machine
+        self._seen: tuple[Window, TargetOut] | None
+        self._verdict: Verdict
 
         def work() -> None:
-            self.seen = verify_and_commit(machine, plan)
+            window, out, self._verdict = verify_and_commit(machine, plan)
+            self._seen = window, out
 
-        self._recording = Recording(work, device, pool)
-        verdict = self.seen[2]
-        self._buffers = [Landing(verdict.report, verdict.logprobs, device) for _ in range(_BUFFERS)]
+        self._recording, device = record(work), machine.slots.limits.device
+        report, logprobs = self._verdict.report, self._verdict.logprobs
+        self._buffers = [Landing(report, logprobs, device) for _ in range(_BUFFERS)]
         self._turn = 0
+
+    def draft_after(self, plan: Plan) -> None:
+        """The second half of its round, as `plan` has it."""
+        assert self._seen is not None
+        draft_after(self._machine, plan, *self._seen, self._verdict)
+
+    def forget(self) -> None:
+        """Every second half is recorded: its logits, which take much, may make room in the pool."""
+        self._seen = None
 
     def replay(self) -> Landing:
         """Run it; its verdict is on its way to where this says."""
         self._recording.replay()
-        buffer, verdict = self._buffers[self._turn], self.seen[2]
+        buffer, verdict = self._buffers[self._turn], self._verdict
         self._turn = (self._turn + 1) % _BUFFERS
         buffer.fill(verdict.report, verdict.logprobs)
         return buffer
@@ -148,7 +170,9 @@ class CapturedRounds:
         self._machine, self.ks = machine, tuple(sorted({0, *ks}))
         self._device = machine.slots.limits.device
         on_gpu = self._device.type == "cuda"
-        self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
+        pool = torch.cuda.graph_pool_handle() if on_gpu else None
+        stream = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
+        record = partial(Recording, device=self._device, pool=pool, stream=stream)
         self._marks: Marks | None = None
         self._observes = machine.drafter.needs.catch_up == "observe"
         began = time.perf_counter()
@@ -168,7 +192,7 @@ class CapturedRounds:
                 torch.cuda.synchronize(self._device)
                 torch.cuda.empty_cache()  # the graphs have memory of their own
             for done, (key, plan) in enumerate(plans.items(), 1 + len(plans)):
-                self._record(key, plan)
+                self._record(key, plan, record)
                 if progress is not None:
                     progress(done, 2 * len(plans))
         log.info(
@@ -178,10 +202,10 @@ class CapturedRounds:
             run,
         )
 
-    def _record(self, key: _First, plan: Plan) -> None:
+    def _record(self, key: _First, plan: Plan, record: _Record) -> None:
         """Record a window, and the drafts that may follow it and are not recorded yet."""
-        (size, k, level), device, pool = key, self._device, self._pool
-        verify = self._first[key] = _Verify(self._machine, plan, device, pool)
+        size, k, level = key
+        verify = self._first[key] = _Verify(self._machine, plan, record)
         for next_k in self.ks if self._observes else self.ks[1:]:
             second = self._follows(size, k, next_k, level)
             if second in self._second:
@@ -189,8 +213,9 @@ class CapturedRounds:
             # Whatever window came before: to a draft that does not observe it, the widest.
             widest = k if self._observes else self.ks[-1]
             after = replace(plan, k=widest, next_k=next_k)
-            work = partial(draft_after, self._machine, after, *verify.seen)
-            self._second[second] = Recording(work, device, pool)
+            self._second[second] = record(partial(verify.draft_after, after))
+        if self._device.type == "cuda":  # elsewhere it is all run again
+            verify.forget()
 
     def _follows(self, size: int, k: int, next_k: int, level: int) -> _Second:
         return size, k if self._observes else 0, next_k, level
