@@ -45,6 +45,7 @@ def make_slots(seed: int) -> tuple[Slots, Slots]:
         slots.k_limit.copy_(torch.tensor([0, K, 2, K, 3]))
         slots.draft_tokens.copy_(draw(VOCAB, 5, K))
         slots.draft_count.copy_(draw(K + 1, 5))
+        slots.draft_count[0] = 0  # idle rows have no draft, ever
         slots.draft_source.copy_(draw(3, 5))
         slots.stop_ids[:, 0] = draw(VOCAB, 5)
         slots.stop_ids[1, 3] = 4

@@ -44,7 +44,8 @@ def test_nothing_reads_the_device(rule: RuleName) -> None:
     logits = torch.randn(batch, width, vocab, generator=torch.Generator().manual_seed(0)).double()
     length = torch.tensor([8, 12])
     index = torch.arange(batch)
-    rows = Rows(index, torch.zeros(batch, 30, dtype=torch.int64), length, index * 32, (), 1, 1)
+    tokens, pages = torch.zeros(batch, 30, dtype=torch.int64), 1 + index.unsqueeze(1)
+    rows = Rows(index, tokens, length, (30, 30), pages, 32, 1, 1)
     seen = torch.zeros(batch, vocab, dtype=torch.bool)
     scores = torch.randn(batch, width - 1, vocab).double() if RULES[rule].needs_q else None
     draft = Draft(torch.full((batch, width - 1), 3), torch.tensor([3, 1]), index, scores)

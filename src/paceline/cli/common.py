@@ -102,7 +102,8 @@ def engine_options(config: Path | None, **given: object) -> dict[str, Any]:
     chosen = {name: value for name, value in given.items() if value is not None}
     if config is not None:
         read = load_toml(config, **chosen)
-        return {name: getattr(read, name) for name in read.__dataclass_fields__}
+        options = {name: getattr(read, name) for name in read.__dataclass_fields__}
+        return options | {"adaptive": bool(read.adaptive)}
     chosen.setdefault("target", MINI_TARGET)
     chosen.setdefault("adaptive", False)
     if chosen["target"] == MINI_TARGET and "draft" not in chosen:
