@@ -129,6 +129,7 @@ class Engine:
         until = None if deadline is None else time.monotonic() + deadline
         request = replace(request, seed=seed, priority=priority, deadline=until)
         loop, driver = self._loop, self._driver
+        loop.scheduler.extent(request)  # refuses what can never fit
         sequence = Sequence(request, min(self._widest, self.config.k if k is None else k))
         reader = Reader(request, self.tokenizer, self._eos, sequence.stats)
         handle = Handle(

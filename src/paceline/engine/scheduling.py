@@ -17,6 +17,7 @@ from paceline.engine.sequence import Line, Sequence, Status
 from paceline.errors import RequestError
 from paceline.kv.pages import PageAllocator
 from paceline.kv.prefix import Hit, PrefixIndex
+from paceline.types import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +82,9 @@ class Scheduler:
 
     # --- who comes and who goes ---------------------------------------------------------------
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence. Raises RequestError where it could never fit."""
-        request = sequence.request
-        assert sequence.arrival == 0
+    def extent(self, request: Request) -> tuple[int, int]:
+        """The longest that its text can be, and the most positions that its rounds touch. Raises
+        RequestError where it could never fit. May be called from any thread."""
         assert 0 < len(request.prompt) < self._max_length
         limit = min(len(request.prompt) + request.params.max_tokens, self._max_length)
         ceiling = min(limit + self._lookahead, self._max_length)
@@ -94,10 +94,17 @@ class Scheduler:
             raise RequestError(
                 f"the request may need {ceiling} positions of the cache, which holds {room}: "
                 + (f"ask for max_tokens of at most {most}" if most > 0 else "shorten the prompt")
-                + ", or give the cache more memory"
+                + ", or open the engine with more cache_tokens"
             )
+        return limit, ceiling
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence. Raises RequestError where it could never fit."""
+        request = sequence.request
+        assert sequence.arrival == 0
+        sequence.limit, sequence.ceiling = self.extent(request)
         self._arrivals += 1
-        sequence.limit, sequence.ceiling, sequence.arrival = limit, ceiling, self._arrivals
+        sequence.arrival = self._arrivals
         self._waiting.add(sequence)
         if request.deadline is not None:
             self._deadlines.add(sequence)
