@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,12 +32,14 @@ _BEGAN = float(os.environ.get(BEGAN) or time.time())
 @dataclass(slots=True)
 class Bench:
     """One run. rate: bytes a second that part `bandwidth` measured, or the reference. keep: a part
-    hands it what it has so far, in case that it does not come to its end."""
+    hands it what it has so far, in case that it does not come to its end. shared: what parts of one
+    process hand to each other, an engine for instance."""
 
     options: argparse.Namespace
     device: torch.device
     rate: float = REFERENCE_RATE
     keep: Callable[[dict[str, Any]], None] = lambda result: None
+    shared: dict[str, Any] = field(default_factory=dict)
 
     @property
     def cuda(self) -> bool:
@@ -112,7 +114,6 @@ def open_engine(bench: Bench, k: int, **more: Any) -> Engine:
     fixed and nothing is kept of one prompt for another."""
     options = {"device": str(bench.device), "dtype": bench.options.dtype, "seed": 1, "k": k}
     options |= {"adaptive": False, "prefix_cache": False}
-    options["adaptive"] = False
     if not bench.cuda:
         options["threads"] = 1
     if k and "drafter" not in more:

@@ -172,7 +172,7 @@ def _child(bench: Bench, cache: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, str(script)],
         input=json.dumps(options), capture_output=True, text=True, timeout=o.startup_limit,
-        env=os.environ | {"TRITON_CACHE_DIR": cache}, check=False,
+        env=os.environ | {"TRITON_CACHE_DIR": cache, "PACELINE_CACHE": cache}, check=False,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"the process ended with {done.returncode}: {done.stderr[-2000:]}")

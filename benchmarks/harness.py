@@ -75,6 +75,14 @@ def choose_parts(
 
 def measure(job: Job, options: argparse.Namespace) -> None:
     """Run the chosen parts, write --out, print the summary; exit with 1 where a part failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("PACELINE_CACHE", folder)  # costs that are this run's own
+        failed = _measure(job, options)
+    if failed:
+        sys.exit(1)
+
+
+def _measure(job: Job, options: argparse.Namespace) -> bool:
     os.environ.setdefault(BEGAN, str(time.time()))
     device = torch.device(options.device)
     parts: dict[str, Any] = {}
@@ -104,11 +112,12 @@ def measure(job: Job, options: argparse.Namespace) -> None:
             bench.keep = keep
             parts[name] = _run(bench, name, job.parts[name])
             save()
+            if job.together and "error" in parts[name]:
+                break  # what the parts share may be broken: the others go to another process
     else:
         _apart(job, options, parts, save)
     print(json.dumps(job.summary(results)))
-    if any("error" in part for part in parts.values()):
-        sys.exit(1)
+    return any("error" in part for part in parts.values())
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
