@@ -6,6 +6,7 @@ The public names, and only they.
 from paceline.config import EngineConfig, sampling_params
 from paceline.drafters.base import Drafter
 from paceline.engine.engine import Engine
+from paceline.engine.handle import Events, Handle
 from paceline.errors import (
     CheckpointError,
     ConfigError,
@@ -13,8 +14,17 @@ from paceline.errors import (
     NumericsError,
     PacelineError,
     RequestError,
+    StepError,
 )
-from paceline.types import Completion, Event, SamplingParams, SequenceStats, TokenLogprob
+from paceline.types import (
+    Completion,
+    EngineStats,
+    Event,
+    Grammar,
+    SamplingParams,
+    SequenceStats,
+    TokenLogprob,
+)
 
 __version__ = "0.1.0"
 
@@ -26,12 +36,17 @@ __all__ = [
     "Engine",
     "EngineClosedError",
     "EngineConfig",
+    "EngineStats",
     "Event",
+    "Events",
+    "Grammar",
+    "Handle",
     "NumericsError",
     "PacelineError",
     "RequestError",
     "SamplingParams",
     "SequenceStats",
+    "StepError",
     "TokenLogprob",
     "sampling_params",
 ]

@@ -7,8 +7,9 @@ plain Python. Nothing here imports another module of the package.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -67,9 +68,27 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a text must be. text: a JSON schema, a regular expression or a Lark grammar; nothing
+    for any JSON object."""
+
+    kind: Literal["json_schema", "json_object", "regex", "lark"]
+    text: str = ""
+
+
+class Constraint(Protocol):
+    """A grammar and how far one text has come in it; see `text.grammar.Matcher`."""
+
+    def masks(self, drafted: Sequence[int]) -> Tensor: ...
+    def commit(self, tokens: Sequence[int]) -> None: ...
+    def forced(self) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One text to write. `prediction` is text the user expects, as token ids, or empty. Higher
-    priorities go first; deadline: when writing ends, on `time.monotonic`'s clock."""
+    priorities go first; deadline: when writing ends, on `time.monotonic`'s clock; constraint: the
+    grammar that binds it, or None."""
 
     id: str
     prompt: tuple[int, ...]
@@ -78,6 +97,7 @@ class Request:
     prediction: tuple[int, ...] = ()
     priority: int = 0
     deadline: float | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +159,16 @@ class Limits:
         """Pages that one text can have: the columns of a page table."""
         return -(-self.max_length // self.page_size)
 
+    @property
+    def positions(self) -> int:
+        """Positions that the caches hold for all texts together."""
+        return (self.pages - 1) * self.page_size
+
+    @property
+    def texts(self) -> float:
+        """How many of the longest texts that is."""
+        return (self.pages - 1) / self.table
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryPart:
@@ -158,6 +188,7 @@ class SamplingFlags:
     draws: some row has a temperature above 0. penalties, bias, truncation: some row uses them.
     top_k, top_p: where truncation is on, some row uses this one (True is always safe).
     min_tokens: some row may still be below its minimum. logprobs: most top tokens asked, or -1.
+    mask: some row is bound by a grammar.
     """
 
     draws: bool = False
@@ -168,6 +199,7 @@ class SamplingFlags:
     top_p: bool = True
     min_tokens: bool = False
     logprobs: int = -1
+    mask: bool = False
 
 
 # --- device values ---------------------------------------------------------------------------
@@ -358,8 +390,9 @@ class SequenceStats:
 class EngineStats(SequenceStats):
     """The counts over all finished requests, and how things stand. rounds are the engine's own.
 
-    finished, waiting, running: requests; preemptions: how often one gave its pages back. pages:
-    of the cache, in all; used: held by requests; cached: kept for later ones. prefix_asked,
+    finished, waiting, running: requests; preemptions: how often one gave its pages back.
+    cache_tokens: positions that the caches hold; cache_texts: in texts of the longest. pages: of
+    the cache, in all; used: held by requests; cached: kept for later ones. prefix_asked,
     prefix_hits: prompt tokens looked up in the prefix cache, and found there. speculation: what is
     done about drafting and why, in words.
     """
@@ -368,6 +401,8 @@ class EngineStats(SequenceStats):
     waiting: int = 0
     running: int = 0
     preemptions: int = 0
+    cache_tokens: int = 0
+    cache_texts: float = 0.0
     pages: int = 0
     pages_used: int = 0
     pages_cached: int = 0

@@ -19,6 +19,7 @@ from paceline.config import EngineConfig
 from paceline.drafters import Drafter, create
 from paceline.engine.budget import Budget, plan_memory
 from paceline.engine.capture import CapturedRounds, every_plan, widths
+from paceline.engine.constrain import Constrainer
 from paceline.engine.feeding import Feeder
 from paceline.engine.fixed import FixedK
 from paceline.engine.ledger import Ledger
@@ -156,7 +157,10 @@ def _make_loop(
         catch_up=needs.catch_up,
     )
     feeder = Feeder(machine, scheduler, config.prefill_chunk, config.max_gap)
-    return Loop(machine, rounds, scheduler, Ledger(machine, scheduler), feeder, pilot, reach)
+    ledger, constrainer = Ledger(machine, scheduler), Constrainer(machine)
+    return Loop(
+        machine, rounds, scheduler, ledger, feeder, pilot, reach, widest=k, constrainer=constrainer
+    )
 
 
 def _make_pilot(

@@ -31,7 +31,18 @@ from paceline.engine.sequence import Sequence
 from paceline.errors import ConfigError, EngineClosedError, RequestError
 from paceline.kv.pools import KVPool
 from paceline.ops.attention import BLOCK
-from paceline.types import Completion, EngineStats, Event, Limits, SamplingParams, Window
+from paceline.text.grammar import Grammars
+from paceline.types import (
+    Completion,
+    Constraint,
+    EngineStats,
+    Event,
+    Grammar,
+    Limits,
+    Request,
+    SamplingParams,
+    Window,
+)
 
 # What a stream's generator gives to `stream` itself, never to a caller.
 _STARTED = Event("", (), "", ())
@@ -72,6 +83,7 @@ class Engine:
             **options,
         )
         self._closed = self._draining = False
+        self._grammars: Grammars | None = None
         self._ids = itertools.count(1)
         progress = progress or quiet
         self._driver = driver = Driver(on_device(self.config.device))
@@ -102,15 +114,17 @@ class Engine:
         k: int | None = None,
         priority: int = 0,
         deadline: float | None = None,
+        grammar: Grammar | None = None,
     ) -> Handle:
         """Ask for one text; returns at once. It is written whether or not its events are read.
 
         prompt: text, token ids, or chat messages (a list of {"role", "content"}). prediction:
         text the user expects, for the "predicted" drafter. k: draft tokens for this request, at
         most the engine's; 0 is plain decoding. priority: higher goes first. deadline: seconds
-        from now; what is written by then stands, and the finish is "deadline". Raises
-        RequestError at once for a request that cannot be served. A request whose logits are not
-        finite fails with NumericsError, to whoever reads it.
+        from now; what is written by then stands, and the finish is "deadline". grammar: what the
+        text must be; it is whole unless max_tokens cuts it. Raises RequestError at once for a
+        request that cannot be served. A request whose logits are not finite fails with
+        NumericsError, to whoever reads it.
         """
         self._check_open()
         check_request(k, self.config.k, priority, deadline)
@@ -127,7 +141,10 @@ class Engine:
         if params is None or params.seed is None:
             seed = self.config.seed if self.config.seed is not None else secrets.randbits(63)
         until = None if deadline is None else time.monotonic() + deadline
-        request = replace(request, seed=seed, priority=priority, deadline=until)
+        constraint = None if grammar is None else self._constraint(grammar, request)
+        request = replace(
+            request, seed=seed, priority=priority, deadline=until, constraint=constraint
+        )
         loop, driver = self._loop, self._driver
         loop.scheduler.extent(request)  # refuses what can never fit
         sequence = Sequence(request, min(self._widest, self.config.k if k is None else k))
@@ -140,6 +157,15 @@ class Engine:
         self._check_open()  # closed in between: the command may never be run
         return handle
 
+    def _constraint(self, grammar: Grammar, request: Request) -> Constraint:
+        """`grammar` for one text. Raises RequestError."""
+        if request.params.ignore_eos:
+            raise RequestError("a grammar says where a text ends: leave ignore_eos out")
+        if self._grammars is None:
+            eos = sorted(self._eos)
+            self._grammars = Grammars(self.tokenizer, self._limits.vocab_size, eos)
+        return self._grammars.compile(grammar)
+
     def stream(
         self,
         prompt: Prompt,
@@ -149,11 +175,18 @@ class Engine:
         k: int | None = None,
         priority: int = 0,
         deadline: float | None = None,
+        grammar: Grammar | None = None,
     ) -> Iterator[Event]:
         """`submit`, and the events as they come, one a round. Leaving the loop early cancels the
         request."""
         handle = self.submit(
-            prompt, params, prediction=prediction, k=k, priority=priority, deadline=deadline
+            prompt,
+            params,
+            prediction=prediction,
+            k=k,
+            priority=priority,
+            deadline=deadline,
+            grammar=grammar,
         )
         events = self._events(handle)
         next(events)  # inside its `try` from here on: dropping it unread cancels the request too
@@ -175,10 +208,17 @@ class Engine:
         k: int | None = None,
         priority: int = 0,
         deadline: float | None = None,
+        grammar: Grammar | None = None,
     ) -> AsyncIterator[Event]:
         """`stream` for asyncio."""
         handle = self.submit(
-            prompt, params, prediction=prediction, k=k, priority=priority, deadline=deadline
+            prompt,
+            params,
+            prediction=prediction,
+            k=k,
+            priority=priority,
+            deadline=deadline,
+            grammar=grammar,
         )
         try:
             async for event in handle.events():
@@ -193,6 +233,7 @@ class Engine:
         *,
         prediction: str | Seq[int] | None = None,
         k: int | None = None,
+        grammar: Grammar | None = None,
     ) -> list[Completion]:
         """Write whole texts, several at once where there are slots; results in order.
 
@@ -202,7 +243,9 @@ class Engine:
         handles: list[Handle] = []
         try:
             for prompt in as_prompts(prompts):
-                handles.append(self.submit(prompt, params, prediction=prediction, k=k))
+                handles.append(
+                    self.submit(prompt, params, prediction=prediction, k=k, grammar=grammar)
+                )
             for handle in handles:
                 handle.wait_closed()
         finally:

@@ -68,6 +68,8 @@ class Ledger:
             )
         else:
             count(sequence.stats, row, reader.take(row))
+            if sequence.request.constraint is not None:
+                sequence.request.constraint.commit(row.token_ids)
         if reader.finish is not None:
             self._finish(sequence, keep=not row.failed)
 
@@ -109,12 +111,14 @@ class Ledger:
     def stats(self, speculation: str) -> EngineStats:
         """How things stand; speculation: what is done about drafting, in words. May be called from
         any thread."""
-        counts = self.scheduler.counts()
+        counts, limits = self.scheduler.counts(), self.machine.slots.limits
         stats = EngineStats(
             finished=self.finished,
             waiting=counts.waiting,
             running=counts.running + counts.prefilling,
             preemptions=counts.preemptions,
+            cache_tokens=limits.positions,
+            cache_texts=limits.texts,
             pages=self.scheduler.pages.total,
             pages_used=counts.pages_used,
             pages_cached=counts.pages_cached,

@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 
 from paceline.engine.acceptance import Seen, Track
+from paceline.engine.constrain import FORCED, Constrainer
 from paceline.engine.feeding import Feeder
 from paceline.engine.ledger import Ledger, Live
 from paceline.engine.outbox import Reader
@@ -22,7 +23,7 @@ from paceline.engine.round import Machine, Plan
 from paceline.engine.rounds import Outcome, Pending, Rounds
 from paceline.engine.scheduling import Grant, Scheduler
 from paceline.engine.sequence import Sequence
-from paceline.engine.settling import committed, flags
+from paceline.engine.settling import committed, flags, unforced
 from paceline.engine.slots import Batch
 from paceline.errors import PacelineError
 from paceline.types import EngineStats
@@ -69,7 +70,7 @@ class _Launched:
 @dataclass(slots=True)
 class Loop:
     """Drives `machine` for the sequences in `scheduler`. reach: positions past a text that a round
-    and the draft behind it touch, at most."""
+    and the draft behind it touch, at most; widest: draft tokens a round at most."""
 
     machine: Machine
     rounds: Rounds
@@ -78,6 +79,8 @@ class Loop:
     feeder: Feeder
     pilot: Pilot
     reach: int
+    widest: int
+    constrainer: Constrainer
     _batch: tuple[tuple[tuple[int, int], ...], Batch] | None = None
     _launched: deque[_Launched] = field(default_factory=deque)
     _settled_at: float = 0.0
@@ -190,16 +193,27 @@ class Loop:
             for sequence, track in zip(rows, tracks, strict=True):
                 track.behind = max(0, len(sequence.tokens) - 1 - sequence.observed)
         launch = self.pilot.plan(tracks, context)
+        bound = any(s.request.constraint is not None for s in rows)
         with self.ledger.all_or_none(rows):
             for grant in self.scheduler.reserve(rows, self.reach):
                 self._grant(grant)
             follows = self._catch_up(rows, launch)
+            if bound:
+                launch, forced = self._constrain(rows, launch)
+                follows = [f and not n for f, n in zip(follows, forced, strict=True)]
             plan = self._make_plan(rows, launch.k, launch.next_k)
             at = time.perf_counter()
             pending = self.rounds.launch(plan)
-        self.scheduler.launched(rows, launch.k + 1)
+        self.scheduler.launched(rows, plan.k + 1)
         self._launched.append(_Launched(rows, tracks, launch, pending, at, alone, follows))
-        return self.rounds.ahead(plan)
+        return 0 if bound else self.rounds.ahead(plan)
+
+    def _constrain(self, rows: list[Sequence], launch: Launch) -> tuple[Launch, list[int]]:
+        """Tell the slots what may come in rows that a grammar binds; with the launch as it is then,
+        and how many tokens are forced in each row."""
+        forced = self.constrainer.prepare(rows, launch.k, self.widest)
+        asked = tuple(0 if n else a for n, a in zip(forced, launch.asked, strict=True))
+        return replace(launch, k=max(launch.k, *forced), asked=asked), forced
 
     def _catch_up(self, rows: list[Sequence], launch: Launch) -> list[bool]:
         """Show the drafter what it has not seen of the rows that it is to draft for. Returns, per
@@ -258,12 +272,13 @@ class Loop:
         self.pilot.settled(
             launched.tracks,
             launched.launch,
-            outcome.report,
+            unforced(outcome.report, len(self.machine.drafter.sources)),
             verify_seconds=outcome.verify_seconds,
             draft_seconds=outcome.draft_seconds,
             wall_seconds=now - began if launched.alone else None,
         )
-        rows = committed(outcome.report, self.machine.drafter.sources, launched.rows)
+        sources = (*self.machine.drafter.sources, FORCED)
+        rows = committed(outcome.report, sources, launched.rows)
         for sequence, row in zip(launched.rows, rows, strict=True):
             self.scheduler.settled(sequence, row.token_ids)
         self.ledger.totals.rounds += 1

@@ -72,7 +72,8 @@ def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, 
     if penalties:
         index = batch.index
         history = History(slots.prompt_seen[index], slots.counts[index], window.ids, None)
-    terms = Terms(machine.rule, batch.sampling, plan.flags, batch.seed)
+    mask = slots.masks[batch.index, : plan.k + 1] if plan.flags.mask else None
+    terms = Terms(machine.rule, batch.sampling, plan.flags, batch.seed, mask)
     judged = machine.chooser.judge(terms, logits, draft, window.position, history)
 
     verdict = slots.settle(batch, draft, judged, penalties)

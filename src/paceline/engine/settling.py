@@ -5,6 +5,8 @@ Host only; moves nothing on the device and decides nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from paceline.engine.outbox import Committed
 from paceline.engine.report import Report
 from paceline.engine.sequence import Sequence
@@ -24,6 +26,7 @@ def flags(running: list[Sequence]) -> SamplingFlags:
         min_tokens=any(
             len(s.tokens) - len(s.request.prompt) < s.request.params.min_tokens for s in running
         ),
+        mask=any(s.request.constraint is not None for s in running),
         logprobs=max((-1 if p.logprobs is None else p.logprobs) for p in every),
     )
 
@@ -46,6 +49,23 @@ def committed(report: Report, sources: tuple[str, ...], running: list[Sequence])
             )
         )
     return rows
+
+
+def unforced(report: Report, forced: int) -> Report:
+    """The report without the drafts of the source `forced`: no drafter is to be judged by them."""
+    if forced not in report.source:
+        return report
+
+    def spared(values: list[int]) -> list[int]:
+        pairs = zip(values, report.source, strict=True)
+        return [0 if source == forced else value for value, source in pairs]
+
+    return replace(
+        report,
+        drafted=spared(report.drafted),
+        evaluated=spared(report.evaluated),
+        accepted=spared(report.accepted),
+    )
 
 
 def _logprobs(report: Report, row: int, n: int, wanted: int) -> tuple[TokenLogprob, ...]:

@@ -42,6 +42,7 @@ class Batch:
 def slots_bytes(limits: Limits, stores_q: bool, compute: torch.dtype) -> int:
     """Bytes that `Slots` of these arguments take."""
     numbers = 8 * (limits.max_length + limits.table + limits.max_k + MAX_STOP_IDS) + 12 * MAX_BIAS
+    numbers += 4 * (limits.max_k + 1) * -(-limits.vocab_size // 32)
     scores = limits.max_k * limits.vocab_size * compute.itemsize if stores_q else 0
     # 12 numbers a slot beside them, and per token whether the prompt has it and a count.
     return limits.slots * (numbers + 12 * 8 + 5 * limits.vocab_size + scores)
@@ -76,6 +77,9 @@ class Slots:
         self.counts = zeros(limits.vocab_size, dtype=torch.int32)
         self.draft_tokens = zeros(limits.max_k)
         self.draft_count, self.draft_source = zeros(), zeros()
+        # Which tokens may come at each node of the next window, for rows that a grammar binds.
+        words = -(-limits.vocab_size // 32)
+        self.masks = zeros(limits.max_k + 1, words, dtype=torch.int32).fill_(-1)
         self.draft_scores = (
             zeros(limits.max_k, limits.vocab_size, dtype=compute) if stores_q else None
         )
@@ -97,6 +101,8 @@ class Slots:
         self.limit[slot] = min(len(prompt) + params.max_tokens, self.limits.max_length)
         self.seed[slot], self.k_limit[slot] = request.seed, k
         self._admit_sampling(slot, params, len(prompt))
+        if request.constraint is not None:
+            self.min_position[slot] = 0  # a grammar knows when a text is whole
         self.stop_ids[slot] = -1
         self.stop_ids[slot, : len(stop_ids)] = torch.tensor(stop_ids, dtype=torch.int64)
         if params.penalized:
@@ -110,6 +116,7 @@ class Slots:
                 size = self.limits.vocab_size
                 self.counts[slot] = torch.bincount(output, minlength=size).to(self.counts.dtype)
         self.draft_count[slot] = 0
+        self.masks[slot] = -1
         self.active[slot] = True
 
     def _admit_sampling(self, slot: int, params: SamplingParams, prompt_length: int) -> None:

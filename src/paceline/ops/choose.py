@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from paceline.speculation.choose import Chooser, Judgement, ReferenceChooser, Terms
-from paceline.speculation.sampling import History, distribution
+from paceline.speculation.sampling import History, allowed, distribution
 from paceline.speculation.verify import Match
 from paceline.types import Draft, SamplingFlags
 
@@ -70,6 +70,8 @@ class FusedChooser:
         batch, width, _ = logits.shape
         assert position.shape == (batch, width), "one position a row of logits"
         assert draft.tokens.shape == (batch, width - 1), "a window is the root and K draft tokens"
+        if terms.mask is not None:
+            logits = allowed(logits, terms.mask)
         ready = _beyond(terms.flags)
         if ready:
             params, drawn_at = terms.params, position + 1

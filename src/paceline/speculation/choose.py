@@ -14,19 +14,29 @@ import torch
 from torch import Tensor
 
 from paceline.speculation.rule import Rule
-from paceline.speculation.sampling import History, SamplingTensors, distribution, draw, failed
+from paceline.speculation.sampling import (
+    History,
+    SamplingTensors,
+    allowed,
+    distribution,
+    draw,
+    failed,
+)
 from paceline.types import Draft, SamplingFlags
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What the draws of a batch depend on besides logits and position: the rule, the rows'
-    parameters, the stages that any of them needs (static), and seeds [B] int64."""
+    parameters, the stages that any of them needs (static), and seeds [B] int64. mask: where
+    flags.mask, the tokens allowed at each node of a window, see `sampling.allowed`. A proposal is
+    not masked: what may not come is not accepted."""
 
     rule: Rule
     params: SamplingTensors
     flags: SamplingFlags
     seeds: Tensor
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,8 @@ class ReferenceChooser:
     ) -> Judgement:
         """See `Chooser.judge`."""
         rule, flags, drawn_at = terms.rule, terms.flags, position + 1
+        if terms.mask is not None:
+            logits = allowed(logits, terms.mask)
         scores = distribution(logits, terms.params, flags, drawn_at, history, rule.needs_q)
         noise = rule.noise(
             terms.seeds, position[:, 0], drawn_at, logits.shape[-1], scores.dtype, flags.draws

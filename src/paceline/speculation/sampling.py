@@ -58,6 +58,16 @@ class History:
     ancestors: Tensor | None = None
 
 
+def allowed(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return logits [B, W, V] with the tokens that are not allowed at −inf.
+
+    mask [B, W, ceil(V / 32)] int32: token t is allowed where bit t % 32 of word t // 32 is set.
+    """
+    bit = torch.arange(32, dtype=torch.int32, device=mask.device)
+    bits = (mask.unsqueeze(-1) >> bit) & 1  # [B, W, words, 32]; the sign bit is shifted in, masked
+    return logits.masked_fill(bits.flatten(2)[..., : logits.shape[-1]] == 0, NEG_INF)
+
+
 def distribution(
     logits: Tensor,
     params: SamplingTensors,

@@ -53,6 +53,11 @@ class Tokenizer:
         self.byte_level = _is_byte_level(self._backend.decoder)
         self._token_bytes: dict[int, bytes] = {}
 
+    @property
+    def fast(self) -> Any:
+        """The transformers tokenizer behind it, for libraries that want one."""
+        return self._fast
+
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """Load the tokenizer of a checkpoint folder.
