@@ -1,0 +1,123 @@
+"""`paceline serve`: OpenAI's API over one engine, until a signal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from paceline import ConfigError, PacelineError
+from paceline.cli import common
+from paceline.cli.common import engine_options, open_engine
+from paceline.config import load_toml
+
+SERVER = "Server"
+
+
+class _Unfinished(PacelineError):
+    """The server stopped with texts unfinished."""
+
+    exit_status = 1
+
+
+def _option(name: str, text: str, **more: Any) -> Any:
+    return typer.Option(name, help=text, rich_help_panel=SERVER, **more)
+
+
+def serve(
+    target: common.Target = None,
+    drafter: common.Drafter = None,
+    draft: common.Draft = None,
+    k: common.K = None,
+    rule: common.Rule = None,
+    dtype: common.Dtype = None,
+    device: common.Device = None,
+    threads: common.Threads = None,
+    max_length: common.MaxLength = None,
+    config: common.ConfigFile = None,
+    slots: Annotated[
+        int | None,
+        typer.Option("--slots", help="Texts written at once.", rich_help_panel="Models",
+                     show_default="4"),
+    ] = None,
+    adaptive: Annotated[
+        bool | None,
+        typer.Option("--adaptive/--fixed", help="Choose every round's draft tokens by what they "
+                     "cost and how many stand.", rich_help_panel="Models",
+                     show_default="adaptive where it cannot change a text"),
+    ] = None,
+    host: Annotated[str, _option("--host", "Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, _option("--port", "Port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    name: Annotated[
+        list[str] | None,
+        _option("--name", "The model's name for clients; repeatable.", show_default="the target's"),
+    ] = None,
+    api_keys: Annotated[
+        Path | None,
+        _option("--api-keys", "File with one API key a line; also PACELINE_API_KEYS, with commas."),
+    ] = None,
+    cors: Annotated[
+        list[str] | None, _option("--cors", "Origin of web pages that may ask, or *; repeatable.")
+    ] = None,
+    queue: Annotated[int, _option("--queue", "Texts that may wait; beyond it 429.")] = 256,
+    max_body: Annotated[int, _option("--max-body", "Bytes of a request.")] = 4 << 20,
+    timeout: Annotated[float, _option("--timeout", "Seconds a request may take.")] = 600.0,
+    drain: Annotated[
+        float, _option("--drain", "Seconds that running requests have after SIGTERM.")
+    ] = 60.0,
+    metrics_prefix: Annotated[
+        str, _option("--metrics-prefix", "What begins names in /metrics; vllm fits its boards.")
+    ] = "paceline",
+) -> None:  # fmt: skip
+    """Serve OpenAI's API: chat, completions, streaming, predicted outputs.
+
+    Logs are JSON lines on standard error. SIGTERM refuses new requests, finishes those that run
+    and ends with status 0.
+    """
+    server = _server()
+    given = {
+        "target": target, "drafter": drafter, "draft": draft, "k": k, "rule": rule, "dtype": dtype,
+        "device": device, "threads": threads, "max_length": max_length, "slots": slots,
+        "adaptive": adaptive,
+    }  # fmt: skip
+    options = engine_options(config, **given)
+    if config is None:
+        options["adaptive"] = adaptive
+        if drafter is None:
+            # The text that a request predicts costs nothing where none does.
+            options["drafter"] = "predicted+model" if "draft" in options else "predicted+ngram"
+    else:
+        chosen = {key: value for key, value in given.items() if value is not None}
+        options["adaptive"] = load_toml(config, **chosen).adaptive
+    names = tuple(name or [Path(str(options["target"])).name])
+    settings = server.ServerSettings(
+        name=names[0],
+        aliases=names[1:],
+        api_keys=server.read_keys(api_keys),
+        cors=tuple(cors or ()),
+        max_body=max_body,
+        queue=queue,
+        timeout=timeout,
+        drain=drain,
+        metrics_prefix=metrics_prefix,
+    )
+    listening = server.bind(host, port)
+    with listening, open_engine(options) as engine:
+        server.log_to_stderr()
+        finished = server.run(engine, settings, listening)
+    if not finished:
+        raise _Unfinished("stopped with texts unfinished; give --drain more seconds")
+
+
+def _server() -> Any:
+    """The server's parts. Raises ConfigError where its packages are not installed."""
+    try:
+        from paceline.server import serving
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("paceline"):
+            raise
+        raise ConfigError(
+            f"paceline serve needs the package {error.name}: pip install 'paceline[server]'"
+        ) from error
+    return serving

@@ -1,0 +1,209 @@
+"""The application: which path does what. Everything else has a file of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from paceline import ConfigError, Engine, EngineClosedError, RequestError, __version__
+from paceline.server.answering import Exchange, answer_stream, answer_whole
+from paceline.server.asking import Ask, ask_chat, ask_completion, ask_warm
+from paceline.server.body import read_body
+from paceline.server.border import Guarded, Recorded
+from paceline.server.document import described
+from paceline.server.errors import ApiError, told
+from paceline.server.gate import Gate
+from paceline.server.metrics import Metrics
+from paceline.server.pieces import Pieces
+from paceline.server.record import Record, log_failure
+from paceline.server.settings import ServerSettings
+from paceline.server.shapes import ChatShape, CompletionShape, Shape
+from paceline.server.wire import ChatBody, CompletionBody, Generating, WarmBody, Wire, parse
+
+_INLINE = 16 << 10  # bytes of a body that are read and tokenized without leaving the event loop
+
+_Body = TypeVar("_Body", bound=Wire)
+
+
+class Api:
+    """The handlers, over one engine."""
+
+    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+        self.engine, self.settings = engine, settings
+        self.gate = Gate(engine.config.slots, settings.queue)
+        self.metrics = Metrics(engine.stats, self.gate, settings.metrics_prefix, settings.name)
+        self._pieces = Pieces(engine.tokenizer)
+        config = engine.config
+        made = f"{__version__} {config.target} {config.dtype} {config.rule}"
+        self._fingerprint = f"fp_{hashlib.sha256(made.encode()).hexdigest()[:12]}"
+        self._created = int(time.time())
+
+    # --- OpenAI's ---
+
+    async def completions(self, request: Request) -> Response:
+        body, ask = await self._read(request, CompletionBody, ask_completion)
+        shape = CompletionShape(body.model, self._pieces, self._fingerprint)
+        return await self._answer(request, body, ask, shape)
+
+    async def chat(self, request: Request) -> Response:
+        body, ask = await self._read(request, ChatBody, ask_chat)
+        shape = ChatShape(body.model, self._pieces, self._fingerprint)
+        return await self._answer(request, body, ask, shape)
+
+    async def models(self, request: Request) -> Response:
+        names = self.settings.names
+        return JSONResponse({"object": "list", "data": [self._model(name) for name in names]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        self._check_model(name)
+        return JSONResponse(self._model(name))
+
+    # --- beyond it ---
+
+    async def warm(self, request: Request) -> Response:
+        """Fill the prefix cache with a prompt whose question is still to come."""
+        _, ask = await self._read(request, WarmBody, ask_warm)
+        exchange = self._exchange(request, ask)
+        shape = CompletionShape(self.settings.name, self._pieces, self._fingerprint)
+        await answer_whole(exchange, shape)
+        return JSONResponse({"object": "warm", "prompt_tokens": ask.prompt_tokens})
+
+    async def live(self, request: Request) -> Response:
+        """200 while the process is worth keeping: 503 once the engine has stopped for good."""
+        if self.gate.broken is not None:
+            return JSONResponse({"status": "broken", "reason": self.gate.broken}, 503)
+        return JSONResponse({"status": "live"})
+
+    async def ready(self, request: Request) -> Response:
+        """200 while requests are taken."""
+        if self.gate.ready:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "draining" if self.gate.draining else "broken"}, 503)
+
+    async def figures(self, request: Request) -> Response:
+        return Response(self.metrics.text(), headers={"content-type": self.metrics.content_type})
+
+    # --- shared ---
+
+    async def _read(
+        self, request: Request, kind: type[_Body], understand: Callable[[_Body, Engine], Ask]
+    ) -> tuple[_Body, Ask]:
+        """Read, check and tokenize a body; a large one in a thread, so that streams go on."""
+        data = await read_body(request, self.settings.max_body)
+
+        def read() -> tuple[_Body, Ask]:
+            body = parse(kind, data)
+            assert isinstance(body, Generating | WarmBody)
+            self._check_model(body.model)
+            return body, understand(body, self.engine)
+
+        return read() if len(data) <= _INLINE else await asyncio.to_thread(read)
+
+    async def _answer(self, request: Request, body: Generating, ask: Ask, shape: Shape) -> Response:
+        exchange = self._exchange(request, ask)
+        if body.stream:
+            return await answer_stream(exchange, shape, body.stream_options)
+        return await answer_whole(exchange, shape)
+
+    def _exchange(self, request: Request, ask: Ask) -> Exchange:
+        timeout, ended = self.settings.timeout, self.metrics.ended
+        try:
+            return Exchange(request, self.engine, self.gate, ask, timeout, ended)
+        except EngineClosedError as error:
+            if not self.gate.draining:
+                self.gate.broken = str(error)
+            raise
+
+    def _check_model(self, name: str) -> None:
+        if name not in self.settings.names:
+            raise ApiError(
+                404,
+                f"the model {name!r} does not exist here; this server has "
+                f"{', '.join(self.settings.names)}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _model(self, name: str) -> dict[str, object]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "paceline",
+            "max_model_len": self.engine.limits.max_length,
+        }
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
+    """The application over an engine that stays the caller's. `app.state.api` is its `Api`."""
+    api = Api(engine, settings)
+    middleware = [Middleware(Recorded, seen=api.metrics.answered)]
+    if settings.cors:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(settings.cors),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after"],
+            )
+        )
+    middleware.append(Middleware(Guarded, keys=settings.api_keys))
+    app = FastAPI(
+        title="paceline",
+        version=__version__,
+        middleware=middleware,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.api = api
+    routes: tuple[tuple[str, str, Handler, type[Wire] | None], ...] = (
+        ("GET", "/v1/models", api.models, None),
+        ("GET", "/v1/models/{name:path}", api.model, None),
+        ("POST", "/v1/completions", api.completions, CompletionBody),
+        ("POST", "/v1/chat/completions", api.chat, ChatBody),
+        ("POST", "/v1/warm", api.warm, WarmBody),
+        ("GET", "/health/live", api.live, None),
+        ("GET", "/health/ready", api.ready, None),
+        ("GET", "/metrics", api.figures, None),
+    )
+    for method, path, handler, body in routes:
+        app.add_api_route(
+            path, handler, methods=[method], response_model=None, openapi_extra=described(body)
+        )
+    for kind in (ApiError, RequestError, ConfigError, EngineClosedError):
+        app.add_exception_handler(kind, _told)
+    app.add_exception_handler(HTTPException, _unrouted)
+    return app
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    problem = told(error)
+    record = Record.of(request.scope)
+    record.error = problem.message
+    if not isinstance(error, ApiError) and problem.status >= 500:
+        log_failure(record, error)
+    return problem.response()
+
+
+async def _unrouted(request: Request, error: Exception) -> Response:
+    """404 and 405, in OpenAI's shape."""
+    assert isinstance(error, HTTPException)
+    path, headers = request.url.path[:200], dict(error.headers or {})
+    message = f"{request.method} {path}: {error.detail}"
+    return ApiError(error.status_code, message, code="unknown_url", headers=headers).response()

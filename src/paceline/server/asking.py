@@ -1,0 +1,246 @@
+"""From a request's body to what the engine is asked for: token ids, parameters, seeds.
+
+Every rule that spans several fields is here; the engine is read (its tokenizer, its limits) and
+asked for nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from paceline import Engine, SamplingParams, sampling_params
+from paceline.server.errors import refused, unsupported
+from paceline.server.wire import (
+    ChatBody,
+    CompletionBody,
+    Generating,
+    Message,
+    Part,
+    WarmBody,
+)
+
+_SEEDS = 1 << 63
+_MIN_TEMPERATURE = 1e-3  # the engine's; below it greedy is meant
+DEFAULT_TOKENS = 16  # of a completion, as OpenAI's
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One HTTP request to the engine. prompts: token ids each; echoes: the prompts as text where
+    they are to be repeated; seeds: one list a prompt, one seed a choice."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    params: SamplingParams
+    seeds: tuple[tuple[int, ...], ...]
+    prediction: tuple[int, ...] = ()
+    k: int | None = None
+    priority: int = 0
+    echoes: tuple[str, ...] | None = None
+
+    @property
+    def texts(self) -> int:
+        """How many texts are to be written."""
+        return sum(map(len, self.seeds))
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(map(len, self.prompts))
+
+
+def ask_completion(body: CompletionBody, engine: Engine) -> Ask:
+    """What a completion asks for. Raises ApiError and the engine's errors."""
+    if body.suffix:
+        raise unsupported("suffix", "suffix is not supported: the models write forward")
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise unsupported("best_of", "best_of other than n is not supported; ask for n texts")
+    if body.echo and body.logprobs is not None:
+        raise unsupported("echo", "echo together with logprobs is not supported yet; leave one")
+    tokenizer = engine.tokenizer
+    prompts: list[list[int]] = []
+    for prompt in _prompts(body.prompt):
+        prompts.append(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+    _check_prompts(prompts, engine, "prompt")
+    most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+    most = _room(prompts, most, body.max_tokens is not None, engine, "max_tokens")
+    echoes = None
+    if body.echo:
+        given = _prompts(body.prompt)
+        echoes = tuple(p if isinstance(p, str) else tokenizer.decode(p) for p in given)
+    return replace(_ask(body, engine, prompts, most, body.logprobs), echoes=echoes)
+
+
+def ask_chat(body: ChatBody, engine: Engine) -> Ask:
+    """What a chat asks for. Raises ApiError and the engine's errors."""
+    _check_later(body)
+    if body.top_logprobs and not body.logprobs:
+        raise refused("top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
+    if body.max_tokens and body.max_completion_tokens not in (None, body.max_tokens):
+        raise refused("give max_completion_tokens or max_tokens, not both", "max_tokens")
+    prompts = [engine.tokenizer.chat(messages(body.messages))]
+    _check_prompts(prompts, engine, "messages")
+    given = body.max_completion_tokens or body.max_tokens
+    room = engine.limits.max_length
+    name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
+    most = _room(prompts, given or room, given is not None, engine, name)
+    return _ask(body, engine, prompts, most, (body.top_logprobs or 0) if body.logprobs else None)
+
+
+def ask_warm(body: WarmBody, engine: Engine) -> Ask:
+    """Read a prompt into the prefix cache: one token is asked for, and dropped."""
+    if (body.prompt is None) == (body.messages is None):
+        raise refused("give either prompt or messages", "prompt", "invalid_value")
+    tokenizer = engine.tokenizer
+    if body.messages is not None:
+        prompt = tokenizer.chat(messages(body.messages))
+    else:
+        assert body.prompt is not None
+        given = body.prompt
+        prompt = tokenizer.encode(given) if isinstance(given, str) else given
+    _check_prompts([prompt], engine, "prompt" if body.messages is None else "messages")
+    params = SamplingParams(max_tokens=1, ignore_eos=True)
+    return Ask((tuple(prompt),), params, ((0,),), k=0)
+
+
+def messages(given: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as chat templates take them."""
+    taken = []
+    for place, message in enumerate(given):
+        where = f"messages[{place}]"
+        if message.tool_calls or message.role in ("tool", "function"):
+            raise unsupported(where, "tool calls are not supported yet")
+        # The newer name of the same role; templates know the older one.
+        role = "system" if message.role == "developer" else message.role
+        taken.append({"role": role, "content": text_of(message.content, f"{where}.content")})
+    return taken
+
+
+def text_of(content: str | list[Part] | None, where: str) -> str:
+    """The text of a content that may come in parts."""
+    if isinstance(content, list):
+        for part in content:
+            if part.type != "text" or part.text is None:
+                raise unsupported(where, f"content of type {part.type!r} is not supported; text is")
+        return "".join(part.text or "" for part in content)
+    if content is None:
+        raise refused("a message needs content", where, "missing_required_parameter")
+    return content
+
+
+def derived_seed(seed: int, choice: int) -> int:
+    """The seed of a request's choice: the first has the request's own."""
+    if choice == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}:{choice}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) % _SEEDS
+
+
+def _check_later(body: ChatBody) -> None:
+    """What is not served yet is refused, not ignored: the answer would not be what was asked."""
+    if body.tools or body.tool_choice not in (None, "none", "auto"):
+        raise unsupported("tools", "tools are not supported yet")
+    if body.functions or body.function_call not in (None, "none", "auto"):
+        raise unsupported("functions", "functions are not supported, and tools not yet")
+    if any(kind != "text" for kind in body.modalities or ()):
+        raise unsupported("modalities", "only text is written")
+
+
+def _ask(
+    body: Generating, engine: Engine, prompts: list[list[int]], most: int, logprobs: int | None
+) -> Ask:
+    if body.response_format is not None and body.response_format.type != "text":
+        raise unsupported("response_format", "response_format other than text is not supported yet")
+    if body.stream_options is not None and not body.stream:
+        raise refused("stream_options needs stream to be true", "stream_options", "invalid_value")
+    if (body.min_tokens or 0) > most:
+        raise refused("min_tokens must not exceed max_tokens", "min_tokens", "invalid_value")
+    temperature = 1.0 if body.temperature is None else body.temperature
+    top_k, top_p = max(0, body.top_k or 0), 1.0 if body.top_p is None else body.top_p
+    if top_p == 0:  # nothing but the most likely token
+        top_k, top_p = 1, 1.0
+    params = sampling_params(
+        temperature=temperature if temperature >= _MIN_TEMPERATURE else 0.0,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=body.min_p or 0.0,
+        repetition_penalty=body.repetition_penalty or 1.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=body.logit_bias,
+        max_tokens=most,
+        min_tokens=body.min_tokens or 0,
+        stop=body.stop,
+        stop_token_ids=body.stop_token_ids or (),
+        ignore_eos=bool(body.ignore_eos),
+        logprobs=logprobs,
+    )
+    expected: list[int] = []
+    if body.prediction is not None:
+        text = text_of(body.prediction.content, "prediction.content")
+        expected = engine.tokenizer.encode(text, add_special_tokens=False)
+    return Ask(
+        prompts=tuple(map(tuple, prompts)),
+        params=params,
+        seeds=tuple(_seeds(body, engine) for _ in prompts),
+        prediction=tuple(expected),
+        k=_draft_tokens(body, engine),
+        priority=body.priority or 0,
+    )
+
+
+def _seeds(body: Generating, engine: Engine) -> tuple[int, ...]:
+    """A seed for every choice of one prompt. A prompt's texts do not depend on its neighbours."""
+    seed = engine.config.seed if body.seed is None else body.seed % _SEEDS
+    if seed is None:
+        seed = secrets.randbits(63)
+    return tuple(derived_seed(seed, choice) for choice in range(body.n or 1))
+
+
+def _draft_tokens(body: Generating, engine: Engine) -> int | None:
+    wanted, opened = body.speculative, engine.config
+    if wanted is None:
+        return None
+    if wanted.rule not in (None, opened.rule):
+        raise unsupported("speculative", f"this server verifies by the rule {opened.rule!r}")
+    if wanted.k is not None and wanted.k > opened.k:
+        raise refused(f"speculative.k is at most {opened.k} here", "speculative", "invalid_value")
+    return 0 if wanted.enabled is False else wanted.k
+
+
+def _prompts(
+    given: str | list[str] | list[int] | list[list[int]],
+) -> list[str | list[int]]:
+    """One prompt or several, as text or token ids, to a list of prompts."""
+    if isinstance(given, str):
+        return [given]
+    ids = [item for item in given if isinstance(item, int)]
+    if ids:
+        return [ids]
+    return [item for item in given if not isinstance(item, int)]
+
+
+def _check_prompts(prompts: list[list[int]], engine: Engine, param: str) -> None:
+    if not prompts:
+        raise refused(f"{param} is empty: give at least one", param, "invalid_value")
+    longest, limit = max(map(len, prompts)), engine.limits.max_length
+    if longest >= limit:
+        message = (
+            f"this model's context holds {limit} tokens and the {param} has {longest}: shorten it"
+        )
+        raise refused(message, param, "context_length_exceeded")
+
+
+def _room(prompts: list[list[int]], most: int, asked: bool, engine: Engine, param: str) -> int:
+    """The most tokens that may be written. asked: the client named `most`."""
+    longest, limits = max(map(len, prompts)), engine.limits
+    cached = (limits.pages - 1) * limits.page_size - limits.max_k - 1
+    room = min(limits.max_length, cached) - longest
+    if most > room and asked:
+        message = (
+            f"this model's context holds {room + longest} tokens; the prompt has {longest} and "
+            f"{param} asks for {most}: ask for at most {room}"
+        )
+        raise refused(message, param, "context_length_exceeded")
+    return max(1, min(most, room))

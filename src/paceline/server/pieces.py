@@ -1,0 +1,105 @@
+"""Single tokens as clients see them: their bytes, their text, and their log-probabilities.
+
+OpenAI's are the model's own, before temperature, bias, masks and penalties; so are the engine's.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import Protocol
+
+from paceline import TokenLogprob
+
+_LEAST = -9999.0  # what OpenAI writes for a probability of nothing; JSON has no infinity
+
+
+class Vocabulary(Protocol):
+    """What is asked of the engine's tokenizer."""
+
+    @property
+    def byte_level(self) -> bool: ...
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+    def token(self, token_id: int) -> str | None: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
+    def is_byte_fallback(self, token_id: int) -> bool: ...
+
+
+class Pieces:
+    """The bytes of tokens, remembered."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._known: dict[int, bytes] = {}
+
+    def raw(self, token_id: int) -> bytes:
+        """A token's bytes; a special token's are its name."""
+        known = self._known.get(token_id)
+        if known is None:
+            known = self._known[token_id] = self._bytes(token_id)
+        return known
+
+    def _bytes(self, token_id: int) -> bytes:
+        vocabulary = self._vocabulary
+        spelled = vocabulary.token(token_id) or ""
+        if token_id in vocabulary.special_ids:
+            return spelled.encode()
+        if vocabulary.byte_level:
+            return vocabulary.token_bytes(token_id)
+        if vocabulary.is_byte_fallback(token_id):
+            return bytes([int(spelled[3:5], 16)])
+        return spelled.replace("\u2581", " ").encode()
+
+    def name(self, token_id: int) -> str:
+        """A token's text; one that is no text by itself is spelled `bytes:\\xe2\\x82`."""
+        raw = self.raw(token_id)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    # --- the two formats ---
+
+    def chat(self, items: Sequence[TokenLogprob]) -> dict[str, object]:
+        """A chat's `logprobs`."""
+        content = [
+            self._entry(item.token_id, item.logprob)
+            | {"top_logprobs": [self._entry(token, value) for token, value in item.top]}
+            for item in items
+        ]
+        return {"content": content, "refusal": None}
+
+    def _entry(self, token_id: int, logprob: float) -> dict[str, object]:
+        raw = self.raw(token_id)
+        return {
+            "token": raw.decode(errors="replace"),
+            "logprob": max(logprob, _LEAST),
+            "bytes": list(raw),
+        }
+
+    def completion(self, items: Sequence[TokenLogprob], offsets: Offsets) -> dict[str, object]:
+        """A completion's `logprobs`: columns, the chosen token among the most likely."""
+        tops = []
+        for item in items:
+            top = {self.name(token): max(value, _LEAST) for token, value in item.top}
+            tops.append(top | {self.name(item.token_id): max(item.logprob, _LEAST)})
+        return {
+            "tokens": [self.name(item.token_id) for item in items],
+            "token_logprobs": [max(item.logprob, _LEAST) for item in items],
+            "top_logprobs": tops if any(item.top for item in items) else None,
+            "text_offset": [offsets.step(self.raw(item.token_id)) for item in items],
+        }
+
+
+class Offsets:
+    """Where each token of a text begins, in characters; a token inside one counts as before it."""
+
+    def __init__(self, start: int = 0) -> None:
+        self._at = start
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def step(self, raw: bytes) -> int:
+        at = self._at
+        self._at += len(self._utf8.decode(raw))
+        return at

@@ -1,0 +1,76 @@
+"""What an operator sets about the server, checked once. Knows no HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from paceline import ConfigError
+
+KEYS_VARIABLE = "PACELINE_API_KEYS"
+_Bound: TypeAlias = tuple[str, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """How to serve one engine. Raises ConfigError for a value that cannot be.
+
+    name: the model's name, as clients send it; aliases: others for the same. api_keys: who may
+    ask; empty lets everybody. cors: origins of web pages that may ask, or "*". max_body: bytes of
+    a request. queue: texts that may wait for a slot; beyond that clients are told to come again.
+    timeout: seconds from a request's arrival to the end of its text. drain: seconds that running
+    requests have after a SIGTERM. metrics_prefix: what stands before the names in /metrics;
+    "vllm" lets vLLM's dashboards work unchanged.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    cors: tuple[str, ...] = ()
+    max_body: int = 4 << 20
+    queue: int = 256
+    timeout: float = 600.0
+    drain: float = 60.0
+    metrics_prefix: str = "paceline"
+
+    def __post_init__(self) -> None:
+        if not all((self.name, *self.aliases)):
+            raise ConfigError("the served model needs a name of at least one character")
+        bounds: tuple[_Bound, ...] = (
+            ("max_body", 1, 1 << 31),
+            ("queue", 0, 1 << 20),
+            ("timeout", 1e-3, 1e7),
+            ("drain", 0, 1e7),
+        )
+        for name, low, high in bounds:
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name} must lie from {low:g} to {high:g}")
+        if not self.metrics_prefix.isidentifier():
+            raise ConfigError(f"metrics_prefix must be a plain name, not {self.metrics_prefix!r}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that clients may send for the model."""
+        return self.name, *self.aliases
+
+
+def read_keys(file: Path | None, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """API keys from a file (one a line, # begins a comment) and from the environment (commas).
+
+    Raises ConfigError, which shows no key, where the file cannot be read or holds none.
+    """
+    keys = [part.strip() for part in environment.get(KEYS_VARIABLE, "").split(",")]
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise ConfigError(f"{file}: cannot be read ({reason}); one key a line") from error
+        found = [line.strip() for line in lines if not line.lstrip().startswith("#")]
+        if not any(found):
+            raise ConfigError(f"{file}: no API key in it; write one a line")
+        keys += found
+    return tuple(dict.fromkeys(key for key in keys if key))
