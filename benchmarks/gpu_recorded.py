@@ -14,7 +14,7 @@ from gpu_common import Bench, Watch, admit, median, prompts
 from torch import Tensor
 
 from paceline import Engine
-from paceline.engine.capture import Recording, _Place
+from paceline.engine.capture import Recording
 from paceline.engine.round import Plan, draft_after, run_round, verify_and_commit
 from paceline.speculation.choose import Terms
 from paceline.types import SamplingFlags, TargetOut, Verdict, Window
@@ -24,8 +24,8 @@ FLAGS = SamplingFlags()  # greedy, the least stage
 
 def record(bench: Bench, *works: Callable[[], object]) -> list[Recording]:
     """The engine's recordings of `works`, in one memory pool of their own."""
-    place = _Place(bench.device)
-    return [Recording(_silent(work), place) for work in works]
+    pool = torch.cuda.graph_pool_handle() if bench.cuda else None
+    return [Recording(_silent(work), bench.device, pool) for work in works]
 
 
 def _silent(work: Callable[[], object]) -> Callable[[], None]:
