@@ -1,0 +1,302 @@
+"""What an operator relies on: keys, origins, the queue, deadlines, health, warming, the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.server.tools import CHAT, PROMPT, Answer, Call
+
+from paceline import ConfigError, Engine, EngineClosedError, Event, NumericsError
+from paceline.server.generation import Generation, Text
+from paceline.server.record import JsonLines
+from paceline.server.settings import ServerSettings, read_keys
+
+BODY: dict[str, Any] = {"model": "mini", "prompt": PROMPT, "max_tokens": 4}
+LONG: dict[str, Any] = {**BODY, "max_tokens": 480, "ignore_eos": True}
+
+
+# --- keys and origins -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
+    """The log as it would be written."""
+    caplog.set_level(logging.DEBUG)
+
+    def read() -> list[dict[str, Any]]:
+        return [json.loads(JsonLines().format(record)) for record in caplog.records]
+
+    return read
+
+
+def test_keys_are_asked_for_and_never_logged(
+    app: Callable[..., Call], lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    call = app(api_keys=("sk-first", "sk-second"))
+    for given in ("sk-first", "sk-second"):
+        answer = call("POST", "/v1/completions", BODY, {"authorization": f"Bearer {given}"})
+        assert answer.status == 200
+    for header in (
+        {},
+        {"authorization": "Bearer sk-firs"},
+        {"authorization": "Bearer sk-first-and-more"},
+        {"authorization": "Basic sk-first"},
+        {"authorization": "sk-first"},
+        {"authorization": "Bearer "},
+        {"authorization": "Bearer sk-wröng"},
+    ):
+        sent = {name: value.encode() for name, value in header.items()}
+        answer = call("POST", "/v1/completions", BODY, sent)  # type: ignore[arg-type]
+        assert answer.status == 401
+        assert answer.json["error"]["code"] == "invalid_api_key"
+        assert "sk-" not in answer.body.decode()
+    assert call("GET", "/v1/models").status == 401
+    assert call("GET", "/health/ready").status == 200
+    assert "sk-" not in json.dumps(lines())
+    assert "sk-" not in repr(call.api.settings)
+
+
+def test_keys_come_from_a_file_and_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# team a\nsk-1\n\n  sk-2  \n")
+    assert read_keys(file, {"PACELINE_API_KEYS": "sk-3, sk-1"}) == ("sk-3", "sk-1", "sk-2")
+    assert read_keys(None, {}) == ()
+    file.write_text("# none\n")
+    with pytest.raises(ConfigError, match="no API key"):
+        read_keys(file, {})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_keys(tmp_path / "missing", {})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"queue": -1}, {"timeout": 0.0}, {"max_body": 0}, {"drain": -1}, {"metrics_prefix": "a-b"},
+     {"aliases": ("",)}],
+)  # fmt: skip
+def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        ServerSettings(name="mini", **wrong)
+
+
+def test_pages_of_an_origin_may_ask(app: Callable[..., Call]) -> None:
+    call = app(cors=("https://app.example",), api_keys=("sk-1",))
+    asked = {
+        "origin": "https://app.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
+    answer = call("OPTIONS", "/v1/completions", None, asked)
+    assert answer.status == 200
+    assert answer.headers["access-control-allow-origin"] == "https://app.example"
+    refused = call("POST", "/v1/completions", BODY, {"origin": "https://app.example"})
+    assert refused.status == 401
+    assert refused.headers["access-control-allow-origin"] == "https://app.example"
+    other = call("OPTIONS", "/v1/completions", None, {**asked, "origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in other.headers
+    without = app()("POST", "/v1/completions", BODY, {"origin": "https://app.example"})
+    assert "access-control-allow-origin" not in without.headers
+
+
+# --- the queue, time, the end ------------------------------------------------------------------
+
+
+def test_a_full_queue_says_when_to_come_again(app: Callable[..., Call], engine: Engine) -> None:
+    call = app(queue=2)
+
+    async def crowd() -> list[Answer]:
+        return await asyncio.gather(
+            *(call.ask("POST", "/v1/completions", {**LONG, "max_tokens": 30}) for _ in range(9))
+        )
+
+    answers = asyncio.run(crowd())
+    assert sorted(answer.status for answer in answers) == [200] * 6 + [429] * 3
+    full = next(answer for answer in answers if answer.status == 429)
+    assert 1 <= int(full.headers["retry-after"]) <= 60
+    assert full.json["error"]["code"] == "rate_limit_exceeded"
+    assert call("POST", "/v1/completions", BODY).status == 200
+    assert call.api.gate.inside == 0
+
+
+def test_a_text_is_cut_at_its_time(app: Callable[..., Call]) -> None:
+    body = {**LONG, "speculative": {"enabled": False}}
+    answer = app(timeout=0.2)("POST", "/v1/completions", body)
+    (choice,) = answer.json["choices"]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "deadline")
+    assert 0 < answer.json["usage"]["completion_tokens"] < 480
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_text_whose_time_is_over_before_it_began(
+    stream: bool, app: Callable[..., Call], engine: Engine
+) -> None:
+    call = app(timeout=0.02)
+    late: list[Answer] = []
+
+    def ask() -> None:
+        late.append(call("POST", "/v1/completions", {**LONG, "stream": stream}))
+
+    with engine._driver.held():
+        thread = threading.Thread(target=ask)
+        thread.start()
+        time.sleep(0.1)
+    thread.join(30)
+    assert (late[0].status, late[0].json["error"]["code"]) == (503, "timeout")
+    assert late[0].headers["retry-after"]
+
+
+def test_draining_refuses_what_comes_and_finishes_what_runs(app: Callable[..., Call]) -> None:
+    call = app()
+    assert call("GET", "/health/ready").json == {"status": "ready"}
+
+    async def drained() -> tuple[Answer, Answer]:
+        running = asyncio.create_task(
+            call.ask("POST", "/v1/completions", {**LONG, "max_tokens": 99})
+        )
+        while not call.api.gate.inside:
+            await asyncio.sleep(0.001)
+        call.api.gate.draining = True
+        refused = await call.ask("POST", "/v1/completions", BODY)
+        await call.api.gate.emptied()
+        return refused, await running
+
+    refused, finished = asyncio.run(drained())
+    assert (refused.status, refused.json["error"]["code"]) == (503, "unavailable")
+    assert refused.headers["retry-after"]
+    assert finished.json["usage"]["completion_tokens"] == 99
+    assert call("GET", "/health/ready").status == 503
+    assert call("GET", "/health/live").status == 200
+
+
+def test_an_engine_that_stopped_is_told_to_whoever_restarts(
+    app: Callable[..., Call], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = app()
+
+    def closed(*_: object, **__: object) -> None:
+        raise EngineClosedError("the engine stopped: the device is gone")
+
+    monkeypatch.setattr(engine, "submit", closed)
+    assert call("POST", "/v1/completions", BODY).status == 503
+    assert call("GET", "/health/live").status == 503
+    assert call("GET", "/health/ready").status == 503
+    assert call.api.gate.inside == 0
+
+
+def test_a_failure_inside_is_a_500_without_its_details(
+    app: Callable[..., Call],
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:
+    call = app()
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a secret")
+
+    monkeypatch.setattr(engine, "submit", broken)
+    answer = call("POST", "/v1/completions", BODY, {"x-request-id": "r-1"})
+    assert answer.status == 500
+    assert answer.json["error"]["type"] == "server_error"
+    assert answer.headers["x-request-id"] == "r-1"
+    assert "secret" not in answer.body.decode()
+    assert any("a secret" in line.get("trace", "") for line in lines())
+    assert call.api.gate.inside == 0
+
+
+def test_a_text_that_fails_midway(
+    app: Callable[..., Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, real = app(), Generation.events
+
+    async def failing(self: Generation) -> AsyncIterator[tuple[Text, Event]]:
+        async for text, event in real(self):
+            yield text, event
+            raise NumericsError("request r1: the target's logits are not finite")
+
+    monkeypatch.setattr(Generation, "events", failing)
+    whole = call("POST", "/v1/completions", LONG)
+    assert (whole.status, whole.json["error"]["type"]) == (500, "server_error")
+    assert "not finite" in whole.json["error"]["message"]
+    stream = call("POST", "/v1/completions", {**LONG, "stream": True})
+    assert stream.status == 200
+    first, last = stream.chunks
+    assert first["choices"][0]["text"]
+    assert last == whole.json
+    assert call.api.gate.inside == 0
+
+
+# --- beyond OpenAI's ----------------------------------------------------------------------------
+
+
+def test_warming_fills_the_prefix_cache(app: Callable[..., Call], engine: Engine) -> None:
+    call = app()
+    text = "".join(f"value_{n} = {n}\n" for n in range(40))
+    prompt = engine.tokenizer.encode(text)
+    warm = call("POST", "/v1/warm", {"model": "mini", "prompt": text})
+    assert warm.json == {"object": "warm", "prompt_tokens": len(prompt)}
+    before = engine.stats().prefix_hits
+    call("POST", "/v1/completions", {**BODY, "prompt": text + "value_40"})
+    assert engine.stats().prefix_hits - before >= len(prompt) // 64 * 64 > 128
+    chat = call("POST", "/v1/warm", {"model": "mini", "messages": CHAT})
+    assert chat.status == 200
+    for wrong in ({}, {"prompt": "a", "messages": CHAT}, {"prompt": []}):
+        assert call("POST", "/v1/warm", {"model": "mini", **wrong}).status == 400
+
+
+def test_the_log_tells_of_each_request(
+    app: Callable[..., Call], lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    call = app()
+    began = time.monotonic()
+    given = call("POST", "/v1/completions", BODY, {"x-request-id": "abc-1"})
+    assert given.headers["x-request-id"] == "abc-1"
+    made = call("POST", "/v1/completions", {**BODY, "temperature": 9}, {"x-request-id": "a b\tc"})
+    assert len(made.headers["x-request-id"]) == 32
+    call("GET", "/health/live")
+    good, bad = (line for line in lines() if line["event"] == "request")
+    assert good["request_id"] == "abc-1"
+    assert (good["method"], good["path"], good["status"]) == ("POST", "/v1/completions", 200)
+    assert (good["prompt_tokens"], good["tokens"], good["finish"]) == (6, 4, "length")
+    assert 0 < good["ttft"] <= good["seconds"] < time.monotonic() - began
+    assert bad["status"] == 400
+    assert bad["request_id"] == made.headers["x-request-id"]
+    assert "temperature" in bad["error"]
+    assert PROMPT not in json.dumps(lines())
+
+
+def test_the_figures(app: Callable[..., Call], engine: Engine) -> None:
+    call = app(metrics_prefix="vllm")
+    call("POST", "/v1/completions", {**BODY, "max_tokens": 30})
+    call("POST", "/v1/completions", {**BODY, "max_tokens": -1})
+    answer = call("GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    values = {}
+    for line in answer.body.decode().splitlines():
+        if not line.startswith("#"):
+            name, _, value = line.rpartition(" ")
+            values[name] = float(value)
+    stats, label = engine.stats(), '{model_name="mini"}'
+    assert values[f"vllm:generation_tokens_total{label}"] == stats.emitted
+    assert values[f"vllm:spec_decode_num_draft_tokens_total{label}"] == stats.drafted
+    assert values[f"vllm:spec_decode_num_accepted_tokens_total{label}"] == stats.accepted
+    place = 'vllm:spec_decode_num_accepted_tokens_per_pos_total{model_name="mini",position="%d"}'
+    assert [values[place % n] for n in range(5)] == stats.accepted_by_position
+    drafter = "vllm:spec_decode_num_accepted_tokens_per_drafter_total"
+    assert values[f'{drafter}{{drafter="model",model_name="mini"}}'] > 0
+    assert values[f"vllm:draft_seconds_total{label}"] > 0
+    assert values[f"vllm:verify_seconds_total{label}"] > 0
+    assert values[f"vllm:time_to_first_token_seconds_count{label}"] == 1
+    assert values[f"vllm:request_time_per_output_token_seconds_count{label}"] == 1
+    assert values['vllm:request_success_total{finished_reason="length",model_name="mini"}'] == 1
+    assert values['vllm:http_requests_total{path="/v1/completions",status="400"}'] == 1
+    states = ("used", "cached", "free")
+    pages = [values[f'vllm:kv_cache_pages{{model_name="mini",state="{s}"}}'] for s in states]
+    assert sum(pages) == stats.pages
