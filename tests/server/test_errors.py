@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from tests.server.tools import Call, in_process
 
 from paceline import Engine
+from paceline.server.errors import ApiError
 from paceline.server.settings import ServerSettings
+from paceline.server.wire import ChatBody, CompletionBody, Wire, parse
 
 GOOD: dict[str, Any] = {"model": "mini", "prompt": "a", "max_tokens": 2}
 CHAT: dict[str, Any] = {"model": "mini", "messages": [{"role": "user", "content": "a"}]}
@@ -157,6 +160,18 @@ def test_fields_that_cannot_be(field: str, value: Any, param: str, call: Call) -
 )  # fmt: skip
 def test_chats_that_cannot_be(extra: dict[str, Any], param: str, call: Call) -> None:
     assert told(call, "/v1/chat/completions", {**CHAT, **extra})["param"] == param
+
+
+@pytest.mark.parametrize("item", [b"{}", b'""', b"[]", b"-1"])
+@pytest.mark.parametrize("kind", [CompletionBody, ChatBody])
+def test_a_million_faults_cost_no_more_than_one(kind: type[Wire], item: bytes) -> None:
+    items = b",".join([item] * 300_000) + b",null"
+    body = b'{"model": "mini", "prompt": [%b], "messages": [%b]}' % (items, items)
+    began = time.monotonic()
+    with pytest.raises(ApiError) as raised:
+        parse(kind, body)
+    assert len(raised.value.message) < 400
+    assert time.monotonic() - began < 5
 
 
 def test_unknown_fields_are_ignored_and_nulls_are_defaults(call: Call) -> None:

@@ -39,6 +39,7 @@ def test_a_client_that_hangs_up_cancels(
         until(lambda: engine.stats().running == n)
     connection.close()
     until(lambda: empty(served, engine), 10)
+    until(lambda: b'status="499"' in served.api.metrics.text())
     after = engine.stats()
     assert after.finished == before.finished + n
     assert after.emitted - before.emitted < 480 * n

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from paceline import Engine, Event
 from paceline.server.asking import Ask
+from paceline.server.body import GONE
 from paceline.server.errors import ApiError, busy, told
 from paceline.server.gate import Gate
 from paceline.server.generation import Generation, Text
@@ -22,7 +23,6 @@ from paceline.server.shapes import Json, Shape, usage
 from paceline.server.wire import StreamOptions
 
 _DONE = b"data: [DONE]\n\n"
-_GONE = 499  # what the log says of a client that left; nobody receives it
 
 
 class Exchange:
@@ -54,7 +54,8 @@ class Exchange:
         """Cancel the texts as soon as the client hangs up."""
         while (await receive())["type"] != "http.disconnect":
             pass
-        self.record.status = _GONE
+        if any(text.finish is None for text in self.generation.texts):
+            self.record.status = GONE
         self.generation.cancel()
 
     async def events(self) -> AsyncGenerator[tuple[Text, Event], None]:

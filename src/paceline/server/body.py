@@ -8,6 +8,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from paceline.server.errors import ApiError
 
+GONE = 499  # what the log says of a client that left; nobody receives it
 SECONDS = 60.0  # that a client may take to send its request
 _DISCARD = 64 << 20  # bytes read and thrown away so that a client sees why it is refused
 
@@ -37,7 +38,7 @@ async def read_body(request: Request, most: int) -> bytes:
     except TimeoutError:
         raise _closing(408, f"the request's body took more than {SECONDS:g} s") from None
     except ClientDisconnect:
-        raise _closing(400, "the client left before its request was read") from None
+        raise ApiError(GONE, "the client left before its request was read") from None
     if read > most:
         raise _too_large(most)
     return b"".join(parts)

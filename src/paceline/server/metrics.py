@@ -26,6 +26,7 @@ _TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2
           0.75, 1.0, 2.5)  # fmt: skip
 _WHOLE = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0,
           60.0, 120.0, 240.0, 480.0, 960.0)  # fmt: skip
+_REASONS = {"cancelled": "abort"}  # vLLM's word for it
 _TOKENS = tuple(float(1 << power) for power in range(15))
 
 
@@ -165,7 +166,8 @@ class Metrics:
     def ended(self, generation: Generation) -> None:
         """Observe the texts of a request that ended."""
         for text in generation.texts:
-            self._success.labels(self._model, text.finish or "cancelled").inc()
+            reason = text.finish or "cancelled"
+            self._success.labels(self._model, _REASONS.get(reason, reason)).inc()
             if text.first_at is None or text.finish not in ("stop", "length"):
                 continue
             self._first.observe(text.first_at - generation.began)

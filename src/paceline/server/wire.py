@@ -15,8 +15,12 @@ from paceline.server.errors import ApiError, refused
 MAX_TOKENS = 1 << 31
 _Share: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Penalty: TypeAlias = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+_Bias: TypeAlias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 _Count: TypeAlias = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 _Token: TypeAlias = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+# A long list is given up at its first fault: a report of a million costs minutes and gigabytes.
+_Tokens: TypeAlias = Annotated[list[_Token], Field(fail_fast=True)]
+_Texts: TypeAlias = Annotated[list[str], Field(fail_fast=True)]
 
 
 class Wire(BaseModel):
@@ -52,12 +56,12 @@ class Prediction(Wire):
     """OpenAI's Predicted Outputs: text that much of the answer is expected to be."""
 
     type: Literal["content"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(fail_fast=True)]
 
 
 class Message(Wire):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
     tool_calls: list[object] | None = None
 
 
@@ -80,18 +84,17 @@ class Generating(Wire):
     repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = (
-        None
-    )
+    logit_bias: Annotated[dict[str, _Bias], Field(fail_fast=True)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
     stop: (
         Annotated[str, Field(min_length=1, max_length=1024)]
         | Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(max_length=16)
+            list[Annotated[str, Field(min_length=1, max_length=1024)]],
+            Field(max_length=16, fail_fast=True),
         ]
         | None
     ) = None
-    stop_token_ids: Annotated[list[_Token], Field(max_length=64)] | None = None
+    stop_token_ids: Annotated[list[_Token], Field(max_length=64, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -104,7 +107,9 @@ class Generating(Wire):
 class CompletionBody(Generating):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[_Token] | list[list[_Token]]
+    prompt: (
+        str | _Texts | _Tokens | Annotated[list[_Tokens], Field(max_length=2048, fail_fast=True)]
+    )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -114,7 +119,7 @@ class CompletionBody(Generating):
 class ChatBody(Generating):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: _Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -129,8 +134,8 @@ class WarmBody(Wire):
     """POST /v1/warm: a prompt, or the messages so far, to be read ahead of the question."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
-    prompt: str | list[_Token] | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    prompt: str | _Tokens | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
 
 
 _Body = TypeVar("_Body", bound=Wire)
