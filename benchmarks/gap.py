@@ -14,7 +14,7 @@ from typing import Any
 
 from calibrated import ACCEPTANCE, Heads, add_pair_options, follows, make_ready
 from gpu_common import Bench, digits, fixed, median, open_engine, prompts, quiesce, say
-from harness import Job, Lines, Parts, add_options, choose_parts, measure
+from harness import Job, Lines, Parts, add_options, choose_parts, measure, shrink
 from load_clients import Text
 
 from paceline import Engine
@@ -170,8 +170,7 @@ def parse() -> argparse.Namespace:
     add("--prefill-chunk", type=int, default=2048)
     add("--k", type=int, default=4)
     options = parser.parse_args()
-    if options.small:
-        vars(options).update(SMALL)
+    shrink(options, SMALL)
     choose_parts(parser, options, PARTS)
     return options
 

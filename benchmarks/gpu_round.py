@@ -17,7 +17,7 @@ import gpu_graphs
 import gpu_host
 import gpu_speed
 from gpu_common import REFERENCE_RATE
-from harness import Job, Parts, add_options, choose_parts, measure, numbers
+from harness import Job, Parts, add_options, choose_parts, measure, numbers, shrink
 
 PARTS: Parts = {
     "bandwidth": gpu_speed.bandwidth,
@@ -75,8 +75,7 @@ def parse() -> argparse.Namespace:
     add("--startup-limit", type=float, default=150.0, help="part startup: seconds of a process")
     add("--rate", type=float, default=REFERENCE_RATE, help="bytes a second; part bandwidth sets it")
     options = parser.parse_args()
-    if options.small:
-        vars(options).update(SMALL)
+    shrink(options, SMALL)
     choose_parts(parser, options, PARTS)
     if "mini" in options.parts and not options.mini_texts:
         parser.error("part mini needs --mini-texts, a file that gpu_mini_texts.py wrote")

@@ -63,6 +63,14 @@ def add_options(parser: argparse.ArgumentParser, parts: Parts, limit: float) -> 
     add("--one-process", action="store_true", help="run the parts in this process")
 
 
+def shrink(options: argparse.Namespace, small: dict[str, Any]) -> None:
+    """With --small, what is in `small` instead of what was given; its dtype on a CPU alone, where
+    weights of others are packed and cannot be written in place."""
+    if options.small:
+        on_cpu = options.device == "cpu"
+        vars(options).update({k: v for k, v in small.items() if k != "dtype" or on_cpu})
+
+
 def choose_parts(
     parser: argparse.ArgumentParser, options: argparse.Namespace, parts: Parts
 ) -> None:

@@ -8,11 +8,12 @@ recorded rounds over the same requests. See README.md; load_plot.py draws it.
 from __future__ import annotations
 
 import argparse
+from math import isfinite
 from typing import Any
 
 from calibrated import add_pair_options, follows, make_ready
 from gpu_common import Bench, digits, first_difference, median, prompts, say, steer
-from harness import Job, Parts, add_options, choose_parts, measure, numbers
+from harness import Job, Parts, add_options, choose_parts, measure, numbers, shrink
 from load_check import check
 from load_clients import Clients, Run, percentiles
 from load_engine import Watched, named, opened
@@ -53,7 +54,9 @@ def closed(bench: Bench) -> dict[str, Any]:
             point = {"workload": workload, "concurrency": count} | _point(runs)
             point["texts"] = _compare(clients, runs, law if kind == "greedy" else None)
             costs = pilots["adaptive"].pilot.cost.rounds(count, 400.0)
-            point["believed_round_ms"] = [digits(s * 1e3, 4) for s in costs]
+            point["believed_round_ms"] = [
+                digits(s * 1e3, 4) if isfinite(s) else None for s in costs
+            ]
             points.append(point)
             bench.keep(result)
             _tell(point)
@@ -164,19 +167,22 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add_options(parser, PARTS, 580.0)
+    add_options(parser, PARTS, 540.0)
     add_pair_options(add)
     words = "greedy-0.3,greedy-0.8,sampled-0.6"
     add("--workloads", default=words, help="greedy or sampled (temperature 1), and acceptance")
     add("--concurrency", type=numbers, default=[1, 4, 16, 64])
     add(
-        "--counted", type=numbers, default=[384, 1536, 3072, 8192], help="tokens of a run, for each"
+        "--counted",
+        type=numbers,
+        default=[384, 1280, 3072, 10240],
+        help="tokens of a run, for each",
     )
     add("--ks", type=numbers, default=[0, 2, 4, 8])
     add("--repeats", type=int, default=3)
     add("--prompts", type=int, default=256, help="different prompts")
-    add("--prompt-lengths", type=numbers, default=[64, 1024, 128, 512, 256])
-    add("--new-tokens", type=int, default=128)
+    add("--prompt-lengths", type=numbers, default=[64, 512, 32, 256, 128])
+    add("--new-tokens", type=int, default=256)
     add("--field-batches", type=numbers, default=[1, 8, 32])
     add("--field-ks", type=numbers, default=[0, 2, 4, 8])
     add("--field-prompt", type=int, default=128)
@@ -185,8 +191,7 @@ def parse() -> argparse.Namespace:
     add("--check-requests", type=int, default=48)
     add("--check-tokens", type=int, default=64)
     options = parser.parse_args()
-    if options.small:
-        vars(options).update(SMALL)
+    shrink(options, SMALL)
     options.workloads = options.workloads.split(",")
     choose_parts(parser, options, PARTS)
     if len(options.counted) != len(options.concurrency):

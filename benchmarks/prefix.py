@@ -25,7 +25,7 @@ from gpu_common import (
     say,
 )
 from gpu_speed import mini_prompts
-from harness import Job, Parts, add_options, choose_parts, measure
+from harness import Job, Parts, add_options, choose_parts, measure, shrink
 from load_check import margin
 from load_clients import LOOK, Text, percentiles
 
@@ -205,8 +205,7 @@ def parse() -> argparse.Namespace:
     add("--at-once", type=int, default=8)
     add("--k", type=int, default=4)
     options = parser.parse_args()
-    if options.small:
-        vars(options).update(SMALL)
+    shrink(options, SMALL)
     choose_parts(parser, options, PARTS)
     return options
 
