@@ -125,6 +125,7 @@ class Needs:
     host: it runs on the host between rounds and makes the round synchronous.
     most: the most tokens it ever proposes, or None where it follows what is asked; 0 makes every
     round plain decoding.
+    shift: how many tokens behind a position its cache at that position depends on.
     catch_up: "tokens" if it can be brought up to date from committed tokens alone; "observe"
     if it must be shown every window (its state comes from target features); "none" if it keeps
     no state of its own.
@@ -136,6 +137,7 @@ class Needs:
     scratch: int = 0
     host: bool = False
     most: int | None = None
+    shift: int = 0
     catch_up: Literal["none", "tokens", "observe"] = "none"
 
 

@@ -139,5 +139,6 @@ def _join_needs(parts: tuple[Drafter, ...]) -> Needs:
         scratch=max(need.scratch for need in needs),
         host=any(need.host for need in needs),
         most=max(bounded) if len(bounded) == len(needs) else None,
+        shift=max(need.shift for need in needs),
         catch_up=max((need.catch_up for need in needs), key=_CATCH_UP.index),
     )

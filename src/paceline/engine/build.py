@@ -155,6 +155,7 @@ def _make_loop(
         lookahead=k,
         prefix=config.prefix_cache,
         catch_up=needs.catch_up,
+        shift=needs.shift,
     )
     feeder = Feeder(machine, scheduler, config.prefill_chunk, config.max_gap)
     ledger, constrainer = Ledger(machine, scheduler), Constrainer(machine)

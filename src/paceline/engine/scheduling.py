@@ -265,7 +265,7 @@ class Scheduler:
         return not self._waiting and not self._held
 
     def counts(self) -> Counts:
-        """How many sequences and pages stand where."""
+        """How many sequences and pages stand where. May be called from any thread."""
         return Counts(
             waiting=len(self._waiting),
             prefilling=len(self._with(Status.PREFILL)),
@@ -390,7 +390,7 @@ class Scheduler:
         return -(-positions // self._page_size)
 
     def _with(self, status: Status) -> list[Sequence]:
-        return [s for s in self._held.values() if s.status is status]
+        return [s for s in list(self._held.values()) if s.status is status]
 
 
 def _deadline(sequence: Sequence) -> float:
