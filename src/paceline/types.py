@@ -336,7 +336,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished text. `accepted_by_position` and `evaluated_by_position` count draft tokens."""
+    """A finished text, or one that was ended: `finish` says why. sources: as in `Event`."""
 
     request_id: str
     prompt_tokens: int

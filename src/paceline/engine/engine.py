@@ -71,7 +71,8 @@ class Engine:
         where `draft` is given, else "none". draft: the draft model's folder. progress(what, done,
         all) is called while it opens; all is 0 where nobody can say. options: the other fields of
         `EngineConfig` (k, rule, dtype, device, slots, max_length, threads, prefill_chunk, seed,
-        capture, memory). Raises ConfigError and CheckpointError, one line each.
+        capture, memory, adaptive, latency, cache_tokens, prefix_cache, max_gap). Raises ConfigError
+        and CheckpointError, one line each.
         """
         if drafter is not None and not isinstance(drafter, str | Drafter):
             raise ConfigError(f"drafter must be a name or a Drafter, not {drafter!r}")
