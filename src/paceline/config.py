@@ -34,16 +34,17 @@ class EngineConfig:
     several joined with `+`. draft: the draft model, for drafters that have one. k: draft tokens a
     round, 0 is plain decoding. rule: match, reject or block. dtype: bfloat16, float32, float64.
     slots: texts written at once. max_length: positions a text may have, prompt included; None is
-    the model's own, on a CPU at most 4096, on a GPU at most what fits. threads: of the CPU; None
-    measures at start. prefill_chunk: prompt tokens a pass. seed: for requests that bring none;
-    None draws one. On a GPU: capture records the rounds as CUDA graphs at start (False: run them
-    eagerly, for debugging), and memory is the share that may be used of what the weights leave
-    free, where max_length is None.
+    the model's own, on a CPU at most 4096, and no more than the cache can hold of one text.
+    threads: of the CPU; None measures at start. prefill_chunk: prompt tokens a pass. seed: for
+    requests that bring none; None draws one. On a GPU: capture records the rounds as CUDA graphs
+    at start (False: run them eagerly, for debugging), and memory is the cache's share of what
+    weights, slots and work space leave free, where cache_tokens is None.
 
     adaptive: choose every round's draft tokens, 0 to k, from what rounds cost and how many drafts
     stand (False: always k; None: where that cannot change a text, under the rule match).
     latency: the most seconds a round should take, for that choice. cache_tokens: positions that
-    the caches hold for all texts together; None is enough for every slot's longest. prefix_cache:
+    the caches hold for all texts together, in whole pages of 64 and at least one text; None is
+    enough for every slot's longest, on a GPU at most what fits in `memory`. prefix_cache:
     keep what was computed of a text for later ones that begin alike. max_gap: the longest, in
     seconds, that running texts should wait while prompts are read; None reads prefill_chunk
     tokens between two rounds.

@@ -4,18 +4,30 @@ may be. Free memory is faked; a CUDA device's sizes are reckoned, none is made."
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from helpers import tiny_checkpoint
+from tests.engine.tools import Case, Pair, prompt, together
 
-from paceline import CheckpointError, ConfigError, Engine, EngineConfig
+from paceline import (
+    CheckpointError,
+    ConfigError,
+    Engine,
+    EngineConfig,
+    RequestError,
+    SamplingParams,
+)
 from paceline.drafters import Drafter, create
 from paceline.engine import budget
 from paceline.engine.budget import STEP, Budget, plan_memory
+from paceline.engine.capture import _tensors
 from paceline.engine.slots import Slots, slots_bytes
+from paceline.engine.work import row_bytes
+from paceline.kv.pages import PageAllocator
 from paceline.models.config import ModelConfig
 from paceline.models.memory import total
 from paceline.models.opening import decoder_memory, open_decoder
@@ -50,40 +62,113 @@ def message(target: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> st
     return str(caught.value)
 
 
-def test_with_room_the_length_is_the_models_own(
+def test_with_room_every_slot_has_the_longest(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sized(target, monkeypatch, 80 * GIB).limits.max_length == 8192
-    assert sized(target, monkeypatch, 80 * GIB, device="cpu").limits.max_length == 4096
-    assert sized(target, monkeypatch, 80 * GIB, max_length=300).limits.max_length == 300
+    for options, length in (
+        ({}, 8192),
+        ({"max_length": 300}, 300),
+        ({"device": "cpu"}, 4096),
+        ({"device": "cpu", "max_length": 300}, 300),
+    ):
+        limits = sized(target, monkeypatch, 80 * GIB, slots=3, **options).limits
+        assert limits.max_length == length
+        assert limits.pages == 1 + 3 * limits.table
+        assert limits.texts == 3.0
+    assert limits.positions == 3 * 320
+
+
+def pool(target: Path, monkeypatch: pytest.MonkeyPatch, drafter: str, **options: Any) -> int:
+    """Bytes that one page takes."""
+    few, many = (
+        total(sized(target, monkeypatch, 80 * GIB, drafter, cache_tokens=n, **options).parts)
+        for n in (8192, 16384)
+    )
+    return (many - few) // 128
 
 
 @pytest.mark.parametrize("drafter", ["none", "model", "ngram+model"])
 @pytest.mark.parametrize("share", [0.9, 0.5])
-def test_the_longest_that_fits(
+def test_the_cache_has_its_share_of_what_is_left(
     drafter: str, share: float, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    half = sized(target, monkeypatch, 80 * GIB, drafter, slots=64, max_length=4096).parts
-    fixed = sum(part.size for part in half if part.fixed)
-    free = fixed + int((total(half) - fixed) / share) + 9
-    found = sized(target, monkeypatch, free, drafter, slots=64, memory=share)
-    length = found.limits.max_length
-    assert length == 4096
-
-    def rest(length: int) -> int:
-        plan = sized(target, monkeypatch, 80 * GIB, drafter, slots=64, max_length=length)
-        return total(plan.parts) - fixed
-
-    assert rest(length) <= share * (free - fixed) < rest(length + STEP)
+    page = pool(target, monkeypatch, drafter, slots=64)
+    whole = sized(target, monkeypatch, 80 * GIB, drafter, slots=64)
+    rest = total(whole.parts) - page * (whole.limits.pages - 1)
+    for pages in (128, 129, 1000, 64 * 128, 64 * 128 + 1):
+        free = rest + -int(-pages * page // share) + 2
+        limits = sized(target, monkeypatch, free, drafter, slots=64, memory=share).limits
+        assert limits.max_length == 8192
+        assert limits.pages - 1 == min(pages, 64 * 128)
+        assert limits.texts == min(pages / 128, 64.0)
 
 
-def test_a_length_that_was_asked_for_may_take_everything(
+def test_texts_are_shorter_where_not_one_of_the_models_own_fits(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    need = total(sized(target, monkeypatch, 80 * GIB, max_length=2048).parts)
-    assert sized(target, monkeypatch, need, max_length=2048).limits.max_length == 2048
-    text = message(target, monkeypatch, free=need - 1, max_length=2048)
+    def need(length: int) -> int:
+        options = {"max_length": length, "cache_tokens": length}
+        return total(sized(target, monkeypatch, 80 * GIB, slots=8, **options).parts)
+
+    whole, part = need(8192), need(4096)
+    assert sized(target, monkeypatch, whole, slots=8, memory=1.0).limits.max_length == 8192
+    limits = sized(target, monkeypatch, whole - 1, slots=8, memory=1.0).limits
+    assert limits.max_length == 8192 - STEP
+    limits = sized(target, monkeypatch, part, slots=8, memory=1.0).limits
+    assert (limits.max_length, limits.positions) == (4096, 4096)
+    least = need(STEP)
+    assert sized(target, monkeypatch, least, slots=8, memory=1.0).limits.max_length == STEP
+    text = message(target, monkeypatch, free=least - 1, slots=8, memory=1.0)
+    assert "8 slots, texts of 256 positions and 256 in the cache does not fit" in text
+    assert "a shorter max_length" not in text
+
+
+def test_a_length_that_was_asked_for_is_kept_or_refused(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = {"max_length": 2048, "cache_tokens": 2048}
+    need = total(sized(target, monkeypatch, 80 * GIB, **one).parts)
+    text = message(target, monkeypatch, free=need, max_length=2048)
+    assert re.search(
+        r"; memory 0\.9 leaves 0\.\d\d of it to the cache: use memory above 0\.9, ", text
+    )
     assert "a shorter max_length, fewer slots, smaller models" in text
+    limits = sized(target, monkeypatch, need, max_length=2048, memory=1.0).limits
+    assert (limits.max_length, limits.positions) == (2048, 2048)
+    text = message(target, monkeypatch, free=need - 1, max_length=2048, memory=1.0)
+    assert "use a shorter max_length, fewer slots, smaller models" in text
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_cache_that_was_asked_for(
+    device: str, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(free: int = 80 * GIB, **options: Any) -> Limits:
+        return sized(target, monkeypatch, free, slots=2, device=device, **options).limits
+
+    limits = plan(max_length=300, cache_tokens=1000)
+    assert (limits.max_length, limits.positions) == (300, 1024)
+    assert limits.texts == 16 / 5
+    # More than the slots can use: so much more is kept for prompts that begin alike.
+    assert plan(max_length=300, cache_tokens=10_000).positions == 10_048
+    # Whole pages: no text is refused for the last few positions.
+    assert plan(max_length=192, cache_tokens=150).positions == 192
+    with pytest.raises(ConfigError) as caught:
+        plan(max_length=193, cache_tokens=192)
+    assert str(caught.value) == (
+        "cache_tokens 192 cannot hold one text of max_length 193: give cache_tokens of at least "
+        "193, or a max_length of at most 192"
+    )
+    # Where nobody says how long texts are, they are no longer than the cache.
+    assert plan(cache_tokens=1).max_length == 64
+    assert plan(cache_tokens=1000).max_length == 1024
+    assert plan(cache_tokens=10**6).max_length == (4096 if device == "cpu" else 8192)
+    # All of what is free may be taken, whatever the share is.
+    options = {"max_length": 512, "cache_tokens": 4096}
+    need = total(sized(target, monkeypatch, 80 * GIB, slots=2, device=device, **options).parts)
+    assert plan(need, memory=0.1, **options).positions == 4096
+    text = message(target, monkeypatch, free=need - 1, slots=2, device=device, **options)
+    assert "use cache_tokens below 4096, a shorter max_length, fewer slots, smaller" in text
 
 
 def test_the_error_lists_every_part(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +176,8 @@ def test_the_error_lists_every_part(target: Path, monkeypatch: pytest.MonkeyPatc
     parts = ("target weights", "draft weights", "target cache", "draft cache", "slots")
     for name in (*parts, "work space"):
         assert re.search(rf"{name} \d+\.\d\d", text), name
-    assert "with 8 slots of 256 positions does not fit: it needs 0." in text
-    assert "cuda has 0.12 GiB free; use memory above 0.9, fewer slots, dtype bfloat16, " in text
+    assert "texts of 256 positions and 256 in the cache does not fit: it needs 0." in text
+    assert "cuda has 0.12 GiB free; use fewer slots, dtype bfloat16, smaller models or" in text
 
 
 def test_on_a_cpu_too(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,8 +187,20 @@ def test_on_a_cpu_too(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("weights were opened before it was known that they fit")
 
     monkeypatch.setattr("paceline.engine.build.open_decoder", never)
-    with pytest.raises(CheckpointError, match=r"cpu has 0\.00 GiB free; use a shorter max_length"):
+    words = r"4 slots, texts of 4096 positions and 16384 in the cache does not fit: .* cpu has "
+    words += r"0\.00 GiB free; use cache_tokens below 16384, a shorter max_length, fewer slots"
+    with pytest.raises(CheckpointError, match=words):
         Engine(target, draft=target)
+
+
+def test_the_log_tells_how_much_the_cache_holds(
+    target: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "paceline"):
+        sized(target, monkeypatch, 80 * GIB, max_length=1000, cache_tokens=2500)
+    assert (
+        "4 texts of up to 1000 positions, 2560 in the cache (2.5 of the longest): " in caplog.text
+    )
 
 
 def test_a_drafter_says_what_it_takes(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,14 +217,60 @@ def test_a_drafter_says_what_it_takes(target: Path, monkeypatch: pytest.MonkeyPa
         Engine(target, drafter=Large())
 
 
+@pytest.mark.parametrize("length", [100, 131072])
 @pytest.mark.parametrize("rule", ["match", "block"])
-def test_slots_take_what_was_reckoned(rule: str) -> None:
+def test_slots_take_what_was_reckoned(rule: str, length: int) -> None:
     stores_q = rule == "block"
-    limits = Limits(5, 100, 3, 259, 9, 64, CPU)
+    limits = Limits(5, length, 3, 259, 9, 64, CPU)
     slots = Slots(limits, stores_q, torch.float32)
     arrays = [value for value in vars(slots).values() if isinstance(value, torch.Tensor)]
-    taken = sum(array.numel() * array.element_size() for array in arrays)
-    assert abs(slots_bytes(limits, stores_q, torch.float32) - taken) <= 5 * 64
+    assert abs(slots_bytes(limits, stores_q, torch.float32) - taken(arrays)) <= 5 * 64
+    batch = slots.batch(torch.arange(5))
+    rows = taken(_tensors(batch))
+    assert rows <= 5 * row_bytes(limits) <= rows + 5 * 128
+
+
+def taken(arrays: list[torch.Tensor]) -> int:
+    return sum(array.numel() * array.element_size() for array in arrays)
+
+
+@pytest.mark.parametrize("name", ["predicted", "replay"])
+def test_what_drafters_keep_of_long_texts_was_reckoned(name: str, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.json"
+    answers.write_text('[{"prompt": [1], "answer": [2]}]')
+    limits = Limits(5, 10_000, 3, 259, 9, 64, CPU)
+    drafter = create(f"replay:path={answers}" if name == "replay" else name)
+    drafter.bind(None, limits)  # type: ignore[arg-type]
+    arrays = [value for value in vars(drafter).values() if isinstance(value, torch.Tensor)]
+    kept = taken(arrays)
+    assert 5 * 10_000 * 8 < kept <= total(drafter.memory(limits)) + 512
+    if name == "replay":
+        assert total(drafter.memory(limits)) <= kept + 512
+
+
+def test_work_space_grows_with_what_it_holds(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(length: int, drafter: str = "none", **options: Any) -> int:
+        options = {"max_length": length, "cache_tokens": 131072, "slots": 64, **options}
+        parts = sized(target, monkeypatch, 80 * GIB, drafter, **options).parts
+        return next(part.size for part in parts if part.name == "work space")
+
+    base = work(1024)
+    # A prompt's pages are copied together, keys and values; tables are there a row.
+    model = ModelConfig.from_folder(target)
+    copies = 2 * (131072 - 1024) * model.kv_heads * model.head_dim * 2
+    assert work(131072) >= base + copies + 64 * 8 * (131072 - 1024) // 64
+    assert work(1024, k=16) > work(1024, k=8) > base > work(1024, capture=False)
+    assert work(1024, adaptive=True) == base > work(1024, adaptive=False)
+
+
+def test_a_search_through_long_texts_is_reckoned(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"max_length": 131072, "cache_tokens": 131072, "slots": 64}
+    parts = sized(target, monkeypatch, 80 * GIB, "ngram+predicted", **options).parts
+    sizes = {part.name: part.size for part in parts}
+    assert sizes["n-gram search"] > 64 * 131072 * 5 * 8
+    assert sizes["predictions"] > sizes["n-gram search"]
 
 
 def test_a_cache_takes_what_was_reckoned(target: Path) -> None:
@@ -150,3 +293,53 @@ def test_an_engine_tells_its_sizes(target: Path) -> None:
         assert engine.limits.max_length == 200
         assert engine.limits.slots == 3
         assert set(engine.memory) >= {"target weights", "draft cache", "work space"}
+        stats = engine.stats()
+        assert (stats.cache_tokens, stats.cache_texts, stats.pages) == (512, 2.0, 8)
+
+
+# --- a small cache --------------------------------------------------------------------------
+
+
+def test_in_a_small_cache_requests_queue_and_finish(
+    pair: Pair, opened: Callable[..., Engine]
+) -> None:
+    """Two pages a text and three in all: one writes, and the others wait for it."""
+    cases = [
+        Case(prompt(n), SamplingParams(temperature=1.0, seed=n, max_tokens=90, ignore_eos=True))
+        for n in range(5)
+    ]
+    wanted = together(opened(k=0, slots=5), cases)
+    engine = opened(draft=pair.other, k=2, slots=5, cache_tokens=190)
+    assert engine.stats().cache_tokens == 192
+    assert engine.stats().cache_texts == 1.0
+    with engine._driver.held() as step:
+        handles = [engine.submit(case.prompt, case.params) for case in cases]
+        most = 0
+        while (stats := engine.stats()).finished < len(cases):
+            step()
+            most = max(most, stats.waiting)
+            assert stats.pages_used <= 3
+    assert most >= 2
+    for handle, result in zip(handles, wanted, strict=True):
+        assert handle.result(60).token_ids == result.token_ids
+    assert engine.stats().pages_used == 0
+
+
+def test_what_can_never_fit_is_refused_at_once(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened(k=0, slots=2, max_length=None, cache_tokens=100)
+    assert engine.limits.max_length == 128
+    params = SamplingParams(max_tokens=200, ignore_eos=True)
+    with engine._driver.held():  # by the caller's own thread
+        with pytest.raises(RequestError, match="130 tokens and the context holds 128"):
+            engine.submit([1] * 130, params)
+        # An engine that was opened holds one text; were it not so, the scheduler would tell.
+        monkeypatch.setattr(PageAllocator, "total", 1)
+        with pytest.raises(RequestError, match="128 positions of the cache, which holds 64: ask "):
+            engine.submit([1] * 10, params)
+        with pytest.raises(RequestError, match="shorten the prompt, or open the engine with more"):
+            engine.submit([1] * 70, params)
+        monkeypatch.undo()
+    (done,) = engine.generate([[1] * 10], params)
+    assert len(done.token_ids) == 118

@@ -78,8 +78,9 @@ class Drafter(ABC):
 
     # Deliberately empty rather than abstract: a stateless drafter writes only `propose`.
     def memory(self, limits: Limits) -> tuple[MemoryPart, ...]:
-        """What `bind` would take on `limits.device`. Asked before it, for several limits, so that
-        what cannot fit is refused before anything is read."""
+        """What `bind` would take on `limits.device`, and what proposing then holds for a while of
+        arrays that grow with the limits. Asked before it, for several limits, so that what cannot
+        fit is refused before anything is read."""
         return ()
 
     def bind(self, target: TargetInfo, limits: Limits) -> None:  # noqa: B027

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from paceline.drafters.base import Drafter, Draw, TargetInfo
 from paceline.errors import ConfigError
-from paceline.types import Draft, Limits, Rows
+from paceline.types import Draft, Limits, MemoryPart, Rows
 
 LONGEST = 20  # a run is kept as one bit of a float32 sum, which is exact below 2 ** 24
 _NO_TOKEN = -1
@@ -45,6 +45,11 @@ class NgramDrafter(Drafter):
     def __init__(self, options: NgramOptions | None = None) -> None:
         self.options = options or NgramOptions()
         check_suffix_bounds(self.name, self.options.min, self.options.max)
+
+    def memory(self, limits: Limits) -> tuple[MemoryPart, ...]:
+        """A search through texts as long as they may be."""
+        columns = 8 * limits.max_length
+        return (MemoryPart("n-gram search", columns + search_bytes(limits, self.options.max)),)
 
     def bind(self, target: TargetInfo, limits: Limits) -> None:
         """Make the constants that every proposal reads."""
@@ -94,6 +99,13 @@ def column_bound(rows: Rows) -> int:
 def run_weights(length: int, device: torch.device) -> Tensor:
     """The constant that `matched_runs` needs for windows of `length`: [m] float32."""
     return torch.tensor([2.0**i for i in reversed(range(length))], device=device)
+
+
+def search_bytes(limits: Limits, length: int) -> int:
+    """What a search with windows of `length` through whole rows of a full round holds, at most."""
+    rows = 1 << (limits.slots - 2).bit_length()  # as recorded rounds have them
+    # A bool and a float32 a token of each window, and six int64 a window.
+    return rows * (limits.max_length + length + limits.max_k) * (5 * length + 48)
 
 
 def matched_runs(windows: Tensor, suffix: Tensor, weights: Tensor) -> Tensor:

@@ -14,9 +14,14 @@ from typing import ClassVar
 import torch
 
 from paceline.drafters.base import Drafter, Draw, TargetInfo
-from paceline.drafters.ngram import check_suffix_bounds, matched_runs, run_weights
+from paceline.drafters.ngram import (
+    check_suffix_bounds,
+    matched_runs,
+    run_weights,
+    search_bytes,
+)
 from paceline.errors import RequestError
-from paceline.types import Draft, Limits, Request, Rows
+from paceline.types import Draft, Limits, MemoryPart, Request, Rows
 
 _START = -2  # stands before the prediction and before the output, so that their starts are equal
 _END = -3  # stands after the prediction and equals nothing
@@ -50,6 +55,12 @@ class PredictedDrafter(Drafter):
     def __init__(self, options: PredictedOptions | None = None) -> None:
         self.options = options or PredictedOptions()
         check_suffix_bounds(self.name, self.options.min, self.options.max, _STRAIGHT_ON + 1)
+
+    def memory(self, limits: Limits) -> tuple[MemoryPart, ...]:
+        """The predictions, and a search through them."""
+        width = self.options.max + limits.max_length + limits.max_k
+        kept = 8 * (limits.slots * (width + 4) + 2 * limits.max_length)
+        return (MemoryPart("predictions", kept + search_bytes(limits, self.options.max)),)
 
     def bind(self, target: TargetInfo, limits: Limits) -> None:
         """Allocate the predictions and the places: (max + L + K + 1) and 4 numbers a slot."""

@@ -19,7 +19,7 @@ import torch
 
 from paceline.drafters.base import Drafter, Draw, TargetInfo
 from paceline.errors import ConfigError
-from paceline.types import Draft, Limits, Request, Rows
+from paceline.types import Draft, Limits, MemoryPart, Request, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,10 @@ class ReplayDrafter(Drafter):
             self._answers[tuple(prompt)] = tuple(answer)
         if not self._answers and answers is None:
             raise ConfigError("drafter 'replay' has no answers: write replay:path=FILE.jsonl")
+
+    def memory(self, limits: Limits) -> tuple[MemoryPart, ...]:
+        """The answers."""
+        return (MemoryPart("answers", 8 * limits.slots * (limits.max_length + limits.max_k + 2)),)
 
     def bind(self, target: TargetInfo, limits: Limits) -> None:
         """Allocate the answers, L + K numbers a slot. Raises ConfigError on a bad token id."""

@@ -1,7 +1,8 @@
-"""Does it fit, and how long may texts be: the device's memory, shared out before anything is read.
+"""Does it fit, how long may texts be, and how many positions do the caches hold: the device's
+memory, shared out before anything is read.
 
 Host only: sums over sizes that are known from configurations. Knows no drafter, only what one
-says that it will take.
+says that it will take. What is held for a while is `engine.work`'s to estimate.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from paceline.config import EngineConfig
 from paceline.drafters import Drafter
 from paceline.engine.slots import slots_bytes
-from paceline.errors import CheckpointError
+from paceline.engine.work import work_bytes
+from paceline.errors import CheckpointError, ConfigError
 from paceline.models.config import ModelConfig
 from paceline.models.memory import describe, free_bytes, too_little, total
 from paceline.models.opening import decoder_memory, parse_dtype
@@ -27,14 +29,7 @@ log = logging.getLogger(__name__)
 
 _GIB = 2**30
 CPU_LENGTH = 4096  # positions, where nobody says how many
-STEP = 256  # max_length is sized in these, and one of them is the least
-
-# Estimates, on the high side. Numbers of the logits' size that exist at once while a round is
-# judged with everything on (scores, a sort with its indices, masks), and those that a rule which
-# weighs q against p has besides.
-_LOGITS, _LOGITS_Q = 10, 6
-_ATTENTION_PARTS = 17  # what `ops.device_attention` keeps of a head's sums, at its 16 streams
-_RUNTIME = 256 * 2**20  # on a GPU: compiled kernels, and the graphs themselves
+STEP = 256  # where the model's own length does not fit, texts are sized in these
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,91 +42,167 @@ class Budget:
 
 
 def plan_memory(config: EngineConfig, model: ModelConfig, drafter: Drafter) -> Budget:
-    """Size everything for `config`; where it leaves max_length open and there is a GPU, take the
-    longest that fits, up to the model's own.
+    """Size everything for `config`. On a GPU, unless `cache_tokens` says otherwise, the cache takes
+    its share of what all else leaves, up to one longest text in every slot, one at least; texts
+    are as long as the model's own, where that is left open, or as one that fits.
 
-    Raises CheckpointError, which lists every part, where the device has too little.
+    Raises CheckpointError, which lists every part, where the device has too little, and
+    ConfigError for a cache that cannot hold one text.
     """
     device = torch.device(config.device)
-    free = free_bytes(device)
-
-    def sized(length: int) -> Budget:
-        limits = make_limits(config, model, length)
-        return Budget(limits, _parts(config, model, drafter, limits), free)
-
-    if config.max_length is None and device.type == "cuda":
-        longest = _longest(sized, model.max_length, config.memory)
-        if longest is None:
-            raise _refusal(config, sized(min(STEP, model.max_length)))
-        budget = longest
-    else:
-        budget = sized(config.max_length or min(model.max_length, CPU_LENGTH))
-        if total(budget.parts) > free:
-            raise _refusal(config, budget)
+    sizes = _Sizes(config, model, drafter, free_bytes(device))
+    length, least = _lengths(config, model)
+    budget = sizes.fitting(length)
+    if budget is None and least < length:
+        budget = sizes.longest(length)
+    if budget is None:
+        raise _refusal(config, sizes, sizes.sized(least, sizes.pages(least)[0]))
+    limits = budget.limits
     log.info(
-        "%d texts of up to %d positions: %.2f GiB (%s) of %.2f free on %s",
+        "%d texts of up to %d positions, %d in the cache (%.1f of the longest): "
+        "%.2f GiB (%s) of %.2f free on %s",
         config.slots,
-        budget.limits.max_length,
+        limits.max_length,
+        limits.positions,
+        limits.texts,
         total(budget.parts) / _GIB,
         describe(budget.parts),
-        free / _GIB,
+        budget.free / _GIB,
         device,
     )
     return budget
 
 
-def make_limits(config: EngineConfig, model: ModelConfig, max_length: int) -> Limits:
-    """Sizes for texts of up to max_length positions; one slot and one page more are scratch."""
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What an engine takes by how long texts may be and how many pages the caches have. free:
+    bytes on the device."""
+
+    config: EngineConfig
+    model: ModelConfig
+    drafter: Drafter
+    free: int
+
+    @property
+    def shared(self) -> bool:
+        """Whether the cache is given a share of what is left, and not what somebody asked for."""
+        return self.config.cache_tokens is None and _on_gpu(self.config)
+
+    def pages(self, length: int) -> tuple[int, int]:
+        """The fewest and the most pages for texts of up to `length` positions. On a GPU: enough
+        for one of the longest, to enough for one in every slot; on a CPU the latter."""
+        if self.config.cache_tokens is not None:
+            asked = _pages(self.config.cache_tokens)
+            return asked, asked
+        one = _pages(length)
+        return one if self.shared else one * self.config.slots, one * self.config.slots
+
+    def sized(self, length: int, pages: int) -> Budget:
+        """Everything for texts of up to `length` positions and that many pages to give out."""
+        limits = make_limits(self.config, self.model, length, pages)
+        return Budget(limits, _parts(self.config, self.model, self.drafter, limits), self.free)
+
+    def room(self, length: int) -> tuple[int, int]:
+        """Bytes of all that does not depend on how many pages there are, and those that the pages
+        may take beside it."""
+        rest = total(self.sized(length, 0).parts)
+        left = self.free - rest
+        return rest, int(left * self.config.memory) if self.shared else left
+
+    def fitting(self, length: int) -> Budget | None:
+        """The most pages that fit, with everything else; None where not even the fewest do."""
+        rest, room = self.room(length)
+
+        def fits(pages: int) -> bool:
+            return total(self.sized(length, pages).parts) - rest <= room
+
+        least, most = self.pages(length)
+        return self.sized(length, _greatest(least, most, fits)) if fits(least) else None
+
+    def longest(self, most: int) -> Budget | None:
+        """The longest texts below `most` of which one fits, in steps, with the most pages for such
+        texts; None where not even one of a step does."""
+
+        def fits(steps: int) -> bool:
+            rest, room = self.room(steps * STEP)
+            least = self.sized(steps * STEP, self.pages(steps * STEP)[0])
+            return total(least.parts) - rest <= room
+
+        steps = _greatest(0, (most - 1) // STEP, fits)
+        return self.fitting(steps * STEP) if steps else None
+
+
+def make_limits(config: EngineConfig, model: ModelConfig, max_length: int, pages: int) -> Limits:
+    """Sizes for texts of up to max_length positions in so many pages; one slot and one page more
+    are scratch."""
     return Limits(
         slots=config.slots + 1,
         max_length=max_length,
         max_k=max(1, config.k),
         vocab_size=model.vocab_size,
-        pages=_pool(config, max_length) // BLOCK + 1,
+        pages=pages + 1,
         page_size=BLOCK,
         device=torch.device(config.device),
     )
 
 
-def _pool(config: EngineConfig, max_length: int) -> int:
-    """Positions that the caches hold, in whole pages."""
-    longest = -(-max_length // BLOCK) * BLOCK
-    if config.cache_tokens is None:
-        return config.slots * longest
-    return -(-config.cache_tokens // BLOCK) * BLOCK
+def _lengths(config: EngineConfig, model: ModelConfig) -> tuple[int, int]:
+    """How long texts are to be, and what is settled for where that does not fit. Raises
+    ConfigError where the cache that was asked for is too small."""
+    room = None if config.cache_tokens is None else _pages(config.cache_tokens) * BLOCK
+    if config.max_length is not None:
+        if room is not None and config.max_length > room:
+            raise ConfigError(
+                f"cache_tokens {config.cache_tokens} cannot hold one text of max_length "
+                f"{config.max_length}: give cache_tokens of at least {config.max_length}, or a "
+                f"max_length of at most {room}"
+            )
+        return config.max_length, config.max_length
+    length = model.max_length if room is None else min(model.max_length, room)
+    if not _on_gpu(config):
+        length = min(length, CPU_LENGTH)
+        return length, length
+    return length, min(length, STEP)
 
 
-def _longest(sized: Callable[[int], Budget], most: int, share: float) -> Budget | None:
-    """The longest that fits in `share` of what the fixed parts leave, or None."""
+def _pages(positions: int) -> int:
+    return -(-positions // BLOCK)
 
-    def fits(budget: Budget) -> bool:
-        fixed = sum(part.size for part in budget.parts if part.fixed)
-        return total(budget.parts) - fixed <= share * (budget.free - fixed)
 
-    whole = sized(most)
-    if fits(whole):
-        return whole
-    low, high = 0, -(-most // STEP)  # in steps: `low` fits, `high` does not
-    while high - low > 1:
+def _on_gpu(config: EngineConfig) -> bool:
+    return torch.device(config.device).type == "cuda"
+
+
+def _greatest(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The greatest number up to `high` that fits; `low` is known to, and what fits has no gaps."""
+    if low == high or fits(high):
+        return high
+    while high - low > 1:  # `high` does not fit
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(sized(middle * STEP)) else (low, middle)
-    return sized(low * STEP) if low else None
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
-def _refusal(config: EngineConfig, budget: Budget) -> CheckpointError:
-    remedies = []
-    if config.max_length is not None or budget.limits.device.type == "cpu":
-        remedies.append("a shorter max_length")
-    elif config.memory < 1:
+def _refusal(config: EngineConfig, sizes: _Sizes, budget: Budget) -> CheckpointError:
+    limits, remedies, note = budget.limits, [], ""
+    if sizes.shared and total(budget.parts) <= budget.free:
+        room = sizes.room(limits.max_length)[1]
+        note = f"memory {config.memory:g} leaves {room / _GIB:.2f} of it to the cache: "
         remedies.append(f"memory above {config.memory:g}")
+    if limits.pages - 1 > limits.table:
+        remedies.append(f"cache_tokens below {limits.positions}")
+    if config.max_length is not None or limits.device.type == "cpu":
+        remedies.append("a shorter max_length")
     if config.slots > 1:
         remedies.append("fewer slots")
     if parse_dtype(config.dtype).itemsize > 2:
         remedies.append("dtype bfloat16")
-    remedy = f"use {', '.join([*remedies, 'smaller models'])} or another device"
-    length = budget.limits.max_length
-    what = f"{config.target} with {config.slots} slots of {length} positions"
-    return too_little(what, budget.parts, budget.free, budget.limits.device, remedy)
+    remedy = f"{note}use {', '.join([*remedies, 'smaller models'])} or another device"
+    what = (
+        f"{config.target} with {config.slots} slots, texts of {limits.max_length} positions and "
+        f"{limits.positions} in the cache"
+    )
+    return too_little(what, budget.parts, budget.free, limits.device, remedy)
 
 
 def _parts(
@@ -147,31 +218,5 @@ def _parts(
         target[1],
         *(part for part in own if not part.fixed),
         MemoryPart("slots", slots_bytes(limits, stores_q, compute)),
-        MemoryPart("work space", _work_bytes(config, model, limits, compute)),
+        MemoryPart("work space", work_bytes(config, model, drafter.needs, limits)),
     )
-
-
-def _work_bytes(
-    config: EngineConfig, model: ModelConfig, limits: Limits, compute: torch.dtype
-) -> int:
-    """An estimate of what a round or a prompt's chunk holds for a while, whichever is more."""
-    on_gpu = limits.device.type == "cuda"
-    # Recorded rounds have a power of two of rows.
-    rows = 1 << (config.slots - 1).bit_length() if on_gpu else config.slots
-    rows *= config.k + 1
-    item = compute.itemsize
-    copies = _LOGITS + (_LOGITS_Q if RULES[config.rule].needs_q else 0)
-    judged = rows * model.vocab_size * item * copies
-    columns = 3 * model.intermediate_size + 8 * max(model.hidden_size, model.heads * model.head_dim)
-    chunk = min(config.prefill_chunk, limits.max_length)
-    widest = max(rows, chunk) * columns * item
-    # A chunk's mask, where windows slide.
-    masks = chunk * limits.max_length * item if any(model.windows) else 0
-    if not on_gpu:
-        return max(judged, widest + masks)
-    kept = rows * model.heads * _ATTENTION_PARTS * (model.head_dim + 2) * 4
-    # A prompt's pages, copied together for one layer's attention.
-    size = parse_dtype(config.dtype).itemsize
-    pieces = 2 * limits.table * limits.page_size * model.kv_heads * model.head_dim * size
-    # Graphs have a pool of their own, so what stands in one of them exists beside the rest.
-    return 2 * judged + widest + masks + pieces + 2 * kept + _RUNTIME

@@ -290,7 +290,8 @@ class Engine:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes on the device by part, as they were reckoned before it was opened."""
+        """Bytes on the device by part, as they were reckoned before it was opened. How many
+        positions the cache holds for them: `limits.positions`, and in `stats`."""
         return {part.name: part.size for part in self._budget.parts}
 
     def drain(self, timeout: float | None = None) -> bool:

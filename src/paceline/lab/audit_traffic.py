@@ -106,7 +106,9 @@ def _one_dtype(
     longest = max(len(case.job.prompt) + case.job.length for case in cases)
     needed = longest + 2 * options.k + 2
     drafter = options.drafter if pair.draft is not None else "ngram:min=1"
-    live = pair.open(
+    # No longer than the cache it is given.
+    longest = needed if pair.max_length is None else min(needed, pair.max_length)
+    live = replace(pair, max_length=longest).open(
         drafter,
         dtype=dtype,
         k=options.k,
