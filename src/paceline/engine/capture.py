@@ -43,6 +43,9 @@ _BUFFERS = 3  # verdicts of one key that may be on their way to the host
 Progress = Callable[[int, int], None]
 
 
+_Record: TypeAlias = "Callable[[Callable[[], None]], Recording]"
+
+
 class Recording:
     """Work as a CUDA graph. On another device it is run again at each replay, which lets tests
     drive everything around it."""
@@ -77,6 +80,15 @@ class Recording:
             self._graph.replay()
 
 
+def recorder(device: torch.device) -> _Record:
+    """What records work for `device`, all of it in one memory pool and on one stream: of what it
+    makes no two may run at the same time."""
+    if device.type != "cuda":
+        return partial(Recording, device=device, pool=None)
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return partial(Recording, device=device, pool=pool, stream=stream)
+
+
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """An older engine's graphs, collected in the middle of a recording, would break it."""
@@ -95,9 +107,6 @@ class _Rows:
 
     batch: Batch
     loaded: Batch | None = None
-
-
-_Record: TypeAlias = Callable[[Callable[[], None]], Recording]
 
 
 class _Verify:
@@ -169,10 +178,7 @@ class CapturedRounds:
         progress(done, all) is called on the way."""
         self._machine, self.ks = machine, tuple(sorted({0, *ks}))
         self._device = machine.slots.limits.device
-        on_gpu = self._device.type == "cuda"
-        pool = torch.cuda.graph_pool_handle() if on_gpu else None
-        stream = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
-        record = partial(Recording, device=self._device, pool=pool, stream=stream)
+        on_gpu, record = self._device.type == "cuda", recorder(self._device)
         self._marks: Marks | None = None
         self._observes = machine.drafter.needs.catch_up == "observe"
         began = time.perf_counter()

@@ -70,6 +70,10 @@ class Marks:
         self._events[1].synchronize()
         return float(self._events[0].elapsed_time(self._events[1])) / 1e3
 
+    def passed(self) -> bool:
+        """Whether the end has passed."""
+        return not self._events or bool(self._events[2].query())
+
     def draft_seconds(self) -> float:
         """The seconds from verdict to end. The end must have passed."""
         if not self._events:
