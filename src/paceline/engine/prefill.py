@@ -34,7 +34,7 @@ def _committed(machine: Machine, slot: int, start: int, stop: int) -> tuple[Wind
     """Committed positions start to stop (exclusive) of `slot`, as one window."""
     slots = machine.slots
     device = slots.limits.device
-    batch, size = slots.batch(torch.tensor([slot], device=device)), slots.limits.page_size
+    batch, size = slots.batch(slots.numbers[slot : slot + 1]), slots.limits.page_size
     position = torch.arange(start, stop, device=device).unsqueeze(0)  # [1, W]
     valid = torch.ones_like(position, dtype=torch.bool)
     window = Window(
