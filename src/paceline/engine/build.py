@@ -27,7 +27,14 @@ from paceline.engine.loop import Loop, Pilot
 from paceline.engine.measuring import Rig, cost_table, keep, powers
 from paceline.engine.policy import Governor
 from paceline.engine.prefill import warm_up
-from paceline.engine.readings import WIDTHS, CapturedReadings, EagerReadings, Readings, passes, rehearse
+from paceline.engine.readings import (
+    WIDTHS,
+    CapturedReadings,
+    EagerReadings,
+    Readings,
+    passes,
+    rehearse,
+)
 from paceline.engine.round import Machine, run_round
 from paceline.engine.rounds import EagerRounds, Rounds
 from paceline.engine.scheduling import Scheduler
@@ -223,7 +230,9 @@ def _ready(
     ks = (0, k) if config.adaptive is False else widths(k)
     _compile(machine, ks, progress)
     rounds = CapturedRounds(machine, ks, partial(progress, "recording rounds"))
-    readings = CapturedReadings(machine, None, partial(progress, "recording the reading of prompts"))
+    readings = CapturedReadings(
+        machine, None, partial(progress, "recording the reading of prompts")
+    )
     began = time.perf_counter()
     warm_up(machine, chunk, WIDTHS[-1])
     torch.cuda.synchronize(device)

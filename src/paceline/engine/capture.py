@@ -14,7 +14,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -69,7 +69,12 @@ class Recording:
             stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream), _no_collection():
             self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-            work()
+            try:
+                work()
+            except BaseException:
+                with suppress(RuntimeError):  # or the next call would fail for this, and hide it
+                    self._graph.capture_end()
+                raise
             self._graph.capture_end()
 
     def replay(self) -> None:
@@ -231,7 +236,7 @@ class CapturedRounds:
         size = next(size for size in self.sizes if size >= rows)
         level = next(i for i, flags in enumerate(LEVELS) if _covers(flags, plan.flags))
         self._load(self._rows[size], plan.batch)
-        k, next_k = self._width(plan.k), self._width(plan.next_k)
+        k, next_k = self.width(plan.k), self.width(plan.next_k)
         marks = Marks(self._device)
         marks.begin()
         buffer = self._first[size, k, level].replay()
@@ -243,14 +248,14 @@ class CapturedRounds:
         before, self._marks = self._marks, marks
         return _Launched(buffer, rows, marks, before)
 
-    def _width(self, k: int) -> int:
+    def width(self, k: int) -> int:
         return next(width for width in self.ks if width >= k)
 
     def ahead(self, plan: Plan) -> int:
         # While a draft is made there is time to read and to plan; a plain round leaves none.
         return 0 if plan.next_k else 1
 
-    def begin(self, plan: Plan) -> bool:
+    def begin(self, plan: Callable[[], Plan]) -> bool:
         """No: the first round is a plain one, and drafts for the second. The first token is there
         the sooner."""
         return False

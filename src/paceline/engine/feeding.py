@@ -94,9 +94,9 @@ class Feeder:
         return max(count, 0)
 
     def learn(self) -> None:
-        """A round has settled: what was read before it has been read by now. What was read behind
-        it is for the next time, as nobody waits for it here."""
-        while self._marks and self._marks[0][1].passed():
+        """A round has settled: so has what was read in front of it, but not behind, which nobody
+        is to wait for."""
+        while self._marks and self._marks[0][1].passed:
             work, marks, wall = self._marks.popleft()
             seconds = (marks.wait() or wall) / work
             self.pace = seconds if self.pace is None else self.pace + _GAIN * (seconds - self.pace)

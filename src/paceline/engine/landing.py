@@ -63,16 +63,17 @@ class Marks:
         if self._events:
             self._events[which].record()
 
+    @property
+    def passed(self) -> bool:
+        """Whether the device has come to the end."""
+        return not self._events or bool(self._events[2].query())  # type: ignore[no-untyped-call]
+
     def wait(self) -> float:
         """Wait for the verdict; the seconds it took."""
         if not self._events:
             return 0.0
         self._events[1].synchronize()
         return float(self._events[0].elapsed_time(self._events[1])) / 1e3
-
-    def passed(self) -> bool:
-        """Whether the end has passed."""
-        return not self._events or bool(self._events[2].query())
 
     def draft_seconds(self) -> float:
         """The seconds from verdict to end. The end must have passed."""

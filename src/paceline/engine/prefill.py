@@ -33,12 +33,10 @@ def show_chunk(machine: Machine, slot: int, start: int, stop: int) -> None:
 
 def _chunk(machine: Machine, slot: int, start: int, stop: int) -> tuple[Window, Rows]:
     """Committed positions start to stop (exclusive) of `slot`, as one window."""
-    device = machine.slots.limits.device
-    index, begin, count = (
-        # Numbers that travel as launch arguments: the host waits for nothing.
-        torch.empty(1, dtype=torch.int64, device=device).fill_(value)
-        for value in (slot, start, stop - start)
-    )
+    slots = machine.slots
+    index = slots.numbers[slot : slot + 1]
+    # Numbers that travel as launch arguments: the host waits for nothing.
+    begin, count = torch.full_like(index, start), torch.full_like(index, stop - start)
     window = committed(machine, index, begin, count, stop - start, (stop,))
     return window, read_rows(machine, index, window)
 

@@ -45,6 +45,7 @@ class Pair:
         slots: int = 8,
         adaptive: bool = False,
         cache_tokens: int | None = None,
+        prefix_cache: bool = True,
     ) -> Engine:
         """Open an engine; K is what was asked for, always, unless `adaptive`. Raises ConfigError
         and CheckpointError."""
@@ -63,6 +64,7 @@ class Pair:
             seed=0,
             adaptive=adaptive,
             cache_tokens=cache_tokens,
+            prefix_cache=prefix_cache,
         )
 
 
