@@ -230,9 +230,7 @@ def _ready(
     ks = (0, k) if config.adaptive is False else widths(k)
     _compile(machine, ks, progress)
     rounds = CapturedRounds(machine, ks, partial(progress, "recording rounds"))
-    readings = CapturedReadings(
-        machine, None, partial(progress, "recording the reading of prompts")
-    )
+    readings = CapturedReadings(machine, partial(progress, "recording prompts' passes"))
     began = time.perf_counter()
     warm_up(machine, chunk, WIDTHS[-1])
     torch.cuda.synchronize(device)

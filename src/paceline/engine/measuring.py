@@ -35,9 +35,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Rig:
-    """What is measured. readings: how a drafter is brought up to date. ks: the draft lengths there are. sizes: numbers of rows to measure;
-    rounded: rounds run at these sizes alone, a smaller batch as the next larger one. most(rows):
-    the longest draft of so many rows, or None where there is no such bound."""
+    """What is measured. readings: how a drafter is brought up to date. ks: the draft lengths there
+    are. sizes: numbers of rows to measure; rounded: rounds run at these sizes alone, a smaller
+    batch as the next larger one. most(rows): the longest draft of so many rows, or None where
+    there is no such bound."""
 
     machine: Machine
     rounds: Rounds

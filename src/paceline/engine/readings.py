@@ -1,5 +1,4 @@
-"""How committed text is read into the caches: at once, or as passes recorded when the engine
-opened.
+"""How committed text is read into the caches: at once, or as passes recorded at the opening.
 
 A recorded pass has one row and a fixed width, padded behind the text; whose text it reads and from
 where lies on the device, so a prompt takes no work of the host's but a few launches. Its kernels
@@ -58,18 +57,15 @@ class EagerReadings:
 class CapturedReadings:
     """See `Readings`. `place` holds slot, start and count of the pass that is replayed next."""
 
-    def __init__(
-        self, machine: Machine, longest: int | None = None, progress: Progress | None = None
-    ) -> None:
-        """Record every pass there can be, none wider than a text of `longest` positions needs.
-        progress(done, all) is called on the way."""
+    def __init__(self, machine: Machine, progress: Progress | None = None) -> None:
+        """Record every pass there can be. progress(done, all) is called on the way."""
         self._machine, self._eager = machine, EagerReadings(machine)
         limits = machine.slots.limits
         self._place = torch.zeros(3, 1, dtype=torch.int64, device=limits.device)
         self._target: dict[int, Recording] = {}
         self._drafter: dict[int, Recording] = {}
         began = time.perf_counter()
-        self.widths = passes(limits.max_length if longest is None else longest)
+        self.widths = passes(limits.max_length)
         record, count = recorder(limits.device), 2 * len(self.widths)
         with torch.inference_mode():
             for done, width in enumerate(reversed(self.widths), 1):

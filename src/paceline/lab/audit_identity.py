@@ -156,9 +156,8 @@ def _one_dtype(
         answers = _answers_file(Path(folder), plain_jobs, plain)
         for case in _cases(pair, answers, options.error):
             names.append(case.name)
-            with pair.open(
-                case.spec, dtype=dtype, k=max(options.ks), slots=options.slots
-            ) as engine:
+            most = max(options.ks)
+            with pair.open(case.spec, dtype=dtype, k=most, slots=options.slots) as engine:
                 for k in case.ks(options.ks):
                     jobs = _jobs(plain_jobs, plain, case, k)
                     for number, tokens in enumerate(write(engine, jobs)):
