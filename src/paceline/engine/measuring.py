@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _SHORT, _LONG = 64, 1024  # committed positions a row
 _REPEATS = 3
-_PRACTICE, _TURNS = 128, 24  # tokens of a made-up request, and how many there are
+_PRACTICE, _TURNS = 128, 8  # tokens of a made-up request, and how many there are
 _CHUNK = 256  # tokens of which bringing a drafter up to date is measured
 
 Progress = Callable[[int, int], None]
