@@ -318,3 +318,42 @@ def test_counts_are_read_while_they_grow() -> None:
     add(total, part)
     assert total.evaluated_by_position == [3, 1]
     assert total.accepted_by_position == [2, 1]
+
+
+def test_a_round_that_cannot_be_read_holds_nothing(opened: Callable[..., Engine]) -> None:
+    """A drafter that names a source it does not have: nobody can say what was accepted of whom."""
+
+    class Nameless(Drafter):
+        name: ClassVar[str] = "nameless"
+
+        def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
+            count = torch.full_like(rows.length, k)
+            return Draft(rows.length.new_zeros(len(count), k), count, torch.full_like(count, 9))
+
+    engine = opened(drafter=Nameless(), k=2, slots=2)
+    for _ in range(3):
+        with pytest.raises(StepError, match="IndexError"):
+            engine.generate([clean(1), clean(2)], GREEDY)
+    assert engine.stats().pages_used == engine.stats().running == 0
+    (done,) = engine.generate([clean(1)], GREEDY, k=0)
+    assert done.finish == "length"
+
+
+def test_a_policy_that_raises_loses_no_token_in_silence(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a round committed is told, or the request ends with the error."""
+    engine = opened(drafter="ngram", k=2, slots=2)
+    calls = iter(range(1000))
+
+    def settled(*_: object, **__: object) -> None:
+        if next(calls) == 3:
+            raise ZeroDivisionError("policy")
+
+    with engine._driver.held():
+        monkeypatch.setattr(engine._loop.pilot, "settled", settled)
+        handles = [engine.submit(clean(n), GREEDY) for n in range(2)]
+    for handle in handles:
+        with pytest.raises(StepError, match="ZeroDivisionError: policy"):
+            handle.result(60)
+    assert engine.stats().pages_used == 0
