@@ -220,6 +220,12 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _asked(arguments: list[str]) -> list[str]:
+    """The arguments without where the result is put."""
+    at = arguments.index("--out") if "--out" in arguments else len(arguments)
+    return arguments[:at] + arguments[at + 2 :]
+
+
 def main() -> None:
     """Play, print, and fail where something was wrong."""
     o = parse()
@@ -232,7 +238,7 @@ def main() -> None:
         result = play(mini if o.pair == "mini" else tiny_pair(Path(folder)), options)
     result = {
         "benchmark": "traffic",
-        "command": shlex.join(["benchmarks/traffic.py", *sys.argv[1:]]),
+        "command": shlex.join(["benchmarks/traffic.py", *_asked(sys.argv[1:])]),
         "pair": o.pair,
         "dtype": options.dtypes[0],
         **result,
