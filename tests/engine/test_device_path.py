@@ -56,6 +56,8 @@ def device_engine(
     monkeypatch.setattr(
         "paceline.engine.build.make_chooser", lambda device: FusedChooser(native=False)
     )
+    # Narrow passes: the interpreter takes seconds for a wide one.
+    monkeypatch.setattr("paceline.engine.readings.WIDTHS", (2, 8))
     for module in ("paceline.engine.slots", "paceline.ops.bookkeeping"):
         monkeypatch.setattr(f"{module}.make_bookkeeping", lambda device: Bookkeeping(device))
     engines: list[Engine] = []
@@ -176,24 +178,24 @@ def test_cells_are_the_same_in_whatever_pieces_a_text_is_read(
     engine = device_engine(draft=folders["draft"], k=2)
     machine, readings = engine._loop.machine, engine._loop.feeder.readings
     assert isinstance(readings, CapturedReadings)
-    text = prompt(7, 61)
+    text = prompt(7, 24)
     request = Request("one", tuple(text), SamplingParams(), seed=0)
     pool = machine.pool if kind == "target" else machine.drafter._pool  # type: ignore[attr-defined]
     found: list[list[torch.Tensor]] = []
     with torch.inference_mode():
         machine.slots.admit(1, request, (), 2)
         machine.slots.set_pages(1, 0, [1])
-        for cuts in ((60,), (16, 60), (5, 7, 23, 60), ()):
+        for cuts in ((23,), (8, 23), (1, 3, 12, 23), ()):
             for layer in pool.layers:
                 layer.keys.fill_(float("nan"))
                 layer.values.fill_(float("nan"))
             for start, stop in pairwise((0, *cuts)):
                 readings.read(1, start, stop, True)
             if not cuts:
-                EagerReadings(machine).read(1, 0, 60, True)
+                EagerReadings(machine).read(1, 0, 23, True)
             size = machine.slots.limits.page_size
             cells = [
-                x[:, size : size + 60] for layer in pool.layers for x in (layer.keys, layer.values)
+                x[:, size : size + 23] for layer in pool.layers for x in (layer.keys, layer.values)
             ]
             found.append([cell.clone() for cell in cells])
     for others in found[1:]:
@@ -208,17 +210,17 @@ def test_a_drafter_that_was_left_behind_is_brought_up_in_the_same_passes(
     engine = device_engine(draft=folders["draft"], k=2)
     machine, readings = engine._loop.machine, engine._loop.feeder.readings
     cache = machine.drafter._pool.layers[0].keys  # type: ignore[attr-defined]
-    request = Request("one", tuple(prompt(7, 40)), SamplingParams(), seed=0)
+    request = Request("one", tuple(prompt(7, 20)), SamplingParams(), seed=0)
     found = []
     with torch.inference_mode():
         machine.slots.admit(1, request, (), 2)
         machine.slots.set_pages(1, 0, [1])
         for together in (True, False):
             cache.zero_()
-            readings.read(1, 0, 39, together)
+            readings.read(1, 0, 19, together)
             if not together:
-                readings.catch_up(1, 0, 20)
-                readings.catch_up(1, 20, 39)
+                readings.catch_up(1, 0, 9)
+                readings.catch_up(1, 9, 19)
             found.append(cache.clone())
     assert found[0].any()
     size = machine.slots.limits.page_size
