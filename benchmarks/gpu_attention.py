@@ -1,10 +1,10 @@
 """The attention kernel on a GPU: is it right, is it the same to the bit, how fast is it.
 
 Right: random shapes against float64, with NaN wherever nothing may be read. Same: a node's output
-and cache in bfloat16 over every width up to 64, places and batches. Fast: graphs of many launches
-over caches that do not fit the second cache, microseconds a launch and the share of the time that
-reading the keys and values alone takes, for several ways to cut the work; and what a launch adds
-between the products of a layer. Last line JSON.
+and cache over every width up to 64 and some up to 256, places and batches. Fast: graphs of many
+launches over caches that do not fit the second cache, microseconds a launch and the share of the
+time that reading the keys and values alone takes, for several ways to cut the work; and what a
+launch adds between the products of a layer. Last line JSON.
 """
 
 from __future__ import annotations
