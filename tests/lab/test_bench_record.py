@@ -150,15 +150,15 @@ def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:
     load = Load(concurrency=1)
     figures = Figures(
         "paceline:k=4", load, None, 2, 1, 30, 1.0, Interval(30.0, 20.0, 40.0), Interval(2.0),
-        "paceline:plain", 15.0, 0.5, Percentiles(0.1, 0.2, 0.3, 2), None, 2.5, 0.7, 0.6,
-        (Position(1, 10, 8, 0.8, 0.8),), (Source("model", 20, 10, 8),),
+        Interval(2.5), "paceline:plain", 15.0, 0.5, Percentiles(0.1, 0.2, 0.3, 2), None,
+        2.5, 0.7, 0.6, (Position(1, 10, 8, 0.8, 0.8),), (Source("model", 20, 10, 8),),
         TimeShares(0.1, 0.2, 0.5, 0.1, 0.1, 0.2), 0.5, "RAPL", 10, None,
     )  # fmt: skip
     comparison = Comparison(
         "paceline:k=4", "paceline:plain", True, 2, 1, 1.0, 0, (Parting("q1", 0, 3, 2, "a", "b"),)
     )
-    summary = Summary({"seed": "0"}, {"cores": "2"}, (OPENING,), (figures,), (comparison,),
-                      missing=1, complete=False, verdict=("One.", "Two."))  # fmt: skip
+    summary = Summary({"seed": "0"}, {}, {"cores": "2"}, (OPENING,), (figures,), (comparison,),
+                      planned=3, measured=2, complete=False, verdict=("One.", "Two."))  # fmt: skip
     write_summary(tmp_path, summary)
     assert read_summary(tmp_path) == summary
 

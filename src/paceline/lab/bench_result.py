@@ -6,7 +6,7 @@ Types and how they are kept as JSON; how they are computed is `bench_figures`' a
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from paceline.lab.bench_json import Malformed, build, plain
@@ -81,9 +81,10 @@ class Figures:
 
     requests, failed: texts asked for, and those that ended in an error; the figures are over the
     others. tokens, seconds: written, and the time in which they were, over all passes. speedup:
-    tokens a second over those of the plain contestant of the same family (`over`), on the same
-    prompts. natural: share of texts that came to their end by themselves. length: tokens a text on
-    average.
+    tokens a second of a request's time over those of the plain contestant of the same family
+    (`over`), on the same prompts; writing_speedup: the same from the first piece of text on, so
+    without the reading of prompts. natural: share of texts that came to their end by themselves.
+    length: tokens a text on average.
     """
 
     contestant: str
@@ -95,6 +96,7 @@ class Figures:
     seconds: float
     tok_s: Interval | None = None
     speedup: Interval | None = None
+    writing_speedup: Interval | None = None
     over: str | None = None
     length: float | None = None
     natural: float | None = None
@@ -145,18 +147,21 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """All that a run came to. settings: of the run, as text; machine: likewise; complete: whether
-    everything that was asked for was measured."""
+    """All that a run came to. settings, workload, machine: in words, by name. openings: the last of
+    each contestant. planned: texts that were to be measured; measured: those that were. complete:
+    whether that is all of them, and every contestant could be opened."""
 
     settings: dict[str, str]
+    workload: dict[str, str]
     machine: dict[str, str]
     openings: tuple[Opening, ...]
     figures: tuple[Figures, ...]
     comparisons: tuple[Comparison, ...]
     problems: tuple[Problem, ...] = ()
-    missing: int = 0
+    planned: int = 0
+    measured: int = 0
     complete: bool = True
-    verdict: tuple[str, ...] = field(default=())
+    verdict: tuple[str, ...] = ()
 
 
 def write_summary(folder: Path, summary: Summary) -> None:

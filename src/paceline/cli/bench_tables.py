@@ -1,0 +1,103 @@
+"""A bench summary as tables on a terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from paceline.lab.bench_result import Comparison, Figures, Interval, Summary
+
+_PROBLEMS_SHOWN = 12
+
+
+def show(summary: Summary, console: Console) -> None:
+    """Print figures, comparisons, problems and the verdict."""
+    for load in dict.fromkeys(f.load.name for f in summary.figures):
+        rows = [f for f in summary.figures if f.load.name == load]
+        console.print(f"load {load}", style="bold")
+        console.print(_figures([f for f in rows if f.category is None]))
+        if any(f.category is not None for f in rows):
+            console.print(_categories([f for f in rows if f.category is not None]))
+    for comparison in summary.comparisons:
+        _comparison(comparison, console)
+    for problem in summary.problems[:_PROBLEMS_SHOWN]:
+        console.print(f"[red]problem:[/] {escape(f'{problem.where}: {problem.what}')}",
+                      soft_wrap=True)  # fmt: skip
+    if len(summary.problems) > _PROBLEMS_SHOWN:
+        console.print(f"{len(summary.problems) - _PROBLEMS_SHOWN} more problems in the summary")
+    console.print(f"{summary.measured} of {summary.planned} texts measured")
+    console.print(" ".join(summary.verdict), style="bold", soft_wrap=True, markup=False)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(
+            column, justify="right" if place else "left", overflow="fold", no_wrap=place == 0
+        )
+    return table
+
+
+def _figures(rows: list[Figures]) -> Table:
+    table = _table(
+        "contestant", "tok/s", "speed-up", "writing", "TTFT ms p50/95/99", "TPOT ms p50/95/99",
+        "tokens a round", "acceptance", "tokens a text", "failed",
+    )  # fmt: skip
+    for f in rows:
+        table.add_row(
+            escape(f.contestant), number(f.tok_s, 1), number(f.speedup), number(f.writing_speedup),
+            _percentiles(f, "ttft"), _percentiles(f, "tpot"), plain(f.tokens_per_round),
+            plain(f.acceptance), plain(f.length, 0), str(f.failed or ""),
+        )  # fmt: skip
+    return table
+
+
+def _categories(rows: list[Figures]) -> Table:
+    names = list(dict.fromkeys(f.category for f in rows))
+    table = _table("speed-up by category", *(escape(str(name)) for name in names))
+    for contestant in dict.fromkeys(f.contestant for f in rows):
+        mine = {f.category: f for f in rows if f.contestant == contestant}
+        cells = [number(mine[n].speedup) if n in mine else "" for n in names]
+        if any(cells):
+            table.add_row(escape(contestant), *cells)
+    return table
+
+
+def _comparison(c: Comparison, console: Console) -> None:
+    colour = "green" if c.same == c.texts else "red" if c.binding else "yellow"
+    line = f"{c.contestant}: {c.same} of {c.texts} texts as {c.other}"
+    if c.lengths is not None and abs(c.lengths - 1) > 0.005:
+        line += f", {c.lengths:.2f} times as long"
+    if c.unlike:
+        line += f"; {c.unlike} prompts were not read as the same number of tokens"
+    console.print(f"[{colour}]{escape(line)}[/]", soft_wrap=True)
+    for p in c.partings[: 3 if c.binding else 0]:
+        where = f"token {p.token}" if p.token is not None else f"character {p.character}"
+        console.print(
+            f"  {p.item}, turn {p.turn + 1}, parts at {where}: {p.text!r} and {p.other!r}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def number(value: Interval | None, digits: int = 2) -> str:
+    """A value with its interval."""
+    if value is None:
+        return ""
+    if value.low is None or value.high is None:
+        return f"{value.value:.{digits}f}"
+    return f"{value.value:.{digits}f} ({value.low:.{digits}f}–{value.high:.{digits}f})"
+
+
+def plain(value: float | None, digits: int = 2) -> str:
+    """A number, or nothing."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _percentiles(f: Figures, name: str) -> str:
+    found = getattr(f, name)
+    if found is None:
+        return ""
+    digits = 0 if found.p50 >= 0.1 else 1
+    return "/".join(f"{1e3 * value:.{digits}f}" for value in (found.p50, found.p95, found.p99))
