@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paceline.lab.bench_record import Contestant
+from paceline.lab.bench_record import Contestant, Load
 from paceline.lab.bench_result import Comparison, Figures, Interval
 
 
@@ -28,25 +28,33 @@ def _pays(contestants: Sequence[Contestant], figures: Sequence[Figures]) -> str:
             "decoding of its own engine."
         )
     home = engines[whole[0].contestant].family
-    parts = []
+    parts: list[tuple[Figures, Interval]] = []
     for load in dict.fromkeys(f.load.name for f in whole):
         rows = [f for f in whole if f.load.name == load and engines[f.contestant].family == home]
         if not rows:
             continue
         best = max(rows, key=lambda f: f.speedup.value if f.speedup else 0.0)
         assert best.speedup is not None
-        parts.append((load, best, best.speedup))
-    said = [f"under {load} {_gain(best, gain)}" for load, best, gain in parts]
-    over = parts[0][1].over
-    if all(_clearly(gain, 1) for _, _, gain in parts):
+        parts.append((best, best.speedup))
+    said = [f"with {_in_words(best.load)} {_gain(best, gain)}" for best, gain in parts]
+    over = parts[0][0].over
+    if all(_clearly(gain, 1) for _, gain in parts):
         head = "Speculation pays"
-    elif all(_clearly(gain, -1) for _, _, gain in parts):
+    elif all(_clearly(gain, -1) for _, gain in parts):
         head = "Speculation does not pay"
-    elif any(_clearly(gain, 1) for _, _, gain in parts):
+    elif any(_clearly(gain, 1) for _, gain in parts):
         head = "Speculation pays under some loads"
     else:
         head = "Whether speculation pays is not settled by these texts"
     return f"{head}: {'; '.join(said)}, each over {over} on the same prompts."
+
+
+def _in_words(load: Load) -> str:
+    if load.kind == "closed":
+        return "one text at a time" if load.concurrency == 1 else f"{load.concurrency} at a time"
+    if load.kind == "poisson":
+        return f"{load.rate:g} requests a second"
+    return f"the recorded requests ({load.name})"
 
 
 def _gain(best: Figures, gain: Interval) -> str:
@@ -55,7 +63,7 @@ def _gain(best: Figures, gain: Interval) -> str:
         return f"{best.contestant} is fastest, {gain.value:.2f} times as fast ({few})"
     return (
         f"{best.contestant} is fastest, {gain.value:.2f} times as fast "
-        f"({gain.low:.2f} to {gain.high:.2f} with 95 % confidence)"
+        f"({gain.low:.2f} to {gain.high:.2f} with 95\u00a0% confidence)"
     )
 
 

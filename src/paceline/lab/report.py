@@ -64,7 +64,7 @@ def bench_sections(summary: Summary, title: str) -> list[Markup]:
 def head(summary: Summary, title: str) -> Markup:
     """The verdict, and the few numbers it is made of."""
     apart = any(c.binding and c.same < c.texts for c in summary.comparisons)
-    kind = "verdict" if summary.complete and not apart else "verdict bad"
+    kind = "verdict" if summary.complete and not apart else "verdict caution"
     said = Markup("").join(Markup("<p>{}</p>").format(line) for line in summary.verdict)
     what = f"{summary.workload.get('workload', '')}, {summary.workload.get('texts', '?')} texts, " \
         f"{summary.settings.get('loads', '')}; {summary.machine.get('processor', '')}, " \
@@ -126,19 +126,20 @@ def speed(summary: Summary) -> Markup:
         ]
         for f in whole
     ]
-    head = ["contestant", "load", "tokens a second", "speed-up", "speed-up, writing alone",
+    head = ["contestant", "load", "tokens a second", "speed-up", "while writing",
             "tokens a round", "tokens a text", "came to an end", "failed"]  # fmt: skip
     return section(
         "Speed",
         figure(
             plots.speedups(summary.figures, order),
             "Speed-up over the plain decoding of the same engine, on the same prompts. The bar is "
-            "the 95 % interval over prompts; left of 1, speculation costs more than it gives.",
+            "the 95\u00a0% interval over prompts; left of 1, speculation costs more than it gives.",
         ),
         figure(plots.rates(summary.figures, order), "Tokens a second, prompts included."),
         table(head, rows, words=2),
-        intro="Small print under a number is its 95 % interval, by drawing prompts anew. An engine "
-        "without a plain decoding among the contestants has no speed-up.",
+        intro="Small print under a number is its 95\u00a0% interval, by drawing prompts anew. The "
+        "speed-up is of the whole request; while writing leaves out the reading of the prompt. An "
+        "engine without a plain decoding among the contestants has no speed-up.",
     )
 
 

@@ -109,6 +109,7 @@ def speedups(figures: Sequence[Figures], order: Sequence[str]) -> Markup | None:
     if not names:
         return None
     colours = _colours(order)
+    most = max(1.0, *(f.speedup.high or f.speedup.value for f in shown if f.speedup is not None))
 
     def draw(*panels: Axes) -> None:
         for axes, load in zip(panels, loads, strict=True):
@@ -117,7 +118,8 @@ def speedups(figures: Sequence[Figures], order: Sequence[str]) -> Markup | None:
                     _point(axes, names.index(f.contestant), f.speedup, *colours[f.contestant])
             axes.axvline(1.0, color=_QUIET, linewidth=1)
             _rows(axes, names, labels=axes is panels[0])
-            axes.set_xlim(left=0)
+            axes.set_xlim(0, most * 1.06)
+            axes.locator_params(axis="x", nbins=8 // len(loads) + 2)
             axes.set_title(load if len(loads) > 1 else "")
             axes.set_xlabel("times plain decoding")
 
