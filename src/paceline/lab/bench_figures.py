@@ -46,14 +46,7 @@ def summarize(folder: Path) -> Summary:
     complete = len(measured) >= manifest.planned and not any(o.error for o in openings.values())
     comparisons = compare(manifest.contestants, measured)
     return Summary(
-        settings=manifest.settings
-        | {"loads": ", ".join(load.name for load in manifest.loads)}
-        | {"repeats": str(manifest.repeats)}
-        | {
-            "messages": {None: "not settled", True: "sent as such", False: "written out"}[
-                manifest.chats
-            ]
-        },
+        settings=_settings(manifest),
         workload=manifest.workload,
         machine=manifest.machine | manifest.versions,
         openings=tuple(openings.values()),
