@@ -42,7 +42,7 @@ def summarize(folder: Path) -> Summary:
         if groups.texts(contestant, load, category)
     )
     openings = {opening.contestant.name: opening for opening in records.openings}
-    problems = _problems(manifest, records, last.values(), openings.values())
+    problems = _problems(manifest, records, last.values(), list(openings.values()))
     complete = len(measured) >= manifest.planned and not any(o.error for o in openings.values())
     comparisons = compare(manifest.contestants, measured)
     return Summary(
@@ -74,12 +74,13 @@ def _problems(
     manifest: Manifest,
     records: Records,
     last: Iterable[Measurement],
-    openings: Iterable[Opening],
+    openings: Sequence[Opening],
 ) -> tuple[Problem, ...]:
     """What went wrong, each in one line: what happened to many texts is told once, with a count."""
     told = [Problem("workload", line) for line in manifest.skipped]
     told += records.problems
     told += [Problem(o.contestant.name, o.error) for o in openings if o.error is not None]
+    told += _unlike(openings)
     counts: dict[tuple[str, str], list[Measurement]] = defaultdict(list)
     for m in last:
         if m.error is not None:
@@ -89,6 +90,21 @@ def _problems(
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         told.append(Problem(where, error + more))
     return tuple(told)
+
+
+def _unlike(openings: Sequence[Opening]) -> list[Problem]:
+    """Contestants of one family that came to compute with other numbers of threads: each chose what
+    was fastest when it was opened, and a ratio between them is then not of speculation alone."""
+    told = []
+    families: dict[str, dict[str, str]] = defaultdict(dict)
+    for opening in openings:
+        if opening.error is None and "threads" in opening.facts:
+            families[opening.contestant.family][opening.contestant.name] = opening.facts["threads"]
+    for found in families.values():
+        if len(set(found.values())) > 1:
+            threads = ", ".join(f"{name} {count}" for name, count in found.items())
+            told.append(Problem("threads", f"chosen unlike ({threads}): give --threads"))
+    return told
 
 
 @dataclass(slots=True)
