@@ -133,6 +133,14 @@ def test_a_line_cut_off_by_a_kill_is_told_and_the_next_one_is_whole(tmp_path: Pa
     assert [p.where for p in records.problems] == [f"{RECORDS}, line 2"]
 
 
+def test_a_record_has_one_writer(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    with pytest.raises(BlockingIOError):
+        Recorder(tmp_path)
+    recorder.close()
+    Recorder(tmp_path).close()
+
+
 def test_time_per_token_is_of_the_tokens_after_the_first() -> None:
     assert MEASUREMENT.tpot == pytest.approx(0.2)
     one = from_line(to_line(MEASUREMENT).replace('"new_tokens":3', '"new_tokens":1'))

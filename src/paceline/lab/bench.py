@@ -140,7 +140,10 @@ def run(options: BenchOptions, progress: Progress) -> Summary:
     another run.
     """
     manifest = claim(options.out, options.manifest())
-    recorder = Recorder(options.out)
+    try:
+        recorder = Recorder(options.out)
+    except BlockingIOError:
+        raise ConfigError(f"--out {options.out}: another bench is writing there") from None
     try:
         asyncio.run(_Run(options, manifest, recorder, progress).all())
     finally:

@@ -9,6 +9,7 @@ package but the reading of dataclasses, so that whatever reads a run needs no mo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -286,10 +287,17 @@ class Recorder:
     """Appends lines to a run's record, each on the disk before the next is begun."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: exists. A last line that was cut off is ended first, so that it spoils none."""
+        """folder: exists. A last line that was cut off is ended first, so that it spoils none.
+
+        Raises BlockingIOError where another process writes there.
+        """
         file = folder / RECORDS
-        torn = file.exists() and file.stat().st_size > 0 and file.read_bytes()[-1:] != b"\n"
         self._file: TextIO = file.open("a", encoding="utf-8")
+        with contextlib.suppress(ImportError):  # not on Windows
+            import fcntl
+
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        torn = file.stat().st_size > 0 and file.read_bytes()[-1:] != b"\n"
         if torn:
             self._file.write("\n")
 
