@@ -296,7 +296,11 @@ class Recorder:
         with contextlib.suppress(ImportError):  # not on Windows
             import fcntl
 
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._file.close()
+                raise
         torn = file.stat().st_size > 0 and file.read_bytes()[-1:] != b"\n"
         if torn:
             self._file.write("\n")
