@@ -82,6 +82,7 @@ def answers(url: str) -> bool:
 def main() -> int:
     """Run it; the exit status is the bench's."""
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends, too
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     began = time.monotonic()
     with served(options) as url:
