@@ -16,7 +16,11 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.stopping_criteria import (
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from paceline import ConfigError, checkpoint_folder
@@ -112,7 +116,7 @@ class TransformersPlayer:
                 inputs,
                 attention_mask=torch.ones_like(inputs),
                 streamer=watch,
-                stopping_criteria=StoppingCriteriaList([until]),
+                stopping_criteria=StoppingCriteriaList([until, *self._stops(ask)]),
                 **self._settings(ask),
             )
             new = out[0, len(ids) :].tolist()
@@ -146,8 +150,6 @@ class TransformersPlayer:
         settings["pad_token_id"] = pad if pad is not None else self._eos()[0]
         if sampling.ignore_eos:
             settings["eos_token_id"] = None
-        if sampling.stop:
-            settings |= {"stop_strings": list(sampling.stop), "tokenizer": self._tokenizer}
         if sampling.temperature > 0:
             settings |= {
                 "do_sample": True,
@@ -169,6 +171,13 @@ class TransformersPlayer:
                 generation.num_assistant_tokens_schedule = "constant"
                 generation.assistant_confidence_threshold = 0.0
         return settings
+
+    def _stops(self, ask: Ask) -> list[StoppingCriteria]:
+        """The criterion for stop texts. Not `stop_strings`: `generate` would hand those on to its
+        assistant, and refuse them there for want of a tokenizer."""
+        if not ask.sampling.stop:
+            return []
+        return [StopStringCriteria(self._tokenizer, list(ask.sampling.stop))]
 
     def _eos(self) -> list[int]:
         eos = self._target.generation_config.eos_token_id

@@ -82,12 +82,14 @@ def _cards(summary: Summary) -> Markup:
     whole = [f for f in _whole(summary) if f.load == _first_load(summary)]
     sped = [f for f in whole if f.speedup is not None]
     cards: list[tuple[str, str]] = []
+    rated = [(f.tok_s.value, f.contestant) for f in whole if f.tok_s is not None]
+    if rated:
+        rate, name = max(rated)
+        cards.append((f"{rate:.3g}", f"tokens a second, the most of all: {name}"))
     if sped:
         best = max(sped, key=lambda f: f.speedup.value if f.speedup else 0.0)
         assert best.speedup is not None
         cards.append((f"{best.speedup.value:.2f} ×", f"best speed-up: {best.contestant}"))
-        if best.tok_s is not None:
-            cards.append((f"{best.tok_s.value:.3g}", f"tokens a second: {best.contestant}"))
         if best.tokens_per_round is not None:
             cards.append((f"{best.tokens_per_round:.2f}", "tokens a round of it"))
     binding = [c for c in summary.comparisons if c.binding]

@@ -28,6 +28,7 @@ _NAMES = {_INK: "--ink", _QUIET: "--quiet", _LINE: "--line", _PAPER: "--paper"} 
 }
 _WIDTH = 8.4  # inches; the page scales it
 _ROW = 0.34
+_LONGEST = 36  # characters of a name
 _MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -138,11 +139,17 @@ def _point(axes: Axes, row: int, value: Interval, colour: str, mark: str) -> Non
 
 
 def _rows(axes: Axes, names: Sequence[str], labels: bool = True) -> None:
-    axes.set_yticks(range(len(names)), names if labels else [""] * len(names))
+    shown = [_short(name) if labels else "" for name in names]
+    axes.set_yticks(range(len(names)), shown)
     axes.set_ylim(len(names) - 0.4, -0.75)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for what it is the name of."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 13]}…{name[-12:]}"
 
 
 def rates(figures: Sequence[Figures], order: Sequence[str]) -> Markup | None:
@@ -161,7 +168,7 @@ def rates(figures: Sequence[Figures], order: Sequence[str]) -> Markup | None:
             at = [f.load.concurrency or 1 for f in mine]
             rate = [f.tok_s.value for f in mine if f.tok_s is not None]
             colour, mark = colours[name]
-            axes.plot(at, rate, color=colour, marker=mark, label=name)
+            axes.plot(at, rate, color=colour, marker=mark, label=_short(name))
         axes.set_xscale("log", base=2)
         axes.set_xticks(closed, [str(n) for n in closed])
         axes.set_xticks([], minor=True)
@@ -203,7 +210,7 @@ def positions(figures: Sequence[Figures], order: Sequence[str]) -> Markup | None
             colour, mark = colours[f.contestant]
             at = [p.position for p in f.positions]
             left.plot(at, [p.conditional for p in f.positions], color=colour, marker=mark,
-                      markersize=5, label=f.contestant)  # fmt: skip
+                      markersize=5, label=_short(f.contestant))  # fmt: skip
             right.plot(at, [p.joint for p in f.positions], color=colour, marker=mark, markersize=5)
         most = max(p.position for f in shown for p in f.positions)
         for axes, title in ((left, "conditional"), (right, "joint")):
@@ -239,7 +246,7 @@ def categories(figures: Sequence[Figures], order: Sequence[str]) -> Markup | Non
                 axes.plot(span, [row, row], color=colour, linewidth=1.5, alpha=0.5)
             first = names.index(f.category or "") == 0
             axes.plot([f.speedup.value], [row], color=colour, marker=mark, markersize=5,
-                      linestyle="none", label=f.contestant if first else None)  # fmt: skip
+                      linestyle="none", label=_short(f.contestant) if first else None)  # fmt: skip
         axes.axvline(1.0, color=_QUIET, linewidth=1)
         _rows(axes, names)
         axes.set_xlim(left=0)
