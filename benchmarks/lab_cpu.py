@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -31,7 +33,14 @@ DRAFTERS = (
     "transformers",
     "transformers:assisted",
 )
+SERVER = """
+target = "mini-target"
+draft = "mini-draft"
+drafter = "predicted+model"
+prefix_cache = false
+"""
 READY_SECONDS = 600
+SCREEN = "1200,1600"
 
 
 def say(text: str) -> None:
@@ -49,17 +58,30 @@ def parse() -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--port", type=int, default=8321, help="of the server; a run is resumed on the same one")
     add("--kill", type=float, metavar="SECONDS", help="end the run by SIGKILL once, so long in")
+    add("--screenshot", type=Path, help="a picture of the page; needs chromium")
     add("--out", type=Path, default=HERE / "results" / "lab_cpu")
     return parser.parse_args()
 
 
 @contextmanager
 def served(options: argparse.Namespace) -> Iterator[str]:
-    """A paceline server as it is by default; yields its address."""
-    command = [*PACELINE, "serve", "--port", str(options.port), "--threads", str(options.threads)]
+    """A paceline server as it is by default, but for its prefix cache: two contestants ask it for
+    the same prompts. Yields its address."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "paceline.toml"
+        file.write_text(SERVER, encoding="utf-8")
+        command = [*PACELINE, "serve", "--config", str(file), "--adaptive"]
+        command += ["--port", str(options.port), "--threads", str(options.threads)]
+        with serving(command, options.port) as url:
+            yield url
+
+
+@contextmanager
+def serving(command: list[str], port: int) -> Iterator[str]:
+    """Run a server until the block ends; yields its address once it takes requests."""
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
         try:
-            url = f"http://127.0.0.1:{options.port}"
+            url = f"http://127.0.0.1:{port}"
             until = time.monotonic() + READY_SECONDS
             while not answers(f"{url}/health/ready"):
                 if server.poll() is not None or time.monotonic() > until:
@@ -77,6 +99,15 @@ def answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def picture(page: Path, file: Path) -> None:
+    """What a browser shows of the page's beginning."""
+    browser = shutil.which("chromium") or sys.exit("--screenshot needs chromium")
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+               f"--screenshot={file.resolve()}", f"--window-size={SCREEN}",
+               page.resolve().as_uri()]  # fmt: skip
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
 
 
 def main() -> int:
@@ -103,6 +134,8 @@ def main() -> int:
         status = subprocess.run(command, check=False).returncode
     page = [*PACELINE, "report", str(options.out)]
     subprocess.run(page, check=True, stdout=subprocess.DEVNULL)
+    if options.screenshot:
+        picture(options.out / "report.html", options.screenshot)
     say(f"{time.monotonic() - began:.0f} s in all; {options.out / 'report.html'}")
     return status
 

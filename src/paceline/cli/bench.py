@@ -176,6 +176,13 @@ def _warn(options: BenchOptions) -> None:
     """Say what the figures will lack, before they are taken."""
     for line in options.workload.skipped:
         stderr.print(f"skipped: {line}", markup=False, soft_wrap=True)
+    addresses = [c.options["url"] for c in options.contestants if c.engine == "url"]
+    for address in dict.fromkeys(a for a in addresses if addresses.count(a) > 1):
+        stderr.print(
+            f"note: several contestants ask {address} for the same prompts: unless its prefix "
+            "cache is off, the second finds them read",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
     plains = {c.family for c in options.contestants if c.plain}
     for contestant in options.contestants:
         if contestant.family not in plains:

@@ -117,7 +117,7 @@ def speed(summary: Summary) -> Markup:
     rows = [
         [
             f.contestant,
-            f.load.name,
+            _load(summary, f),
             _interval(f.tok_s, 1),
             _interval(f.speedup),
             _interval(f.writing_speedup),
@@ -149,7 +149,7 @@ def latency(summary: Summary) -> Markup:
     """Times as a user feels them."""
     order = _order(summary)
     rows = [
-        [f.contestant, f.load.name, *_three(f.ttft), *_three(f.tpot)]
+        [f.contestant, _load(summary, f), *_three(f.ttft), *_three(f.tpot)]
         for f in _whole(summary)
         if f.ttft or f.tpot
     ]
@@ -168,7 +168,7 @@ def by_category(summary: Summary) -> Markup:
     """The figures of each category."""
     rows = [
         [
-            f.contestant, f.category, f.load.name, str(f.requests), _interval(f.tok_s, 1),
+            f.contestant, f.category, _load(summary, f), str(f.requests), _interval(f.tok_s, 1),
             _interval(f.speedup), _number(f.tokens_per_round), _number(f.acceptance),
             _number(f.length, 1),
         ]
@@ -188,13 +188,13 @@ def acceptance(summary: Summary) -> Markup:
     """How many draft tokens stand: over all, by position and by drafter."""
     told = [f for f in _whole(summary) if f.acceptance is not None]
     rows = [
-        [f.contestant, f.load.name, _number(f.acceptance), _number(f.draft_efficiency),
+        [f.contestant, _load(summary, f), _number(f.acceptance), _number(f.draft_efficiency),
          _number(f.tokens_per_round)]
         for f in told
     ]  # fmt: skip
     places = [
         [
-            f.contestant, f.load.name, str(p.position), str(p.evaluated), str(p.accepted),
+            f.contestant, _load(summary, f), str(p.position), str(p.evaluated), str(p.accepted),
             _number(p.conditional, 3), _number(p.joint, 3),
         ]
         for f in told
@@ -202,7 +202,8 @@ def acceptance(summary: Summary) -> Markup:
     ]  # fmt: skip
     sources = [
         [
-            f.contestant, f.load.name, s.name, str(s.drafted), str(s.evaluated), str(s.accepted),
+            f.contestant, _load(summary, f), s.name,
+            str(s.drafted), str(s.evaluated), str(s.accepted),
             _number(s.accepted / s.evaluated if s.evaluated else None),
             _number(s.accepted / s.drafted if s.drafted else None),
         ]
@@ -210,7 +211,13 @@ def acceptance(summary: Summary) -> Markup:
         for s in f.sources
     ]  # fmt: skip
     categories = [
-        [f.contestant, f.load.name, f.category, _number(f.acceptance), _number(f.tokens_per_round)]
+        [
+            f.contestant,
+            _load(summary, f),
+            f.category,
+            _number(f.acceptance),
+            _number(f.tokens_per_round),
+        ]
         for f in summary.figures
         if f.category is not None and f.acceptance is not None
     ]
@@ -243,7 +250,7 @@ def time_spent(summary: Summary) -> Markup:
         if f.time is not None:
             t = f.time
             shares = (t.prefill, t.draft, t.verify, t.host, t.other, t.waste)
-            rows.append([f.contestant, f.load.name, *(f"{share:.1%}" for share in shares)])
+            rows.append([f.contestant, _load(summary, f), *(f"{share:.1%}" for share in shares)])
     head = ["contestant", "load", "prefill", "draft", "verify", "host", "other", "waste"]
     return section(
         "Where the time goes",
@@ -261,7 +268,7 @@ def resources(summary: Summary) -> Markup:
     """Memory and energy."""
     rows = [
         [
-            f.contestant, f.load.name, _mib(f.rss), _mib(f.device_bytes),
+            f.contestant, _load(summary, f), _mib(f.rss), _mib(f.device_bytes),
             _number(f.joules_per_token, 3), f.joules_from,
         ]
         for f in _whole(summary)
@@ -387,6 +394,11 @@ def pairs_wide(values: Sequence[tuple[str, str]]) -> Markup:
 
 def _whole(summary: Summary) -> list[Figures]:
     return [f for f in summary.figures if f.category is None]
+
+
+def _load(summary: Summary, f: Figures) -> Cell:
+    """A load's name where there are several."""
+    return f.load.name if len({g.load.name for g in summary.figures}) > 1 else None
 
 
 def _first_load(summary: Summary) -> object:

@@ -60,11 +60,11 @@ def table(
     head: Sequence[Cell], rows: Iterable[Sequence[Cell]], caption: Cell = None, words: int = 1
 ) -> Markup:
     """A table. words: how many columns, from the left, hold words; the others are numbers. A column
-    in which nothing stands is left out."""
+    in which nothing stands is left out, but for the first."""
     cells = [list(row) for row in rows]
     if not cells:
         return Markup("")
-    kept = [n for n in range(len(head)) if n < words or any(row[n] for row in cells)]
+    kept = [n for n in range(len(head)) if n == 0 or any(row[n] for row in cells)]
 
     def line(row: Sequence[Cell], tag: str) -> Markup:
         made = Markup("")
