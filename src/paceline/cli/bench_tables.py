@@ -35,15 +35,15 @@ def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, column in enumerate(columns):
         table.add_column(
-            column, justify="right" if place else "left", overflow="fold", no_wrap=place == 0
+            column, justify="right" if place else "left", overflow="fold", no_wrap=True
         )
     return table
 
 
 def _figures(rows: list[Figures]) -> Table:
     table = _table(
-        "contestant", "tok/s", "speed-up", "writing", "TTFT ms p50/95/99", "TPOT ms p50/95/99",
-        "tokens a round", "acceptance", "tokens a text", "failed",
+        "contestant", "tok/s", "speed-up", "writing", "TTFT ms\np50/95/99", "TPOT ms\np50/95/99",
+        "tokens\na round", "accep-\ntance", "tokens\na text", "failed",
     )  # fmt: skip
     for f in rows:
         table.add_row(

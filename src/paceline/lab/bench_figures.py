@@ -56,7 +56,9 @@ def summarize(folder: Path) -> Summary:
         planned=manifest.planned,
         measured=len(measured),
         complete=complete,
-        verdict=verdict(manifest.contestants, figures, comparisons, complete),
+        verdict=verdict(
+            manifest.contestants, figures, comparisons, len(measured), manifest.planned
+        ),
     )
 
 

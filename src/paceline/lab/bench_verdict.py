@@ -12,10 +12,11 @@ def verdict(
     contestants: Sequence[Contestant],
     figures: Sequence[Figures],
     comparisons: Sequence[Comparison],
-    complete: bool,
+    measured: int,
+    planned: int,
 ) -> tuple[str, ...]:
     """Whether speculation pays, and whether what was compared is sound."""
-    return (_pays(contestants, figures), _sound(comparisons, complete))
+    return (_pays(contestants, figures), _sound(comparisons, measured, planned))
 
 
 def _pays(contestants: Sequence[Contestant], figures: Sequence[Figures]) -> str:
@@ -74,16 +75,18 @@ def _clearly(gain: Interval, side: int) -> bool:
     return gain.low > 1 if side > 0 else gain.high < 1
 
 
-def _sound(comparisons: Sequence[Comparison], complete: bool) -> str:
+def _sound(comparisons: Sequence[Comparison], measured: int, planned: int) -> str:
     binding = [c for c in comparisons if c.binding]
     texts, same = sum(c.texts for c in binding), sum(c.same for c in binding)
     if not binding:
         told = "No text could be held against the plain decoding of its own engine"
     elif same == texts:
-        told = f"All {texts} speculative texts are the plain decoding's own"
+        head = "The one speculative text is" if texts == 1 else f"All {texts} speculative texts are"
+        told = f"{head} the plain decoding's own"
     else:
         apart = ", ".join(f"{c.contestant} in {c.texts - c.same}" for c in binding
                           if c.same < c.texts)  # fmt: skip
         told = f"{texts - same} of {texts} speculative texts differ from plain decoding's ({apart})"
-    end = "everything was measured" if complete else "not everything was measured, see the problems"
-    return f"{told}; {end}."
+    if measured >= planned:
+        return f"{told}; everything was measured."
+    return f"{told}; {measured} of {planned} texts were measured."
