@@ -104,9 +104,10 @@ def _made(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def options(out: Path, *names: str, **more: Any) -> BenchOptions:
     specs = ["paceline:plain", *(f"paceline:k=3,label={name}" for name in names)]
-    fields: dict[str, Any] = {"warmup": 0, "timeout": 5.0} | more
-    contestants = tuple(parse_contestants(specs, SHARED))
-    return BenchOptions(out, Workload("w", "text", ITEMS), contestants, **fields)
+    fields: dict[str, Any] = {
+        "workload": Workload("w", "text", ITEMS), "warmup": 0, "timeout": 5.0,
+    } | more  # fmt: skip
+    return BenchOptions(out, contestants=tuple(parse_contestants(specs, SHARED)), **fields)
 
 
 def ran(made: BenchOptions) -> Summary:
@@ -254,6 +255,27 @@ def test_one_at_a_time_has_one_open_at_a_time(tmp_path: Path) -> None:
     finally:
         Made.ask = original  # type: ignore[method-assign]
     assert most == 1
+
+
+def test_every_load_has_its_own_passes_and_figures(tmp_path: Path) -> None:
+    items = tuple(replace(item, at=0.01 * n) for n, item in enumerate(ITEMS))
+    loads = (Load(concurrency=1), Load(concurrency=3), Load("poisson", rate=200.0),
+             Load("replay", speed=2.0))  # fmt: skip
+    work = Workload("w", "requests", items)
+    summary = ran(options(tmp_path, "good", workload=work, loads=loads, repeats=2))
+    assert summary.complete
+    assert summary.measured == 2 * 4 * 2 * 6
+    counts = Counter((p.contestant, p.load.name) for p in read_records(tmp_path).passes)
+    assert counts == {
+        (who, load.name): 12 if load.name == "closed:1" else 2
+        for who in ("paceline:plain", "good")
+        for load in loads
+    }
+    good = {f.load.name: f for f in summary.figures if f.contestant == "good"}
+    assert set(good) == {load.name for load in loads}
+    assert all(f.speedup is not None and f.tok_s is not None for f in good.values())
+    dues = [m.due for m in measured(tmp_path) if m.load.kind == "replay" and m.repeat == 0]
+    assert sorted(set(dues)) == pytest.approx([0.0, 0.005, 0.01, 0.015, 0.02, 0.025])
 
 
 def test_replaying_needs_times(tmp_path: Path) -> None:

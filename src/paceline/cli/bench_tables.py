@@ -10,6 +10,7 @@ from rich.table import Table
 from paceline.lab.bench_result import Comparison, Figures, Interval, Summary
 
 _PROBLEMS_SHOWN = 12
+_WIDE = 400  # columns, where no screen bounds a table
 
 
 def show(summary: Summary, console: Console) -> None:
@@ -17,9 +18,9 @@ def show(summary: Summary, console: Console) -> None:
     for load in dict.fromkeys(f.load.name for f in summary.figures):
         rows = [f for f in summary.figures if f.load.name == load]
         console.print(f"load {load}", style="bold")
-        console.print(_figures([f for f in rows if f.category is None]))
+        _print(_figures([f for f in rows if f.category is None]), console)
         if any(f.category is not None for f in rows):
-            console.print(_categories([f for f in rows if f.category is not None]))
+            _print(_categories([f for f in rows if f.category is not None]), console)
     for comparison in summary.comparisons:
         _comparison(comparison, console)
     for problem in summary.problems[:_PROBLEMS_SHOWN]:
@@ -31,12 +32,16 @@ def show(summary: Summary, console: Console) -> None:
     console.print(" ".join(summary.verdict), style="bold", soft_wrap=True, markup=False)
 
 
+def _print(table: Table, console: Console) -> None:
+    """A table as wide as it is where no screen bounds it."""
+    wide = Console(file=console.file, width=_WIDE, highlight=False)
+    (console if console.is_terminal else wide).print(table)
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, column in enumerate(columns):
-        table.add_column(
-            column, justify="right" if place else "left", overflow="fold", no_wrap=True
-        )
+        table.add_column(column, justify="right" if place else "left", overflow="fold")
     return table
 
 
@@ -55,13 +60,14 @@ def _figures(rows: list[Figures]) -> Table:
 
 
 def _categories(rows: list[Figures]) -> Table:
-    names = list(dict.fromkeys(f.category for f in rows))
-    table = _table("speed-up by category", *(escape(str(name)) for name in names))
-    for contestant in dict.fromkeys(f.contestant for f in rows):
-        mine = {f.category: f for f in rows if f.contestant == contestant}
-        cells = [number(mine[n].speedup) if n in mine else "" for n in names]
-        if any(cells):
-            table.add_row(escape(contestant), *cells)
+    """Speed-ups: a row a category, a column a contestant that has any."""
+    sped = [f for f in rows if f.speedup is not None]
+    names = list(dict.fromkeys(f.contestant for f in sped))
+    table = _table("speed-up by category", *(escape(name) for name in names))
+    for category in dict.fromkeys(f.category for f in sped):
+        mine = {f.contestant: f for f in sped if f.category == category}
+        cells = [number(mine[name].speedup) if name in mine else "" for name in names]
+        table.add_row(escape(str(category)), *cells)
     return table
 
 

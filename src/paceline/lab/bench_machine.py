@@ -33,13 +33,6 @@ def machine() -> dict[str, str]:
     return told
 
 
-def busy_cores() -> float | None:
-    """Cores that are in use on average over the last minute, or None where nobody counts."""
-    with suppress(OSError, AttributeError):
-        return os.getloadavg()[0]
-    return None
-
-
 def _processor() -> str:
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

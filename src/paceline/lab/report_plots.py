@@ -310,6 +310,7 @@ def latencies(figures: Sequence[Figures], order: Sequence[str]) -> Markup | None
                 axes.plot([p50], [row], color=colour, marker=mark, markersize=6)
             _rows(axes, [f.contestant for f in shown], labels=axes is panels[0])
             axes.set_xlim(left=0)
+            axes.locator_params(axis="x", nbins=5)
             axes.set_xlabel("milliseconds")
             axes.set_title({"ttft": "time to first token", "tpot": "time per output token"}[name])
 
