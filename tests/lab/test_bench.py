@@ -30,6 +30,7 @@ from paceline.lab.bench_record import (
     Measurement,
     Opening,
     Pass,
+    Recorder,
     Sampling,
     read_records,
 )
@@ -82,10 +83,7 @@ class Made:
         return Opening(self.contestant)
 
     async def play(self, order: Order, tell: Tell) -> Pass:
-        try:
-            return await play(self, self.contestant, order, tell)
-        except* Crashed as group:
-            raise group.exceptions[0] from None
+        return await play(self, self.contestant, order, tell)
 
     async def close(self) -> None:
         self.kill()
@@ -276,6 +274,27 @@ def test_every_load_has_its_own_passes_and_figures(tmp_path: Path) -> None:
     assert all(f.speedup is not None and f.tok_s is not None for f in good.values())
     dues = [m.due for m in measured(tmp_path) if m.load.kind == "replay" and m.repeat == 0]
     assert sorted(set(dues)) == pytest.approx([0.0, 0.005, 0.01, 0.015, 0.02, 0.025])
+
+
+def test_a_disk_that_is_full_is_told_in_a_line_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, lines = Recorder.write, 0
+
+    def write(self: Recorder, record: Any) -> None:
+        nonlocal lines
+        lines += 1
+        if lines > 8:
+            raise OSError(28, "No space left on device")
+        original(self, record)
+
+    monkeypatch.setattr(Recorder, "write", write)
+    with pytest.raises(ConfigError, match="No space left on device"):
+        ran(options(tmp_path, "good"))
+    monkeypatch.undo()
+    monkeypatch.setattr(lab_bench, "Worker", Made)
+    assert read_summary(tmp_path).measured >= 3
+    assert ran(options(tmp_path, "good")).complete
 
 
 def test_replaying_needs_times(tmp_path: Path) -> None:

@@ -146,10 +146,16 @@ def run(options: BenchOptions, progress: Progress) -> Summary:
         raise ConfigError(f"--out {options.out}: another bench is writing there") from None
     try:
         asyncio.run(_Run(options, manifest, recorder, progress).all())
+    except OSError as error:  # what contestants meet is an answer; this is the folder's
+        raise ConfigError(
+            f"--out {options.out}: cannot be written ({error.strerror or error}); what was "
+            "measured before is kept, and the same command goes on from there"
+        ) from error
     finally:
         recorder.close()
         summary = summarize(options.out)
-        write_summary(options.out, summary)
+        with suppress(OSError):
+            write_summary(options.out, summary)
     return summary
 
 

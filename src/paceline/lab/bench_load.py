@@ -142,10 +142,13 @@ class _Playing:
 
 async def play(player: Player, contestant: Contestant, order: Order, tell: Tell) -> Pass:
     """Play a pass; `tell` is called for every text as it ends. Texts that are not asked for,
-    because too many before them failed, are not told."""
+    because too many before them failed, are not told. Raises what `tell` raises."""
     meter = Meter(contestant)
     playing = _Playing(player, contestant, order, tell)
-    await playing.all()
+    try:
+        await playing.all()
+    except BaseExceptionGroup as group:  # the first that went wrong ended the others
+        raise group.exceptions[0] from None
     seconds = time.perf_counter() - playing.began
     joules = meter.joules()
     own = contestant.engine != "url"

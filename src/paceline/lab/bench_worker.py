@@ -103,6 +103,7 @@ class Worker:
 
     def __init__(self, contestant: Contestant, texts: int, once: bool, log: Path) -> None:
         self._contestant, self._log = contestant, log
+        self._logged = log.stat().st_size if log.exists() else 0  # by processes before this one
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process: Any = context.Process(
@@ -155,7 +156,8 @@ class Worker:
                 how = f"by {signal.Signals(-code).name}"
         last = ""
         with contextlib.suppress(OSError):
-            lines = self._log.read_text(errors="replace").strip().splitlines()
+            printed = self._log.read_bytes()[self._logged :].decode(errors="replace")
+            lines = printed.strip().splitlines()
             last = f"; its last line: {lines[-1][:_LOG_TAIL]}" if lines else ""
         return f"its process ended {how}{last}"
 
