@@ -16,6 +16,7 @@ from paceline.errors import (
     RequestError,
     StepError,
 )
+from paceline.models.source import resolve as checkpoint_folder
 from paceline.types import (
     Completion,
     EngineStats,
@@ -48,5 +49,6 @@ __all__ = [
     "SequenceStats",
     "StepError",
     "TokenLogprob",
+    "checkpoint_folder",
     "sampling_params",
 ]

@@ -99,8 +99,12 @@ def count(stats: SequenceStats, row: Committed, stand: int) -> None:
         stats.evaluated_by_position[place] += 1
         stats.accepted_by_position[place] += place < accepted
     if row.drafted:
-        previous = stats.accepted_by_source.get(row.source, 0)
-        stats.accepted_by_source[row.source] = previous + accepted
+        for counts, value in (
+            (stats.drafted_by_source, row.drafted),
+            (stats.evaluated_by_source, evaluated),
+            (stats.accepted_by_source, accepted),
+        ):
+            counts[row.source] = counts.get(row.source, 0) + value
 
 
 def add(total: SequenceStats, part: SequenceStats) -> None:
@@ -118,5 +122,10 @@ def add(total: SequenceStats, part: SequenceStats) -> None:
         mine += [0] * (len(values) - len(mine))
         for place, value in enumerate(values):
             mine[place] += value
-    for source, value in tuple(part.accepted_by_source.items()):
-        total.accepted_by_source[source] = total.accepted_by_source.get(source, 0) + value
+    for counts, added in (
+        (total.drafted_by_source, part.drafted_by_source),
+        (total.evaluated_by_source, part.evaluated_by_source),
+        (total.accepted_by_source, part.accepted_by_source),
+    ):
+        for source, value in tuple(added.items()):
+            counts[source] = counts.get(source, 0) + value
