@@ -1,0 +1,139 @@
+"""What comes on top of the table of costs, from short runs of known K and load.
+
+A stretch of a closed loop of B texts lasts
+    T = rounds · (t(B, K, context) + h + r · B) + begun · s,
+t from the table, and h, r and s, seconds a round, a row and a text, are found by least squares,
+none below 0. Pure numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from paceline import Costs
+from paceline.lab.plan_acceptance import Acceptance, Tested
+from paceline.lab.plan_model import Machine, Overhead, rounds_for
+
+_RIDGE = 1e-3  # keeps what the runs do not tell apart small
+_LEAST = 0.01  # of a predicted time, the error that is assumed at least
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One text of a run that ended by itself: tokens of its prompt and its own, its rounds, what
+    was tested, and its seconds to the first token and for each behind it (None: too short)."""
+
+    prompt: int
+    new: int
+    rounds: int
+    tested: Tested
+    ttft: float
+    tpot: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A stretch in which `load` texts were always being written, with k drafts a round.
+
+    seconds, tokens: of the stretch. begun: texts that began in it. per_round: tokens that a row had
+    of a round, over all texts of the run. context: positions of a text. texts: those that ended.
+    """
+
+    drafter: str
+    load: int
+    k: int
+    seconds: float
+    tokens: int
+    begun: int
+    per_round: float
+    prompt: float
+    context: float
+    texts: tuple[Text, ...]
+
+    @property
+    def tok_s(self) -> float:
+        """Tokens a second, all texts together."""
+        return self.tokens / self.seconds
+
+    @property
+    def rounds(self) -> float:
+        """Rounds of the stretch."""
+        return self.tokens / (self.load * self.per_round)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """The machine, and by what share of the time the runs differ from it (root mean square)."""
+
+    machine: Machine
+    error: float
+
+
+def fit(costs: Costs, runs: Sequence[Run]) -> Fitted:
+    """The machine that explains `runs` best, those without and those with drafts each for
+    themselves. With no runs of a kind, the other's overheads stand for it."""
+    plain, plain_errors = _overhead(costs, [run for run in runs if not run.k])
+    drafting, drafting_errors = _overhead(costs, [run for run in runs if run.k])
+    errors = [*plain_errors, *drafting_errors]
+    size = math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else 0.0
+    machine = Machine(costs, plain or drafting or Overhead(), drafting or plain or Overhead(),
+                      _edge(runs))  # fmt: skip
+    return Fitted(machine, max(size, _LEAST))
+
+
+def _overhead(costs: Costs, runs: Sequence[Run]) -> tuple[Overhead | None, list[float]]:
+    """(Overheads, relative errors of the runs); None where there are no runs."""
+    if not runs:
+        return None, []
+    prompt = sum(run.prompt for run in runs) / len(runs)
+    table, columns = [], []
+    for run in runs:
+        own = costs.round(run.load, run.k, run.context) if run.k else (
+            costs.verify(run.load, 0, run.context)
+        )  # fmt: skip
+        table.append(run.rounds * own / run.seconds)
+        size = Overhead(text=1.0, prompt=prompt).of_text(run.prompt)
+        columns.append([run.rounds / run.seconds, run.rounds * run.load / run.seconds,
+                        run.begun * size / run.seconds])  # fmt: skip
+    matrix, left = np.array(columns), 1.0 - np.array(table)
+    found = _least_squares(matrix, left)
+    errors = matrix @ found - left
+    return Overhead(*(float(x) for x in found), prompt=prompt), [float(e) for e in errors]
+
+
+def _least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The x ≥ 0 of least |matrix · x - target|², with a little weight on small parts. Of few
+    unknowns every set of them that is not 0 is tried."""
+    count = matrix.shape[1]
+    scale = np.abs(matrix).mean(axis=0)
+    scale[scale == 0] = 1.0
+    whole = np.vstack([matrix / scale, _RIDGE * np.eye(count)])
+    wanted = np.concatenate([target, np.zeros(count)])
+    best, least = np.zeros(count), float(wanted @ wanted)
+    for size in range(1, count + 1):
+        for chosen in itertools.combinations(range(count), size):
+            part = np.linalg.lstsq(whole[:, chosen], wanted, rcond=None)[0]
+            if (part < 0).any():
+                continue
+            rest = whole[:, chosen] @ part - wanted
+            if float(rest @ rest) < least:
+                least = float(rest @ rest)
+                best = np.zeros(count)
+                best[list(chosen)] = part
+    return best / scale
+
+
+def _edge(runs: Sequence[Run]) -> float:
+    """Rounds of a text that its acceptance does not explain, on average; never below 0."""
+    found = []
+    for run in runs:
+        if not run.k or not run.texts:
+            continue
+        conditional = Acceptance(tuple(text.tested for text in run.texts)).conditional()
+        found += [text.rounds - rounds_for(text.new, conditional, run.k) for text in run.texts]
+    return max(0.0, sum(found) / len(found)) if found else 0.0
