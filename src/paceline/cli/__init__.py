@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from paceline import PacelineError, __version__
-from paceline.cli import audit, demo, generate, info, pair, serve
+from paceline.cli import audit, demo, generate, info, pair, plan, serve
 from paceline.cli.common import fail, stderr
 
 # click's, which typer keeps to itself: an unknown option or command, a value out of range.
@@ -89,6 +89,7 @@ app.command()(demo.demo)
 app.command()(generate.generate)
 app.command()(serve.serve)
 app.command()(audit.audit)
+app.command()(plan.plan)
 app.add_typer(pair.app, name="pair")
 app.command()(info.info)
 

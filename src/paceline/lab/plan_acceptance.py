@@ -25,6 +25,18 @@ class Tested:
                 raise ValueError(f"{accepted} accepted of {evaluated} tested")
 
 
+def tested(rounds: int, evaluated: Sequence[int], accepted: Sequence[int]) -> Tested:
+    """A text's counts. A round in which a drafter had nothing to propose (an n-gram that was never
+    seen) is one in which its first token failed; but for two, the text's first round, which may
+    have no draft yet, and its last, which may have no room for one."""
+    evaluated = list(evaluated) or [0]
+    accepted = list(accepted) or [0]
+    evaluated[0] += max(0, rounds - evaluated[0] - 2)
+    if not evaluated[0]:
+        return Tested((), ())
+    return Tested(tuple(evaluated), tuple(accepted))
+
+
 @dataclass(frozen=True, slots=True)
 class Acceptance:
     """What is known of a drafter on some traffic. texts: counts of each text, or of whatever was

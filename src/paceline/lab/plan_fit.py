@@ -25,15 +25,17 @@ _LEAST = 0.01  # of a predicted time, the error that is assumed at least
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One text of a run that ended by itself: tokens of its prompt and its own, its rounds, what
-    was tested, and its seconds to the first token and for each behind it (None: too short)."""
+    """One text of a run: tokens of its prompt and its own, its rounds, what was tested, and its
+    seconds to the first token and for each behind it (None: too short to tell). whole: it was asked
+    for in full and ended by itself."""
 
     prompt: int
     new: int
     rounds: int
     tested: Tested
-    ttft: float
-    tpot: float | None
+    ttft: float | None = None
+    tpot: float | None = None
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Run:
     """A stretch in which `load` texts were always being written, with k drafts a round.
 
     seconds, tokens: of the stretch. begun: texts that began in it. per_round: tokens that a row had
-    of a round, over all texts of the run. context: positions of a text. texts: those that ended.
+    of a round, over all texts of the run. context: positions of a text.
     """
 
     drafter: str
@@ -103,7 +105,8 @@ def _overhead(costs: Costs, runs: Sequence[Run]) -> tuple[Overhead | None, list[
     matrix, left = np.array(columns), 1.0 - np.array(table)
     found = _least_squares(matrix, left)
     errors = matrix @ found - left
-    return Overhead(*(float(x) for x in found), prompt=prompt), [float(e) for e in errors]
+    a_round, a_row, a_text = (float(x) for x in found)
+    return Overhead(a_round, a_row, a_text, prompt), [float(e) for e in errors]
 
 
 def _least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -125,7 +128,8 @@ def _least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
                 least = float(rest @ rest)
                 best = np.zeros(count)
                 best[list(chosen)] = part
-    return best / scale
+    result: np.ndarray = best / scale
+    return result
 
 
 def _edge(runs: Sequence[Run]) -> float:
@@ -135,5 +139,9 @@ def _edge(runs: Sequence[Run]) -> float:
         if not run.k or not run.texts:
             continue
         conditional = Acceptance(tuple(text.tested for text in run.texts)).conditional()
-        found += [text.rounds - rounds_for(text.new, conditional, run.k) for text in run.texts]
+        found += [
+            text.rounds - rounds_for(text.new, conditional, run.k)
+            for text in run.texts
+            if text.whole
+        ]
     return max(0.0, sum(found) / len(found)) if found else 0.0

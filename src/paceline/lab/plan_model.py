@@ -5,7 +5,6 @@ One page of theory: `docs/plan.md`. Knows no engine, no file and no clock; plain
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,7 +118,7 @@ def rounds_for(new: float, conditional: Sequence[float], k: int) -> float:
     chances = outcomes(conditional, k)
     mean = sum(n * p for n, p in enumerate(chances, 1))
     square = sum(n * n * p for n, p in enumerate(chances, 1))
-    return max((new + (square - mean) / (2 * mean)) / mean, math.ceil(new / (k + 1)), 1.0)
+    return max((new + (square - mean) / (2 * mean)) / mean, new / (k + 1), 1.0)
 
 
 def predict(
