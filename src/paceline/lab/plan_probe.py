@@ -19,6 +19,9 @@ from paceline.lab.plan_measured import Drafted
 
 _LOOK = 0.001  # seconds between two looks at what has come
 _COSTS = 0.3  # of a drafter's time, what the table of costs takes
+_COUNTED = (
+    0.8  # of a run's share of the time, its stretch; the rest is its first tokens and its end
+)
 _LEAST = 0.2  # seconds of a run at least
 _PATIENCE = 60.0  # seconds that a run's first tokens may take
 _FEW = 4  # tokens behind the first ones that a time per token is told of
@@ -50,20 +53,25 @@ def measure(
 ) -> Drafted:
     """Open an engine, measure, close it. Raises what the engine raises, and TimeoutError."""
     with open_engine() as engine:
-        progress(f"{drafter}: what rounds cost")
-        began = time.perf_counter()
-        costs = engine.costs(probe.seconds * _COSTS)
-        left = probe.seconds - (time.perf_counter() - began)
-        points = plan_runs(probe, costs.ks)
-        each = max(_LEAST, left / len(points))
-        runs = []
-        for load, k in points:
-            progress(f"{drafter}: {load} at a time, K = {k}")
-            runs.append(closed_loop(engine, probe, load, k, each))
-        checks = []
-        for load, k in probe.checks:
-            progress(f"{drafter}: checking {load} at a time, K = {k}")
-            checks.append(closed_loop(engine, probe, load, k, each))
+        return measure_engine(engine, drafter, probe, progress)
+
+
+def measure_engine(
+    engine: Engine, drafter: str, probe: Probe, progress: Progress = lambda what: None
+) -> Drafted:
+    """`measure` on an engine that is open, has written nothing, and keeps no prompts."""
+    progress(f"{drafter}: what rounds cost")
+    began = time.perf_counter()
+    costs = engine.costs(probe.seconds * _COSTS)
+    left = probe.seconds - (time.perf_counter() - began)
+    points = plan_runs(probe, costs.ks)
+    each = max(_LEAST, left / len(points) * _COUNTED)
+
+    def run(load: int, k: int) -> Run:
+        progress(f"{drafter}: {load} at a time, K = {k}")
+        return replace(closed_loop(engine, probe, load, k, each), drafter=drafter)
+
+    try:
         return Drafted(
             drafter=drafter,
             draft=engine.config.draft if "model" in drafter else None,
@@ -71,10 +79,12 @@ def measure(
             ks=costs.ks,
             sizes=costs.sizes,
             catch_up=costs.catch_up,
-            runs=tuple(replace(run, drafter=drafter) for run in runs),
-            checks=tuple(replace(run, drafter=drafter) for run in checks),
+            runs=tuple(run(load, k) for load, k in points),
+            checks=tuple(run(load, k) for load, k in probe.checks),
             memory=engine.memory,
         )
+    finally:
+        settle(engine, None)
 
 
 def plan_runs(probe: Probe, ks: Sequence[int]) -> list[tuple[int, int]]:
@@ -119,7 +129,7 @@ class _Writing:
 def closed_loop(engine: Engine, probe: Probe, load: int, k: int, seconds: float) -> Run:
     """`load` texts at a time for about so many seconds, counted from when every first text has its
     first token. Raises TimeoutError where those do not come."""
-    _settle(engine, k)
+    settle(engine, k)
     numbers, most = itertools.count(), probe.params.max_tokens
     asked: list[_Writing] = []
 
@@ -199,8 +209,8 @@ def _text(text: _Writing, told: Completion, drafts: bool) -> Text:
     )
 
 
-def _settle(engine: Engine, k: int) -> None:
-    """Wait until nothing is being written, and fix k."""
+def settle(engine: Engine, k: int | None) -> None:
+    """Wait until nothing is being written, and fix k (`Engine.fix_k`)."""
     until = time.perf_counter() + _PATIENCE
     while True:
         try:
