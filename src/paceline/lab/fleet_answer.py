@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from paceline.lab.fleet import Outcome, Replica, simulate
 from paceline.lab.fleet_traffic import Arrival
@@ -57,53 +58,59 @@ def compare(
     tokens = sum(arrival.new for arrival in arrivals)
     found = []
     for name, each in (("plain", replace(replica, ks=(0,))), ("speculative", replica)):
-        progress(f"{name}, {gpus} GPUs")
-        outcome = simulate(each, gpus, arrivals, seed)
-        kept = target.kept(outcome)
-        needed = _needed(each, arrivals, gpus, kept, target, seed, name, progress)
+        outcomes = _Outcomes(each, arrivals, seed, partial(_told, progress, name))
+        outcome = outcomes.of(gpus)
+        needed = None
+        if target.tpot is not None or target.ttft is not None:
+            needed = _needed(outcomes, gpus, target)
         paid = None
         if price is not None and tokens:
-            hours = max(seconds, outcome.seconds) / 3600
-            paid = (needed or gpus) * hours * price / tokens * 1e6
+            count = needed or gpus
+            hours = max(seconds, outcomes.of(count).seconds) / 3600
+            paid = count * hours * price / tokens * 1e6
         found.append(
             Fleet(name, gpus, _percentiles(outcome.tpot), _percentiles(outcome.ttft), outcome.busy,
-                  kept, needed, paid)
+                  target.kept(outcome), needed, paid)
         )  # fmt: skip
     return found[0], found[1]
 
 
-def _needed(
-    replica: Replica,
-    arrivals: Sequence[Arrival],
-    gpus: int,
-    kept: bool,
-    target: Target,
-    seed: int,
-    name: str,
-    progress: Callable[[str], None],
-) -> int | None:
-    """The fewest GPUs that keep the target; kept: whether `gpus` do. More keep what fewer do."""
+@dataclass(slots=True)
+class _Outcomes:
+    """The day with any number of GPUs, each simulated once."""
 
-    def keeps(count: int) -> bool:
-        progress(f"{name}, {count} GPUs")
-        return target.kept(simulate(replica, count, arrivals, seed))
+    replica: Replica
+    arrivals: Sequence[Arrival]
+    seed: int
+    progress: Callable[[int], None]
+    known: dict[int, Outcome] = field(default_factory=dict)
 
-    if target.tpot is None and target.ttft is None:
-        return None
-    most = min(MOST_GPUS, max(len(arrivals), 1))  # a GPU for each request cannot be bettered
-    low, high = (0, gpus) if kept else (gpus, gpus)
-    while not kept:
+    def of(self, gpus: int) -> Outcome:
+        if gpus not in self.known:
+            self.progress(gpus)
+            self.known[gpus] = simulate(self.replica, gpus, self.arrivals, self.seed)
+        return self.known[gpus]
+
+
+def _needed(outcomes: _Outcomes, gpus: int, target: Target) -> int | None:
+    """The fewest GPUs that keep the target, from `gpus` on or down: more keep what fewer do."""
+    most = min(MOST_GPUS, max(len(outcomes.arrivals), gpus))  # one for each request is the best
+    low, high = 0, gpus
+    while not target.kept(outcomes.of(high)):
         if high >= most:
             return None
         low, high = high, min(2 * high, most)
-        kept = keeps(high)
     while high - low > 1:
         middle = (low + high) // 2
-        if keeps(middle):
+        if target.kept(outcomes.of(middle)):
             high = middle
         else:
             low = middle
     return high
+
+
+def _told(progress: Callable[[str], None], name: str, gpus: int) -> None:
+    progress(f"{name}, {gpus} GPUs")
 
 
 def _percentiles(of: Callable[[float], float]) -> tuple[float, float, float]:

@@ -11,7 +11,7 @@ _FEW = 8  # texts under which there is nothing to draw texts from
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class Counts:
     """Draft tokens tested and accepted by position, of one text or of many together."""
 
     evaluated: tuple[int, ...]
@@ -25,7 +25,7 @@ class Tested:
                 raise ValueError(f"{accepted} accepted of {evaluated} tested")
 
 
-def tested(rounds: int, evaluated: Sequence[int], accepted: Sequence[int]) -> Tested:
+def counted(rounds: int, evaluated: Sequence[int], accepted: Sequence[int]) -> Counts:
     """A text's counts. A round in which a drafter had nothing to propose (an n-gram that was never
     seen) is one in which its first token failed; but for two, the text's first round, which may
     have no draft yet, and its last, which may have no room for one."""
@@ -33,8 +33,8 @@ def tested(rounds: int, evaluated: Sequence[int], accepted: Sequence[int]) -> Te
     accepted = list(accepted) or [0]
     evaluated[0] += max(0, rounds - evaluated[0] - 2)
     if not evaluated[0]:
-        return Tested((), ())
-    return Tested(tuple(evaluated), tuple(accepted))
+        return Counts((), ())
+    return Counts(tuple(evaluated), tuple(accepted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class Acceptance:
     """What is known of a drafter on some traffic. texts: counts of each text, or of whatever was
     counted together; an interval is from drawing texts where there are enough of them."""
 
-    texts: tuple[Tested, ...]
+    texts: tuple[Counts, ...]
 
     @property
-    def total(self) -> Tested:
+    def total(self) -> Counts:
         """All texts' counts together."""
         return _sum(self.texts)
 
@@ -74,7 +74,7 @@ class Acceptance:
         )
 
 
-def _sum(texts: Iterable[Tested]) -> Tested:
+def _sum(texts: Iterable[Counts]) -> Counts:
     evaluated: list[int] = []
     accepted: list[int] = []
     for text in texts:
@@ -84,10 +84,10 @@ def _sum(texts: Iterable[Tested]) -> Tested:
         for place, (tested, stood) in enumerate(zip(text.evaluated, text.accepted, strict=True)):
             evaluated[place] += tested
             accepted[place] += stood
-    return Tested(tuple(evaluated), tuple(accepted))
+    return Counts(tuple(evaluated), tuple(accepted))
 
 
-def _conditional(total: Tested) -> tuple[float, ...]:
+def _conditional(total: Counts) -> tuple[float, ...]:
     evaluated: Sequence[int] = total.evaluated
     if not sum(evaluated):
         return ()

@@ -20,9 +20,9 @@ from paceline.lab.plan_model import (
     best,
     constant,
     predict,
+    priced,
 )
 
-DRAWS = 300  # of which an interval is the middle 95 of a hundred
 CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 CHEAPER = (1.0, 0.5, 0.25)  # of the time that drafting takes
 _WORTH = 1.01  # a speed-up from which on speculation is said to pay
@@ -32,13 +32,14 @@ _WORTH = 1.01  # a speed-up from which on speculation is said to pay
 class Question:
     """What is asked. loads: texts at a time; ks: draft lengths, None for all that the engine has
     rounds for; tpot: the seconds a token that are wanted at most; traffic: lengths, or those of the
-    measured texts."""
+    measured texts. draws: of which an interval is the middle 95 in a hundred."""
 
     loads: tuple[int, ...]
     ks: tuple[int, ...] | None = None
     tpot: float | None = None
     traffic: Traffic | None = None
     seed: int = 0
+    draws: int = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,21 +181,23 @@ def _settings(
     if not middle:
         return []
     ks = setting_ks(each, question)
-    points = [predict(fitted.machine, traffic, load, k, middle) for k in ks]
+    settings_at = [priced(fitted.machine, traffic, load, k) for k in ks]
+    points = [point(middle) for point in settings_at]
     found: list[list[float]] = [[] for _ in ks]
-    for _ in range(DRAWS):
+    for _ in range(question.draws):
         law = accepted.draw(draw)
-        for place, k in enumerate(ks):
-            drawn = predict(fitted.machine, traffic, load, k, law)
+        for place, point in enumerate(settings_at):
+            drawn = point(law)
             # Two times are compared, and each is as wrong as the runs say.
             slip = draw.gauss(0.0, fitted.error) - draw.gauss(0.0, fitted.error)
             found[place].append(drawn.tok_s / plain.tok_s * (1 + slip))
     settings = []
-    for point, ratios in zip(points, found, strict=True):
+    for top, ratios in zip(points, found, strict=True):
         ratios.sort()
-        low, high = ratios[int(0.025 * DRAWS)], ratios[-1 - int(0.025 * DRAWS)]
-        ratio = point.tok_s / plain.tok_s
-        settings.append(Setting(each.drafter, point, ratio, min(low, ratio), max(high, ratio)))
+        off = int(0.025 * question.draws)
+        low, high = ratios[off], ratios[-1 - off]
+        ratio = top.tok_s / plain.tok_s
+        settings.append(Setting(each.drafter, top, ratio, min(low, ratio), max(high, ratio)))
     return settings
 
 

@@ -19,7 +19,7 @@ from paceline.lab.bench_record import (
     read_lines,
     read_records,
 )
-from paceline.lab.plan_acceptance import Tested, tested
+from paceline.lab.plan_acceptance import Counts, counted
 from paceline.lab.plan_fit import Run, Text
 from paceline.lab.plan_measured import Drafted, Measured
 
@@ -130,9 +130,9 @@ def _run(
 
 def _text(m: Measurement, drafts: bool) -> Text:
     assert m.rounds is not None
-    counts, none = m.rounds, Tested((), ())
+    counts, none = m.rounds, Counts((), ())
     by_place = counts.evaluated_by_position, counts.accepted_by_position
-    found = tested(counts.rounds, *by_place) if drafts else none
+    found = counted(counts.rounds, *by_place) if drafts else none
     return Text(m.prompt_tokens or 0, m.new_tokens or 0, counts.rounds, found, m.ttft, m.tpot)
 
 

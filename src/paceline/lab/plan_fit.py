@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paceline import Costs
-from paceline.lab.plan_acceptance import Acceptance, Tested
+from paceline.lab.plan_acceptance import Acceptance, Counts
 from paceline.lab.plan_model import Machine, Overhead, rounds_for
 
 _RIDGE = 1e-3  # keeps what the runs do not tell apart small
@@ -32,7 +32,7 @@ class Text:
     prompt: int
     new: int
     rounds: int
-    tested: Tested
+    tested: Counts
     ttft: float | None = None
     tpot: float | None = None
     whole: bool = True

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 from paceline import ConfigError
-from paceline.lab.plan_acceptance import Acceptance, Tested
+from paceline.lab.plan_acceptance import Acceptance, Counts
 
 _LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -51,7 +51,7 @@ def parse(text: str) -> Acceptance:
     if len(evaluated) < len(accepted):
         raise ValueError("positions were accepted that were not tested")
     accepted += [0] * (len(evaluated) - len(accepted))
-    tested = Tested(tuple(evaluated), tuple(accepted))
+    tested = Counts(tuple(evaluated), tuple(accepted))
     if not sum(evaluated):
         raise ValueError("no draft token has been tested yet: come again when texts have ended")
     return Acceptance((tested,))

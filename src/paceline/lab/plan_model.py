@@ -5,7 +5,7 @@ One page of theory: `docs/plan.md`. Knows no engine, no file and no clock; plain
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from paceline import Costs
@@ -130,9 +130,26 @@ def predict(
     a prompt is read the others wait: a cycle is R · t + load · s, s the seconds of a text's
     beginning, and brings load · N tokens.
     """
-    rounds = rounds_for(traffic.new, conditional, k) + (machine.edge if k else 0.0)
+    return priced(machine, traffic, load, k)(conditional)
+
+
+def priced(
+    machine: Machine, traffic: Traffic, load: int, k: int
+) -> Callable[[Sequence[float]], Point]:
+    """`predict` for one setting: from an acceptance by position to its point. What does not depend
+    on the acceptance is looked up once."""
     one = machine.round(load, k, traffic.context)
     begin = machine.overhead(k).of_text(traffic.prompt)
+    edge = machine.edge if k else 0.0
+
+    def point(conditional: Sequence[float]) -> Point:
+        rounds = rounds_for(traffic.new, conditional, k) + edge
+        return _point(traffic, load, k, rounds, one, begin)
+
+    return point
+
+
+def _point(traffic: Traffic, load: int, k: int, rounds: float, one: float, begin: float) -> Point:
     cycle = rounds * one + load * begin
     # Behind the first round's tokens, with the others' prompts between.
     behind = max(traffic.new - traffic.new / rounds, 1.0)

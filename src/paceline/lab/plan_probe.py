@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from paceline import Completion, Engine, Handle, RequestError, SamplingParams
-from paceline.lab.plan_acceptance import Tested, tested
+from paceline.lab.plan_acceptance import Counts, counted
 from paceline.lab.plan_fit import Run, Text
 from paceline.lab.plan_measured import Drafted
 
@@ -24,6 +24,7 @@ _COUNTED = (
 )
 _LEAST = 0.2  # seconds of a run at least
 _PATIENCE = 60.0  # seconds that a run's first tokens may take
+_SHORT = 4  # tokens of texts that are to be mostly prompt
 _FEW = 4  # tokens behind the first ones that a time per token is told of
 
 Progress = Callable[[str], None]
@@ -67,9 +68,10 @@ def measure_engine(
     points = plan_runs(probe, costs.ks)
     each = max(_LEAST, left / len(points) * _COUNTED)
 
-    def run(load: int, k: int) -> Run:
+    def run(load: int, k: int, short: bool = False) -> Run:
         progress(f"{drafter}: {load} at a time, K = {k}")
-        return replace(closed_loop(engine, probe, load, k, each), drafter=drafter)
+        tokens = min(_SHORT, probe.params.max_tokens) if short else None
+        return replace(closed_loop(engine, probe, load, k, each, tokens), drafter=drafter)
 
     try:
         return Drafted(
@@ -79,7 +81,7 @@ def measure_engine(
             ks=costs.ks,
             sizes=costs.sizes,
             catch_up=costs.catch_up,
-            runs=tuple(run(load, k) for load, k in points),
+            runs=tuple(run(*point) for point in points),
             checks=tuple(run(load, k) for load, k in probe.checks),
             memory=engine.memory,
         )
@@ -87,19 +89,21 @@ def measure_engine(
         settle(engine, None)
 
 
-def plan_runs(probe: Probe, ks: Sequence[int]) -> list[tuple[int, int]]:
-    """(Load, k) of the runs: plain and one K in the middle at the least, the most and a load
-    between, and the longest draft once, for the acceptance of its last positions."""
+def plan_runs(probe: Probe, ks: Sequence[int]) -> list[tuple[int, int, bool]]:
+    """(Load, k, short) of the runs: plain and one K in the middle at the least, the most and a load
+    between; both once more with texts of a few tokens, which tell what a prompt costs from what a
+    row costs; and the longest draft once, for the acceptance of its last positions."""
     loads = sorted(set(probe.loads))
     if len(loads) > 3:
         loads = [loads[0], loads[len(loads) // 2], loads[-1]]
     drafts = [k for k in ks if k and k in probe.ks] or [k for k in ks if k]
     if not drafts:
-        return [(load, 0) for load in loads]
-    middle = drafts[(len(drafts) - 1) // 2]
-    found = [(load, k) for load in loads for k in (0, middle)]
+        return [(load, 0, False) for load in loads]
+    middle, between = drafts[(len(drafts) - 1) // 2], loads[len(loads) // 2]
+    found = [(load, k, False) for load in loads for k in (0, middle)]
+    found += [(between, k, True) for k in (0, middle)]
     if drafts[-1] != middle:
-        found.append((loads[-1], drafts[-1]))
+        found.append((loads[-1], drafts[-1], False))
     return found
 
 
@@ -126,11 +130,14 @@ class _Writing:
         return found
 
 
-def closed_loop(engine: Engine, probe: Probe, load: int, k: int, seconds: float) -> Run:
+def closed_loop(
+    engine: Engine, probe: Probe, load: int, k: int, seconds: float, tokens: int | None = None
+) -> Run:
     """`load` texts at a time for about so many seconds, counted from when every first text has its
-    first token. Raises TimeoutError where those do not come."""
+    first token. tokens: of each text, for a run that says nothing of how texts are. Raises
+    TimeoutError where the first tokens do not come."""
     settle(engine, k)
-    numbers, most = itertools.count(), probe.params.max_tokens
+    numbers, most = itertools.count(), tokens or probe.params.max_tokens
     asked: list[_Writing] = []
 
     def ask(tokens: int) -> _Writing:
@@ -162,7 +169,11 @@ def closed_loop(engine: Engine, probe: Probe, load: int, k: int, seconds: float)
     for text in running:
         text.handle.cancel()
     done = [(text, text.handle.result()) for text in asked]
-    return _run(load, k, now - opened, counted, begun, done)
+    run = _run(load, k, now - opened, counted, begun, done)
+    if tokens is None:
+        return run
+    texts = tuple(replace(t, tested=Counts((), ()), whole=False) for t in run.texts)
+    return replace(run, texts=texts)
 
 
 def _run(
@@ -200,9 +211,9 @@ def _text(text: _Writing, told: Completion, drafts: bool) -> Text:
         prompt=told.prompt_tokens,
         new=len(told.token_ids),
         rounds=stats.rounds,
-        tested=tested(stats.rounds, stats.evaluated_by_position, stats.accepted_by_position)
+        tested=counted(stats.rounds, stats.evaluated_by_position, stats.accepted_by_position)
         if drafts
-        else Tested((), ()),
+        else Counts((), ()),
         ttft=ttft,
         tpot=tpot,
         whole=whole,
