@@ -134,24 +134,10 @@ def records(alpha: float = 0.8) -> Records:
                               rounds * made.costs.verify(load, k, 200.0), 0.0, 0.0)  # fmt: skip
             where = Load("closed", load)
             for number in range(count):
-                texts.append(
-                    Measurement(
-                        who,
-                        f"p{number}",
-                        "all",
-                        0,
-                        where,
-                        0,
-                        f"{name} {load}",
-                        Sampling(),
-                        prompt_tokens=100,
-                        new_tokens=new,
-                        ttft=0.1,
-                        wall=1.0,
-                        rounds=counts,
-                        spent=spent,
-                    )  # fmt: skip
-                )
+                made_of = f"{name} {load}"
+                text = Measurement(who, f"p{number}", "all", 0, where, 0, made_of, Sampling())
+                text = replace(text, prompt_tokens=100, new_tokens=new, ttft=0.1, wall=1.0)
+                texts.append(replace(text, rounds=counts, spent=spent))
             found.measurements += texts
             seconds = count * new / point.tok_s
             found.passes.append(Pass(name, where, 0, f"{name} {load}", count, seconds))
