@@ -28,7 +28,7 @@ from gpu_common import (
 from gpu_recorded import RecordedRound
 
 from paceline import Engine
-from paceline.engine.prefill import prefill_chunk
+from paceline.engine.prefill import read_chunk
 from paceline.errors import StepError
 from paceline.models.loading import resolve
 
@@ -83,7 +83,7 @@ def _compare(bench: Bench, engine: Engine, ids: list[int], k: int) -> dict[str, 
         admit(engine, 1, ids, k)
         chunk = engine.config.prefill_chunk
         for start in range(0, len(ids) - 1, chunk):
-            prefill_chunk(machine, 1, start, min(start + chunk, len(ids) - 1))
+            read_chunk(machine, 1, start, min(start + chunk, len(ids) - 1))
         made = RecordedRound(bench, engine, 1, len(ids), k)
         gaps = made.running(rounds + 1)
         device = sum(gaps)

@@ -9,6 +9,8 @@ the share of the bandwidth, for torch's product and ours. Last line JSON.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
 import random
 import statistics
@@ -20,7 +22,17 @@ import torch
 import torch.nn.functional as F
 import triton
 
-from paceline.ops.device_linear import MOST_ROWS, Added, DeviceProduct, Gated, Normed
+from paceline.ops.compiling import compiling
+from paceline.ops.device_linear import (
+    MOST_ROWS,
+    TILE,
+    Added,
+    DeviceProduct,
+    Gated,
+    Normed,
+    Tiles,
+    choose_tiles,
+)
 from paceline.ops.norm import Residual
 
 BANDWIDTH = 4.28e12  # bytes a second, a measured copy on an H200
@@ -165,11 +177,73 @@ def speed(rows_wanted: tuple[int, ...]) -> list[dict[str, Any]]:
     return out
 
 
+def candidates(rows: int, form: str) -> list[Tiles]:
+    """Ways to cut a product of so many rows, few enough to try them all."""
+    found = []
+    blocks = [b for b in (16, 32, 64, 128, 256) if rows / 4 <= b < 2 * max(16, rows)]
+    for block, columns in itertools.product(blocks, (TILE, 2 * TILE)):
+        for inner, depth, warps in itertools.product((64, 128), (3, 4, 5, 7), (4, 8)):
+            weights = columns * (2 if form == "gated" else 1)
+            size = 2 * depth * inner * (weights + block)
+            few = block * weights < 128 * 64 and warps == 8
+            many = block * weights > 128 * 128 and warps == 4
+            if columns > TILE and (form == "added" or block < 64):
+                continue
+            if 60_000 < size < 225_000 and not few and not many and block * weights <= 256 * 128:
+                found.append(Tiles(block, columns, inner, depth, warps))
+    return found
+
+
+def tiles(rows_wanted: tuple[int, ...], only: str) -> list[dict[str, Any]]:
+    """For every product and number of rows: microseconds of each way to cut it, the best first,
+    and whether its bits are those of a single row."""
+    out = []
+    cases = {
+        (name, rows): Case(n, k, form, rows, True)
+        for name, (n, k, form) in SHAPES.items() for rows in rows_wanted
+        if name.startswith(only)
+    }  # fmt: skip
+    with compiling(torch.device("cuda")):
+        for (_, rows), case in cases.items():
+            case.run(case.product, 1)
+            for way in [*candidates(rows, case.form)]:
+                case.product.tiles = way
+                case.run(case.product)
+    for (name, rows), case in cases.items():
+        case.product.tiles = None
+        single = case.run(case.product, 1)
+        size = case.w.numel() * 2
+        copies = [case.w] + [case.w.clone() for _ in range(max(1, min(12, BYTES // size)))]
+        made = [case.make(w, True) for w in copies]
+        usual = choose_tiles(rows, case.n, case.form == "gated", False)
+        theirs = timed(lambda c=case, w=copies: [c.torchs(one) for one in w], 5) / len(copies)
+        found = []
+        for way in {usual: None} | dict.fromkeys(candidates(rows, case.form)):
+            for product in made:
+                product.tiles = way
+            try:
+                same = torch.equal(case.run(made[0])[:1], single)
+                micro = timed(lambda c=case, m=made: [c.run(p) for p in m], 4) / len(copies) * 1e6
+                found.append([round(micro, 2), same, *dataclasses.astuple(way)])
+            except Exception as problem:
+                found.append([1e9, False, *dataclasses.astuple(way), repr(problem)[:80]])
+        line = {"product": name, "rows": rows, "torch_us": round(theirs * 1e6, 2),
+                "usual": found[0], "ways": sorted(found)[:6], "tried": len(found),
+                "all_same": all(one[1] for one in found if one[0] < 1e9)}  # fmt: skip
+        out.append(line)
+        print(f"{name:11s} {rows:3d} torch {line['torch_us']:7.2f} usual {found[0][0]:7.2f} "
+              f"{line['all_same']} best {line['ways'][:3]}", flush=True)  # fmt: skip
+        del copies, made
+        torch.cuda.empty_cache()
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default="check,same,speed")
     parser.add_argument("--cases", type=int, default=120)
     parser.add_argument("--rows", default="1,2,6,9,16,32,64,128,288")
+    parser.add_argument("--only", default="", help="part tiles: products whose names begin so")
     parser.add_argument("--out")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -181,6 +255,9 @@ def main() -> None:
         "check": lambda: check(arguments.cases),
         "same": same,
         "speed": lambda: speed(tuple(int(rows) for rows in arguments.rows.split(","))),
+        "tiles": lambda: tiles(
+            tuple(int(rows) for rows in arguments.rows.split(",")), arguments.only
+        ),
     }
     for part in arguments.parts.split(","):
         began = time.time()
@@ -195,7 +272,11 @@ def main() -> None:
     if arguments.out:
         with open(arguments.out, "w") as file:
             json.dump(result, file, indent=1)
-    print(json.dumps({key: value for key, value in result.items() if key not in ("same", "speed")}))
+    print(
+        json.dumps(
+            {key: value for key, value in result.items() if key not in ("same", "speed", "tiles")}
+        )
+    )
 
 
 if __name__ == "__main__":

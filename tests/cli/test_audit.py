@@ -11,9 +11,9 @@ from commands import Call, Pair, one_line_error
 
 from paceline.cli import audit as command
 from paceline.lab.audit import AuditOptions
+from paceline.lab.audit_clients import TrafficOptions
 from paceline.lab.audit_identity import IdentityOptions
 from paceline.lab.audit_laws import LawOptions
-from paceline.lab.audit_traffic import TrafficOptions
 
 TINY = AuditOptions(
     seeds=1,

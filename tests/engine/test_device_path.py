@@ -7,6 +7,7 @@ runs on a GPU: rows rounded up, idle rows, static inputs, rounds launched ahead.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from triton.runtime.interpreter import InterpretedFunction
 from paceline import Engine, SamplingParams
 from paceline.engine import build
 from paceline.engine.capture import CapturedRounds
+from paceline.engine.readings import CapturedReadings, EagerReadings
 from paceline.ops.bookkeeping import Bookkeeping
 from paceline.ops.choose import FusedChooser
 from paceline.ops.layer import _DeviceOps
+from paceline.types import Request
 
 if torch.cuda.is_available():
     pytest.skip("a GPU runs the real thing", allow_module_level=True)
@@ -65,6 +68,7 @@ def device_engine(
         if capture:
             machine = engine._loop.machine
             engine._loop.rounds = CapturedRounds(machine, (0, engine.config.k))
+            engine._loop.feeder.readings = CapturedReadings(machine)
         return engine
 
     yield open_engine
@@ -141,7 +145,7 @@ def test_a_rehearsal_without_kernels_does_no_harm(
     with monkeypatch.context() as patch, torch.inference_mode():
         patch.setattr(InterpretedFunction, "run", lambda *_, **__: None, raising=False)
         patch.setattr(InterpretedFunction, "__getitem__", lambda *_: lambda *_, **__: None)
-        build._compile(machine, (0, 2), 16, lambda *step: told.append(step))
+        build._compile(machine, (0, 2), lambda *step: told.append(step))
     assert told[-1] == ("compiling kernels", 12, 12)
     engine._loop.rounds = CapturedRounds(machine, (0, 2))
     for mine, theirs in zip(together(engine, CASES), on_the_cpu, strict=True):
@@ -162,3 +166,60 @@ def test_leaving_early_frees_the_slot(device_engine: Callable[..., Engine]) -> N
     stream.close()
     assert len(engine.generate(prompt(2, 4), SamplingParams(max_tokens=3))[0].token_ids) == 3
     assert engine._driver.ask(lambda: engine._loop.idle)
+
+
+@pytest.mark.parametrize("kind", ["target", "drafter"])
+def test_cells_are_the_same_in_whatever_pieces_a_text_is_read(
+    device_engine: Callable[..., Engine], folders: dict[str, Path], kind: str
+) -> None:
+    """Recorded passes, padded or not, and chunks that are read at once."""
+    engine = device_engine(draft=folders["draft"], k=2)
+    machine, readings = engine._loop.machine, engine._loop.feeder.readings
+    assert isinstance(readings, CapturedReadings)
+    text = prompt(7, 61)
+    request = Request("one", tuple(text), SamplingParams(), seed=0)
+    pool = machine.pool if kind == "target" else machine.drafter._pool  # type: ignore[attr-defined]
+    found: list[list[torch.Tensor]] = []
+    with torch.inference_mode():
+        machine.slots.admit(1, request, (), 2)
+        machine.slots.set_pages(1, 0, [1])
+        for cuts in ((60,), (16, 60), (5, 7, 23, 60), ()):
+            for layer in pool.layers:
+                layer.keys.fill_(float("nan"))
+                layer.values.fill_(float("nan"))
+            for start, stop in pairwise((0, *cuts)):
+                readings.read(1, start, stop, True)
+            if not cuts:
+                EagerReadings(machine).read(1, 0, 60, True)
+            size = machine.slots.limits.page_size
+            cells = [
+                x[:, size : size + 60] for layer in pool.layers for x in (layer.keys, layer.values)
+            ]
+            found.append([cell.clone() for cell in cells])
+    for others in found[1:]:
+        for mine, theirs in zip(found[0], others, strict=True):
+            assert mine.isfinite().all()
+            assert torch.equal(mine, theirs)
+
+
+def test_a_drafter_that_was_left_behind_is_brought_up_in_the_same_passes(
+    device_engine: Callable[..., Engine], folders: dict[str, Path]
+) -> None:
+    engine = device_engine(draft=folders["draft"], k=2)
+    machine, readings = engine._loop.machine, engine._loop.feeder.readings
+    cache = machine.drafter._pool.layers[0].keys  # type: ignore[attr-defined]
+    request = Request("one", tuple(prompt(7, 40)), SamplingParams(), seed=0)
+    found = []
+    with torch.inference_mode():
+        machine.slots.admit(1, request, (), 2)
+        machine.slots.set_pages(1, 0, [1])
+        for together in (True, False):
+            cache.zero_()
+            readings.read(1, 0, 39, together)
+            if not together:
+                readings.catch_up(1, 0, 20)
+                readings.catch_up(1, 20, 39)
+            found.append(cache.clone())
+    assert found[0].any()
+    size = machine.slots.limits.page_size
+    assert torch.equal(found[0][:, size:], found[1][:, size:])

@@ -79,7 +79,7 @@ def test_a_window_wider_than_the_context(
 
 
 def test_threads_are_measured_with_any_window(opened: Callable[..., Engine]) -> None:
-    engine = opened(k=64, max_length=3, threads=None)
+    engine = opened(k=62, max_length=3, threads=None)
     assert engine.threads >= 1
     assert len(engine.generate([[65, 66]], SAMPLED)[0].token_ids) == 1
 

@@ -20,7 +20,8 @@ KS = (0, 1, 2, 4)
 def rig(engine: Engine, **options: object) -> Rig:
     loop = engine._loop
     sizes = powers(loop.machine.slots.limits.slots - 1)
-    return Rig(loop.machine, loop.rounds, KS, sizes, False, **options)  # type: ignore[arg-type]
+    readings = loop.feeder.readings
+    return Rig(loop.machine, loop.rounds, readings, KS, sizes, False, **options)  # type: ignore[arg-type]
 
 
 def state(machine: Machine) -> dict[str, torch.Tensor]:
@@ -55,7 +56,7 @@ def test_every_cell_is_measured_and_the_slots_are_as_before(
     assert all(p.seconds > 0 for p in points)
     assert seen[-1] == (3 * 4 + 3 * 2, 3 * 4 + 3 * 2)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert measure_catch_up(machine) > 0
+    assert measure_catch_up(machine, engine._loop.feeder.readings) > 0
 
 
 def test_a_text_is_the_same_after_measuring(opened: Callable[..., Engine], pair: Pair) -> None:
@@ -64,7 +65,7 @@ def test_a_text_is_the_same_after_measuring(opened: Callable[..., Engine], pair:
         engine = opened(draft=pair.other, k=4, slots=2)
         if measured:
             measure(rig(engine), 60.0)
-            measure_catch_up(engine._loop.machine)
+            measure_catch_up(engine._loop.machine, engine._loop.feeder.readings)
         params = SamplingParams(max_tokens=40, temperature=0.8, seed=3)
         done = engine.generate([prompt(1, 70), prompt(2), prompt(3)], params)
         texts.append([(one.token_ids, one.stats.drafted) for one in done])
@@ -81,7 +82,7 @@ def test_without_time_the_corners_are_measured(opened: Callable[..., Engine], pa
 
 def test_a_drafter_without_a_cache_is_never_behind(opened: Callable[..., Engine]) -> None:
     engine = opened(drafter="ngram", k=4, slots=1)
-    assert measure_catch_up(engine._loop.machine) == 0
+    assert measure_catch_up(engine._loop.machine, engine._loop.feeder.readings) == 0
     assert {p.kind for p in measure(rig(engine), 60.0)} == {"verify", "draft"}
 
 

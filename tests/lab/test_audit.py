@@ -18,11 +18,11 @@ from paceline.lab.audit import (
     audit_laws,
     audit_mutations,
 )
+from paceline.lab.audit_clients import TrafficOptions
 from paceline.lab.audit_identity import IdentityOptions, top_two_margin
 from paceline.lab.audit_laws import LawOptions, bin_of, expected_bins, places, recurrences
 from paceline.lab.audit_mutations import BLOCK, MUTANTS, REJECT
 from paceline.lab.audit_pair import Job, teacher_forced, write
-from paceline.lab.audit_traffic import TrafficOptions
 from paceline.speculation.verify import RULES
 from paceline.types import RuleName
 

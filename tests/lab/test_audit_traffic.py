@@ -12,8 +12,9 @@ from tests.helpers import tiny_checkpoint
 
 from paceline.engine.loop import Loop
 from paceline.engine.scheduling import Scheduler
+from paceline.lab.audit_clients import TrafficOptions
 from paceline.lab.audit_pair import Pair
-from paceline.lab.audit_traffic import TrafficOptions, TrafficReport, audit_traffic
+from paceline.lab.audit_traffic import TrafficReport, audit_traffic
 
 PROMPTS = tuple(tuple((37 * i + 11 * n) % 256 for i in range(n)) for n in (150, 90, 200))
 OPTIONS = TrafficOptions(requests=60, longest=100, dtypes=("float64",), k=3)

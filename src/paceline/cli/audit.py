@@ -25,10 +25,11 @@ from paceline.cli.demo import draw
 from paceline.lab.audit import AuditOptions, AuditReport, EnumerationReport, MutationReport
 from paceline.lab.audit import Progress as Report
 from paceline.lab.audit import audit as run_audit
+from paceline.lab.audit_clients import TrafficOptions
 from paceline.lab.audit_identity import Divergence, IdentityOptions, IdentityReport
 from paceline.lab.audit_laws import LawOptions, LawReport
 from paceline.lab.audit_pair import Pair
-from paceline.lab.audit_traffic import TrafficOptions, TrafficReport
+from paceline.lab.audit_traffic import TrafficReport
 
 # Tokens of each prompt: a few dozen give the models something to go on and keep a run short.
 PROMPT_TOKENS = 48

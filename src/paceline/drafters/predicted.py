@@ -21,6 +21,7 @@ from paceline.drafters.ngram import (
     search_bytes,
 )
 from paceline.errors import RequestError
+from paceline.ops.upload import put
 from paceline.types import Draft, Limits, MemoryPart, Request, Rows
 
 _START = -2  # stands before the prediction and before the output, so that their starts are equal
@@ -101,8 +102,8 @@ class PredictedDrafter(Drafter):
         longest, size = self.options.max, len(prediction)
         self._sizes[slot] = size
         self._text[slot, longest:] = _END
-        self._text[slot, longest : longest + size] = torch.tensor(prediction, dtype=torch.int64)
-        self._state[slot] = torch.tensor([start, size, 0, -start])
+        put(self._text[slot, longest:], prediction)
+        put(self._state[slot], (start, size, 0, -start))
 
     def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
         """Return up to k tokens a row from the prediction; count 0 at its end or when lost."""

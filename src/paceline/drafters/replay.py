@@ -19,6 +19,7 @@ import torch
 
 from paceline.drafters.base import Drafter, Draw, TargetInfo
 from paceline.errors import ConfigError
+from paceline.ops.upload import put
 from paceline.types import Draft, Limits, MemoryPart, Request, Rows
 
 
@@ -79,8 +80,8 @@ class ReplayDrafter(Drafter):
         spoiled = spoil(
             answer, request.prompt, self.options.error, self.options.seed, self._limits.vocab_size
         )
-        self._text[slot, : len(answer)] = torch.tensor(spoiled, dtype=torch.int64)
-        self._state[slot] = torch.tensor([len(request.prompt), len(answer)])
+        put(self._text[slot], spoiled)
+        put(self._state[slot], (len(request.prompt), len(answer)))
 
     def release(self, slot: int) -> None:
         """Forget the answer."""

@@ -28,6 +28,14 @@ from paceline.engine.loop import Loop, Pilot
 from paceline.engine.measuring import Rig, cost_table, costs_of, keep, powers
 from paceline.engine.policy import Governor
 from paceline.engine.prefill import warm_up
+from paceline.engine.readings import (
+    WIDTHS,
+    CapturedReadings,
+    EagerReadings,
+    Readings,
+    passes,
+    rehearse,
+)
 from paceline.engine.round import Machine, run_round
 from paceline.engine.rounds import EagerRounds, Rounds
 from paceline.engine.scheduling import Scheduler
@@ -125,16 +133,16 @@ def open_machine(
     machine = Machine(target, pool, made, rule, slots, make_chooser(device))
     most = made.needs.most
     k = config.k if most is None else min(config.k, most)
-    rounds = _ready_rounds(config, machine, k, progress)
+    rounds, readings = _ready(config, machine, k, progress)
     if device.type == "cpu" and config.threads is None:
         progress("choosing threads", 0, 0)
     threads = _set_threads(config, machine)
-    rig = _make_rig(machine, rounds, k)
+    rig = _make_rig(machine, rounds, readings, k)
     pilot, keep_costs = _make_pilot(config, machine, rig, k, progress)
     every_eos = {*model.eos_token_ids, *tokenizer.eos_ids}
     return Opened(
         tokenizer,
-        _make_loop(config, machine, rounds, k, pilot),
+        _make_loop(config, machine, rounds, readings, k, pilot),
         budget,
         # A tokenizer may name more tokens than the model has.
         frozenset(token for token in every_eos if token < model.vocab_size),
@@ -146,7 +154,12 @@ def open_machine(
 
 
 def _make_loop(
-    config: EngineConfig, machine: Machine, rounds: Rounds, k: int, pilot: Pilot
+    config: EngineConfig,
+    machine: Machine,
+    rounds: Rounds,
+    readings: Readings,
+    k: int,
+    pilot: Pilot,
 ) -> Loop:
     """The loop over a machine that is ready. k: the widest draft."""
     limits, needs = machine.slots.limits, machine.drafter.needs
@@ -162,19 +175,19 @@ def _make_loop(
         catch_up=needs.catch_up,
         shift=needs.shift,
     )
-    feeder = Feeder(machine, scheduler, config.prefill_chunk, config.max_gap)
+    feeder = Feeder(machine, readings, scheduler, config.prefill_chunk, config.max_gap)
     ledger, constrainer = Ledger(machine, scheduler), Constrainer(machine)
     return Loop(
         machine, rounds, scheduler, ledger, feeder, pilot, reach, widest=k, constrainer=constrainer
     )
 
 
-def _make_rig(machine: Machine, rounds: Rounds, k: int) -> Rig:
+def _make_rig(machine: Machine, rounds: Rounds, readings: Readings, k: int) -> Rig:
     """What there is to measure of rounds."""
     if isinstance(rounds, CapturedRounds):
-        return Rig(machine, rounds, rounds.ks, rounds.sizes, rounded=True)
+        return Rig(machine, rounds, readings, rounds.ks, rounds.sizes, rounded=True)
     slots = machine.slots.limits.slots - 1
-    return Rig(machine, rounds, widths(k), powers(slots), rounded=False)
+    return Rig(machine, rounds, readings, widths(k), powers(slots), rounded=False)
 
 
 def _make_pilot(
@@ -208,25 +221,27 @@ def _check_features(drafter: Drafter, target: Decoder) -> None:
         )
 
 
-def _ready_rounds(config: EngineConfig, machine: Machine, k: int, progress: Progress) -> Rounds:
-    """Rounds as the device wants them, with everything they and a prompt need compiled."""
+def _ready(
+    config: EngineConfig, machine: Machine, k: int, progress: Progress
+) -> tuple[Rounds, Readings]:
+    """Rounds and readings as the device wants them, with everything they need compiled."""
     device, chunk = machine.slots.limits.device, config.prefill_chunk
-    if device.type != "cuda":
-        return EagerRounds(machine)
-    if not config.capture:
-        warm_up(machine, chunk)
-        return EagerRounds(machine)
+    if device.type != "cuda" or not config.capture:
+        if device.type == "cuda":
+            warm_up(machine, chunk)
+        return EagerRounds(machine), EagerReadings(machine)
     ks = (0, k) if config.adaptive is False else widths(k)
-    _compile(machine, ks, chunk, progress)
+    _compile(machine, ks, progress)
     rounds = CapturedRounds(machine, ks, partial(progress, "recording rounds"))
+    readings = CapturedReadings(machine, partial(progress, "recording prompts' passes"))
     began = time.perf_counter()
-    warm_up(machine, chunk)
+    warm_up(machine, chunk, WIDTHS[-1])
     torch.cuda.synchronize(device)
     log.info("read prompts of every size in %.1f s", time.perf_counter() - began)
-    return rounds
+    return rounds, readings
 
 
-def _compile(machine: Machine, ks: Sequence[int], chunk: int, progress: Progress) -> None:
+def _compile(machine: Machine, ks: Sequence[int], progress: Progress) -> None:
     """Have every kernel compiled, several at a time, by running everything once without them."""
     plans = every_plan(machine, ks)
     try:
@@ -234,7 +249,10 @@ def _compile(machine: Machine, ks: Sequence[int], chunk: int, progress: Progress
             for done, plan in enumerate(plans.values(), 1):
                 run_round(machine, plan, lambda verdict: None)
                 progress("compiling kernels", done, len(plans))
-            warm_up(machine, chunk)
+            limits = machine.slots.limits
+            place = torch.zeros(3, 1, dtype=torch.int64, device=limits.device)
+            for width in reversed(passes(limits.max_length)):
+                rehearse(machine, width, place)
     except ImportError:
         log.debug("no triton, nothing to compile")
     except Exception:

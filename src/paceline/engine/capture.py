@@ -14,7 +14,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -43,6 +43,9 @@ _BUFFERS = 3  # verdicts of one key that may be on their way to the host
 Progress = Callable[[int, int], None]
 
 
+_Record: TypeAlias = "Callable[[Callable[[], None]], Recording]"
+
+
 class Recording:
     """Work as a CUDA graph. On another device it is run again at each replay, which lets tests
     drive everything around it."""
@@ -66,7 +69,12 @@ class Recording:
             stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream), _no_collection():
             self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-            work()
+            try:
+                work()
+            except BaseException:
+                with suppress(RuntimeError):  # or the next call would fail for this, and hide it
+                    self._graph.capture_end()
+                raise
             self._graph.capture_end()
 
     def replay(self) -> None:
@@ -75,6 +83,15 @@ class Recording:
             self._work()
         else:
             self._graph.replay()
+
+
+def recorder(device: torch.device) -> _Record:
+    """What records work for `device`, all of it in one memory pool and on one stream: of what it
+    makes no two may run at the same time."""
+    if device.type != "cuda":
+        return partial(Recording, device=device, pool=None)
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return partial(Recording, device=device, pool=pool, stream=stream)
 
 
 @contextmanager
@@ -95,9 +112,6 @@ class _Rows:
 
     batch: Batch
     loaded: Batch | None = None
-
-
-_Record: TypeAlias = Callable[[Callable[[], None]], Recording]
 
 
 class _Verify:
@@ -169,10 +183,7 @@ class CapturedRounds:
         progress(done, all) is called on the way."""
         self._machine, self.ks = machine, tuple(sorted({0, *ks}))
         self._device = machine.slots.limits.device
-        on_gpu = self._device.type == "cuda"
-        pool = torch.cuda.graph_pool_handle() if on_gpu else None
-        stream = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
-        record = partial(Recording, device=self._device, pool=pool, stream=stream)
+        on_gpu, record = self._device.type == "cuda", recorder(self._device)
         self._marks: Marks | None = None
         self._observes = machine.drafter.needs.catch_up == "observe"
         began = time.perf_counter()
@@ -225,7 +236,7 @@ class CapturedRounds:
         size = next(size for size in self.sizes if size >= rows)
         level = next(i for i, flags in enumerate(LEVELS) if _covers(flags, plan.flags))
         self._load(self._rows[size], plan.batch)
-        k, next_k = self._width(plan.k), self._width(plan.next_k)
+        k, next_k = self.width(plan.k), self.width(plan.next_k)
         marks = Marks(self._device)
         marks.begin()
         buffer = self._first[size, k, level].replay()
@@ -237,14 +248,14 @@ class CapturedRounds:
         before, self._marks = self._marks, marks
         return _Launched(buffer, rows, marks, before)
 
-    def _width(self, k: int) -> int:
+    def width(self, k: int) -> int:
         return next(width for width in self.ks if width >= k)
 
     def ahead(self, plan: Plan) -> int:
         # While a draft is made there is time to read and to plan; a plain round leaves none.
         return 0 if plan.next_k else 1
 
-    def begin(self, plan: Plan) -> bool:
+    def begin(self, plan: Callable[[], Plan]) -> bool:
         """No: the first round is a plain one, and drafts for the second. The first token is there
         the sooner."""
         return False

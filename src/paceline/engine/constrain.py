@@ -7,12 +7,16 @@ forces only under `match`, where any draft will do.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
 
 from paceline.engine.round import Machine
 from paceline.engine.sequence import Sequence
+from paceline.ops.upload import put, upload
+from paceline.types import Constraint
+
+log = logging.getLogger(__name__)
 
 FORCED = "forced"  # the source of a token that the grammar left no choice about
 
@@ -23,36 +27,76 @@ class Constrainer:
 
     machine: Machine
 
-    def prepare(self, rows: list[Sequence], k: int, widest: int) -> list[int]:
-        """Masks for a window of up to k draft tokens, or of what is forced: at most `widest`.
+    def prepare(
+        self, rows: list[Sequence], k: int, widest: int, width: Callable[[int], int]
+    ) -> tuple[int, list[int], list[tuple[Sequence, Exception]]]:
+        """Masks for a window of k draft tokens, or of what is forced: at most `widest`.
 
-        Returns, per row, how many draft tokens are forced. No round of a bound row may be in
-        flight.
+        width: what a round of so many really has, at which every row may have a longer draft than
+        it was meant to. Returns how many the window has; per row, how many draft tokens are forced;
+        and the rows whose grammar broke down, with its error: no token may come in those, so that
+        the round fails them and nobody else. No round of a bound row may be in flight.
         """
-        forced = [0] * len(rows)
+        forced, failed = [0] * len(rows), list[tuple[Sequence, Exception]]()
         bound = [place for place, row in enumerate(rows) if row.request.constraint is not None]
         slots = self.machine.slots
-        index = torch.tensor([rows[place].slot for place in bound], device=slots.limits.device)
-        drafts = slots.draft_tokens[index].tolist()
-        counts = slots.draft_count[index].tolist()
-        for place, draft, count in zip(bound, drafts, counts, strict=True):
-            sequence = rows[place]
-            constraint = sequence.request.constraint
-            assert constraint is not None
-            room = max(0, min(widest, sequence.limit - len(sequence.tokens) - 1))
-            drafted = draft[: min(count, k)]
-            if widest and self.machine.rule.name == "match" and sequence.k:
-                must = constraint.forced()[:room]
-                if must and must != drafted[: len(must)]:
-                    drafted = must
-                    self._replace(sequence.slot, must)
-                    forced[place] = len(must)
-            masks = constraint.masks(drafted).to(slots.limits.device)
-            slots.masks[sequence.slot, : masks.shape[0]] = masks
-        return forced
+        index = upload([rows[place].slot for place in bound], slots.limits.device)
+        waiting = slots.draft_tokens[index].tolist(), slots.draft_count[index].tolist()
+        drafts = [tokens[:count] for tokens, count in zip(*waiting, strict=True)]
+        if widest and self.machine.rule.name == "match":
+            for which, place in enumerate(bound):
+                must = self._must(rows[place], widest, failed)
+                if must and must != drafts[which][:k][: len(must)]:
+                    self._replace(rows[place].slot, must)
+                    drafts[which], forced[place] = must, len(must)
+        k = width(max(k, *forced))
+        for place, draft in zip(bound, drafts, strict=True):
+            self._mask(rows[place], draft[:k], failed)
+        return k, forced, failed
+
+    def _must(
+        self, sequence: Sequence, widest: int, failed: list[tuple[Sequence, Exception]]
+    ) -> list[int]:
+        """The tokens that must come next, as many as a window may hold."""
+        room = max(0, min(widest, sequence.limit - len(sequence.tokens) - 1))
+        if not room or not sequence.k:
+            return []
+        try:
+            return _constraint(sequence).forced()[:room]
+        except Exception as error:
+            self._fail(sequence, error, failed)
+            return []
+
+    def _mask(
+        self, sequence: Sequence, draft: list[int], failed: list[tuple[Sequence, Exception]]
+    ) -> None:
+        slots = self.machine.slots
+        masks = slots.masks[sequence.slot, : len(draft) + 1]
+        try:
+            if all(sequence is not one for one, _ in failed):
+                masks.copy_(_constraint(sequence).masks(draft))
+                return
+        except Exception as error:
+            self._fail(sequence, error, failed)
+        masks.zero_()
+
+    def _fail(
+        self,
+        sequence: Sequence,
+        error: Exception,
+        failed: list[tuple[Sequence, Exception]],
+    ) -> None:
+        log.error("request %s: its grammar failed", sequence.request.id, exc_info=error)
+        failed.append((sequence, error))
 
     def _replace(self, slot: int, tokens: list[int]) -> None:
         slots = self.machine.slots
-        slots.draft_tokens[slot, : len(tokens)] = torch.tensor(tokens)
+        put(slots.draft_tokens[slot], tokens)
         slots.draft_count[slot] = len(tokens)
         slots.draft_source[slot] = len(self.machine.drafter.sources)
+
+
+def _constraint(sequence: Sequence) -> Constraint:
+    constraint = sequence.request.constraint
+    assert constraint is not None
+    return constraint

@@ -31,7 +31,7 @@ from paceline.engine.outbox import Reader
 from paceline.engine.policy import Governor
 from paceline.engine.requests import Prompt, as_prompts, build_request, check_ids
 from paceline.engine.sequence import Sequence
-from paceline.errors import ConfigError, EngineClosedError, RequestError
+from paceline.errors import ConfigError, EngineClosedError, PacelineError, RequestError
 from paceline.kv.pools import KVPool
 from paceline.ops.attention import BLOCK
 from paceline.text.grammar import Grammars
@@ -159,7 +159,11 @@ class Engine:
         )
         reader.notify = lambda: driver.touch(handle)
         driver.post(lambda: loop.submit(sequence, reader))
-        self._check_open()  # closed in between: the command may never be run
+        try:
+            self._check_open()
+        except PacelineError:  # in between: the command may never be run, or for nobody
+            handle.cancel()
+            raise
         return handle
 
     def _constraint(self, grammar: Grammar, request: Request) -> Constraint:

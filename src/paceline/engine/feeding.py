@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from paceline.engine.landing import Marks
-from paceline.engine.prefill import catch_up_chunk, prefill_chunk
+from paceline.engine.readings import Readings
 from paceline.engine.round import Machine
 from paceline.engine.scheduling import Scheduler
 from paceline.engine.sequence import Sequence
@@ -31,6 +31,7 @@ class Feeder:
     of running texts, at most, or None."""
 
     machine: Machine
+    readings: Readings
     scheduler: Scheduler
     chunk: int
     max_gap: float | None = None
@@ -74,7 +75,7 @@ class Feeder:
         if drafting and not follows and sequence.observed < start:
             self.bring_up(sequence, start)
         shown = follows or (drafting and sequence.observed >= start)
-        prefill_chunk(machine, slot, start, stop, shown)
+        self.readings.read(slot, start, stop, shown)
         marks.middle()
         marks.end()
         self._marks.append((self._work(tokens, start), marks, time.perf_counter() - began))
@@ -88,13 +89,14 @@ class Feeder:
         count = stop - sequence.observed
         while sequence.observed < stop:
             end = min(sequence.observed + self.chunk, stop)
-            catch_up_chunk(self.machine, sequence.slot, sequence.observed, end)
+            self.readings.catch_up(sequence.slot, sequence.observed, end)
             sequence.observed = end
         return max(count, 0)
 
     def learn(self) -> None:
-        """A round has settled: what was read before it has been read by now."""
-        while self._marks:
+        """A round has settled: so has what was read in front of it, but not behind, which nobody
+        is to wait for."""
+        while self._marks and self._marks[0][1].passed:
             work, marks, wall = self._marks.popleft()
             seconds = (marks.wait() or wall) / work
             self.pace = seconds if self.pace is None else self.pace + _GAIN * (seconds - self.pace)

@@ -5,6 +5,7 @@ The host's side of a round's outcome. Decides nothing about rounds; `engine.loop
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from paceline.engine.settling import add, count
 from paceline.errors import NumericsError, PacelineError, StepError
 from paceline.types import EngineStats, FinishReason, SequenceStats
 
+log = logging.getLogger(__name__)
+
 _T = TypeVar("_T")
 
 
@@ -28,6 +31,7 @@ class Live:
 
     reader: Reader
     track: Track
+    error: Exception | None = None  # why its next round will fail, where that is known
 
 
 @dataclass(slots=True)
@@ -50,10 +54,13 @@ class Ledger:
             self._finish(sequence, keep=finish != "error")
 
     def end_all(self, error: Exception) -> None:
-        """Every request that is not finished fails with `error`; the device is not touched."""
+        """Every request that is not finished fails with `error`; the device is not touched. No
+        round may be in flight any more, as far as the scheduler knows."""
         for live in self.live.values():
             live.reader.close("error", error)
-        self.live.clear()
+        ended, self.live = self.live, {}
+        for sequence in ended:
+            self.scheduler.finish(sequence, keep=False)
 
     def book(self, sequence: Sequence, row: Committed) -> None:
         """Book one row of a round and finish the sequence where it ended."""
@@ -61,7 +68,8 @@ class Ledger:
         if row.failed:
             reader.close(
                 "error",
-                NumericsError(
+                self.live[sequence].error
+                or NumericsError(
                     f"request {sequence.request.id}: the target's logits are not finite, or every "
                     "token was masked; check logit_bias, or try dtype float32"
                 ),
@@ -75,12 +83,14 @@ class Ledger:
 
     def _finish(self, sequence: Sequence, keep: bool) -> None:
         del self.live[sequence]
-        if sequence.status in (Status.PREFILL, Status.RUNNING):
-            self.machine.slots.release(sequence.slot)
-            self.machine.drafter.release(sequence.slot)
-        self.scheduler.finish(sequence, keep)
-        self.finished += 1
-        add(self.totals, sequence.stats)
+        try:
+            if sequence.status in (Status.PREFILL, Status.RUNNING):
+                self.machine.slots.release(sequence.slot)
+                self.machine.drafter.release(sequence.slot)
+        finally:  # whatever the device or a drafter says: nobody else may find it running
+            self.scheduler.finish(sequence, keep)
+            self.finished += 1
+            add(self.totals, sequence.stats)
 
     @contextmanager
     def all_or_none(self, sequences: list[Sequence]) -> Iterator[None]:
@@ -89,9 +99,12 @@ class Ledger:
         try:
             yield
         except Exception as error:
-            told = error if isinstance(error, PacelineError) else _told(error)
+            told = error if isinstance(error, PacelineError) else step_error(error)
             for sequence in sequences:
-                self.drop(sequence, "error", told)
+                try:
+                    self.drop(sequence, "error", told)
+                except Exception:  # each of them must end; the first error says why
+                    log.debug("request %s: not released", sequence.request.id, exc_info=True)
             raise
 
     def each(
@@ -131,7 +144,7 @@ class Ledger:
         return stats
 
 
-def _told(error: Exception) -> StepError:
+def step_error(error: Exception) -> StepError:
     """The error that the requests of a step that broke off are given."""
     what = " ".join(str(error).split())
     told = StepError(

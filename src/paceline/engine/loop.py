@@ -16,7 +16,7 @@ import torch
 from paceline.engine.acceptance import Seen, Track
 from paceline.engine.constrain import FORCED, Constrainer
 from paceline.engine.feeding import Feeder
-from paceline.engine.ledger import Ledger, Live
+from paceline.engine.ledger import Ledger, Live, step_error
 from paceline.engine.outbox import Reader
 from paceline.engine.policy import Launch
 from paceline.engine.round import Machine, Plan
@@ -26,6 +26,7 @@ from paceline.engine.sequence import Sequence
 from paceline.engine.settling import committed, flags, unforced
 from paceline.engine.slots import Batch
 from paceline.errors import PacelineError
+from paceline.ops.upload import upload
 from paceline.types import EngineStats
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,9 @@ class Loop:
 
     def end_all(self, error: Exception) -> None:
         """Every request that is not finished fails with `error`; the device is not touched."""
-        self._launched.clear()
+        while self._launched:
+            for sequence in self._launched.popleft().rows:
+                self.scheduler.settled(sequence, ())
         self.ledger.end_all(error)
 
     def stats(self) -> EngineStats:
@@ -175,7 +178,7 @@ class Loop:
         self.scheduler.start(sequence)
         if sequence.observed >= sequence.prefilled or not self._catches_up:
             k = self.pilot.first(live.track)
-            if k and self.rounds.begin(self._make_plan([sequence], 0, k)):
+            if k and self.rounds.begin(lambda: self._make_plan([sequence], 0, k)):
                 sequence.observed = len(sequence.tokens)
             else:
                 live.track.waiting = 0
@@ -201,7 +204,7 @@ class Loop:
             if bound:
                 launch, forced = self._constrain(rows, launch)
                 follows = [f and not n for f, n in zip(follows, forced, strict=True)]
-            plan = self._make_plan(rows, launch.k, launch.next_k)
+            plan = self._make_plan(rows, self.rounds.width(launch.k), launch.next_k)
             at = time.perf_counter()
             pending = self.rounds.launch(plan)
         self.scheduler.launched(rows, plan.k + 1)
@@ -211,9 +214,11 @@ class Loop:
     def _constrain(self, rows: list[Sequence], launch: Launch) -> tuple[Launch, list[int]]:
         """Tell the slots what may come in rows that a grammar binds; with the launch as it is then,
         and how many tokens are forced in each row."""
-        forced = self.constrainer.prepare(rows, launch.k, self.widest)
+        k, forced, failed = self.constrainer.prepare(rows, launch.k, self.widest, self.rounds.width)
+        for sequence, error in failed:
+            self.ledger.live[sequence].error = step_error(error)
         asked = tuple(0 if n else a for n, a in zip(forced, launch.asked, strict=True))
-        return replace(launch, k=max(launch.k, *forced), asked=asked), forced
+        return replace(launch, k=k, asked=asked), forced
 
     def _catch_up(self, rows: list[Sequence], launch: Launch) -> list[bool]:
         """Show the drafter what it has not seen of the rows that it is to draft for. Returns, per
@@ -253,7 +258,7 @@ class Loop:
         bounds = tuple(min(s.bound + k + next_k + 2, limits.max_length) for s in rows)
         who = tuple((s.slot, s.epoch) for s in rows)
         if self._batch is None or self._batch[0] != who:
-            index = torch.tensor([s.slot for s in rows], device=limits.device)
+            index = upload([s.slot for s in rows], limits.device)
             self._batch = (who, self.machine.slots.batch(index))
         return Plan(self._batch[1], bounds, flags(rows), k, next_k)
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -20,7 +20,7 @@ from paceline.engine.cost import CostTable
 from paceline.engine.cost_file import load_costs, save_costs
 from paceline.engine.cost_grid import Point
 from paceline.engine.costs import Costs
-from paceline.engine.prefill import catch_up_chunk
+from paceline.engine.readings import Readings
 from paceline.engine.round import Machine, Plan
 from paceline.engine.rounds import Rounds
 from paceline.types import SamplingFlags
@@ -36,12 +36,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Rig:
-    """What is measured. ks: the draft lengths there are. sizes: numbers of rows to measure;
-    rounded: rounds run at these sizes alone, a smaller batch as the next larger one. most(rows):
-    the longest draft of so many rows, or None where there is no such bound."""
+    """What is measured. readings: how a drafter is brought up to date. ks: the draft lengths there
+    are. sizes: numbers of rows to measure; rounded: rounds run at these sizes alone, a smaller
+    batch as the next larger one. most(rows): the longest draft of so many rows, or None where
+    there is no such bound."""
 
     machine: Machine
     rounds: Rounds
+    readings: Readings
     ks: tuple[int, ...]
     sizes: tuple[int, ...]
     rounded: bool
@@ -63,7 +65,7 @@ def cost_table(
     if saved is None:
         began = time.perf_counter()
         points = measure(rig, seconds, progress)
-        catch_up: float | None = measure_catch_up(rig.machine)
+        catch_up: float | None = measure_catch_up(rig.machine, rig.readings)
         log.info("measured %d costs in %.1f s", len(points), time.perf_counter() - began)
         save_costs(whole, points, catch_up)
     else:
@@ -84,7 +86,7 @@ def costs_of(rig: Rig, table: CostTable | None, seconds: float | None) -> Costs:
     if table is not None and seconds is None:
         return Costs(table.learned(), rig.ks, sizes, table.catch_up_rate)
     points = measure(rig, 2.0 if seconds is None else seconds)
-    return Costs(tuple(points), rig.ks, sizes, measure_catch_up(rig.machine))
+    return Costs(tuple(points), rig.ks, sizes, measure_catch_up(rig.machine, rig.readings))
 
 
 def measure(rig: Rig, seconds: float, progress: Progress | None = None) -> list[Point]:
@@ -109,7 +111,7 @@ def measure(rig: Rig, seconds: float, progress: Progress | None = None) -> list[
     return points
 
 
-def measure_catch_up(machine: Machine) -> float:
+def measure_catch_up(machine: Machine, readings: Readings) -> float:
     """Seconds a token to show a drafter text that it has not seen; 0 where it never needs it."""
     if machine.drafter.needs.catch_up != "tokens":
         return 0.0
@@ -119,7 +121,7 @@ def measure_catch_up(machine: Machine) -> float:
         for _ in range(_REPEATS):
             _wait(device)
             began = time.perf_counter()
-            catch_up_chunk(machine, 1, 0, count)
+            readings.catch_up(1, 0, count)
             _wait(device)
             found.append(time.perf_counter() - began)
     return min(found) / count
@@ -196,6 +198,13 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def _version() -> str:
+    try:
+        return version("paceline")
+    except PackageNotFoundError:  # run from its source, without being installed
+        return "source"
+
+
 def _key(rig: Rig, key: Mapping[str, str]) -> dict[str, str]:
     """Everything that the costs depend on."""
     machine, limits = rig.machine, rig.machine.slots.limits
@@ -203,7 +212,7 @@ def _key(rig: Rig, key: Mapping[str, str]) -> dict[str, str]:
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else platform.processor()
     return {
-        "paceline": version("paceline"),
+        "paceline": _version(),
         "torch": torch.__version__,
         "device": f"{device.type} {name or platform.machine()}",
         "threads": "" if on_gpu else str(torch.get_num_threads()),

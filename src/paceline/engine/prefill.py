@@ -6,16 +6,17 @@ It covers all of a prompt but its last token, which is the root of the first win
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from paceline.engine.round import Machine
 from paceline.speculation.window import addresses
 from paceline.types import Rows, TargetOut, Window
 
 
-def prefill_chunk(machine: Machine, slot: int, start: int, stop: int, shown: bool = True) -> None:
+def read_chunk(machine: Machine, slot: int, start: int, stop: int, shown: bool = True) -> None:
     """Run committed positions start to stop (exclusive) of `slot` through the target. shown: and
     show them to the drafter."""
-    window, rows = _committed(machine, slot, start, stop)
+    window, rows = _chunk(machine, slot, start, stop)
     features = machine.drafter.needs.features if shown else ()
     _, kept = machine.target.forward(window, machine.pool, features)
     if shown:
@@ -24,37 +25,73 @@ def prefill_chunk(machine: Machine, slot: int, start: int, stop: int, shown: boo
         machine.drafter.observe(window, out, None, rows)
 
 
-def catch_up_chunk(machine: Machine, slot: int, start: int, stop: int) -> None:
+def show_chunk(machine: Machine, slot: int, start: int, stop: int) -> None:
     """Show a drafter with `catch_up="tokens"` committed positions that it has not seen."""
-    window, rows = _committed(machine, slot, start, stop)
+    window, rows = _chunk(machine, slot, start, stop)
     machine.drafter.observe(window, None, None, rows)
 
 
-def _committed(machine: Machine, slot: int, start: int, stop: int) -> tuple[Window, Rows]:
+def _chunk(machine: Machine, slot: int, start: int, stop: int) -> tuple[Window, Rows]:
     """Committed positions start to stop (exclusive) of `slot`, as one window."""
     slots = machine.slots
-    device = slots.limits.device
-    batch, size = slots.batch(torch.tensor([slot], device=device)), slots.limits.page_size
-    position = torch.arange(start, stop, device=device).unsqueeze(0)  # [1, W]
-    valid = torch.ones_like(position, dtype=torch.bool)
-    window = Window(
-        ids=slots.tokens[slot, start:stop].unsqueeze(0),
+    index = slots.numbers[slot : slot + 1]
+    # Numbers that travel as launch arguments: the host waits for nothing.
+    begin, count = torch.full_like(index, start), torch.full_like(index, stop - start)
+    window = committed(machine, index, begin, count, stop - start, (stop,))
+    return window, read_rows(machine, index, window)
+
+
+def committed(
+    machine: Machine,
+    index: Tensor,
+    start: Tensor,
+    count: Tensor,
+    width: int,
+    bounds: tuple[int, ...] | None = None,
+) -> Window:
+    """Committed positions start to start + count of the slot `index`, and behind them nodes that
+    are not valid, up to `width`. index, start, count [1] int64; bounds: see `Window`, by default
+    as long as a text may be."""
+    slots = machine.slots
+    limits = slots.limits
+    node = torch.arange(width, device=index.device).unsqueeze(0)  # [1, W]
+    position = (start.unsqueeze(1) + node).clamp_(max=limits.max_length - 1)
+    valid = node < count.unsqueeze(1)
+    pages = slots.pages.index_select(0, index)
+    return Window(
+        ids=slots.tokens[index.unsqueeze(1), position],
         position=position,
-        address=addresses(batch.pages, size, position, valid),
+        address=addresses(pages, limits.page_size, position, valid),
         valid=valid,
-        bounds=(stop,),
-        pages=batch.pages,
-        page_size=size,
+        bounds=bounds or (limits.max_length,),
+        pages=pages,
+        page_size=limits.page_size,
     )
-    return window, slots.rows(batch, window.bounds, stop - start, stop - start)
 
 
-def warm_up(machine: Machine, chunk: int) -> None:
-    """Read made-up prompts of every size class up to `chunk` tokens into the scratch page, so that
-    the first request finds every kernel compiled and loaded."""
+def read_rows(machine: Machine, index: Tensor, window: Window) -> Rows:
+    """What a drafter that is shown `window`, of the slot `index` [1], may read besides."""
+    slots, width = machine.slots, window.ids.shape[1]
+    return Rows(
+        index=index,
+        tokens=slots.tokens,
+        length=slots.length.index_select(0, index),
+        bounds=window.bounds,
+        pages=window.pages,
+        page_size=window.page_size,
+        committed=width,
+        fresh=width,
+    )
+
+
+def warm_up(machine: Machine, chunk: int, beyond: int = 0) -> None:
+    """Read made-up prompts of every size class up to `chunk` tokens, those of up to `beyond` left
+    out, into the scratch page, so that the first request finds every kernel compiled and loaded."""
     longest = min(chunk, machine.slots.limits.max_length - 1)
     size = 1
     while size < longest:
-        prefill_chunk(machine, 0, 0, size)
+        if size > beyond:
+            read_chunk(machine, 0, 0, size)
         size *= 2
-    prefill_chunk(machine, 0, 0, longest)
+    if longest > beyond:
+        read_chunk(machine, 0, 0, longest)

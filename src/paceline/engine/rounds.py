@@ -6,6 +6,7 @@ The loop plans a round, launches it, and later settles it; it does not know whic
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,8 +44,13 @@ class Rounds(Protocol):
         """Rounds that may be launched before `plan`'s has been waited for."""
         ...
 
-    def begin(self, plan: Plan) -> bool:
-        """A prompt has been read: the chance to draft for its first round. Whether it was taken."""
+    def width(self, k: int) -> int:
+        """The draft tokens that a round verifies which is asked for k: k, or some more."""
+        ...
+
+    def begin(self, plan: Callable[[], Plan]) -> bool:
+        """A prompt has been read: the chance to draft for its first round. Whether it was taken.
+        plan: makes the plan, which may be for nothing."""
         ...
 
 
@@ -77,7 +83,11 @@ class EagerRounds:
     def ahead(self, plan: Plan) -> int:
         return 0
 
-    def begin(self, plan: Plan) -> bool:
-        self._machine.slots.refresh(plan.batch)
-        draft_next(self._machine, plan, committed=1)
+    def width(self, k: int) -> int:
+        return k
+
+    def begin(self, plan: Callable[[], Plan]) -> bool:
+        made = plan()
+        self._machine.slots.refresh(made.batch)
+        draft_next(self._machine, made, committed=1)
         return True

@@ -104,7 +104,8 @@ def count(stats: SequenceStats, row: Committed, stand: int) -> None:
 
 
 def add(total: SequenceStats, part: SequenceStats) -> None:
-    """Add a finished sequence's counts to the engine's. Rounds are the engine's own count."""
+    """Add a finished sequence's counts to the engine's. Rounds are the engine's own count. Another
+    thread may be adding to `part`: its lists are read once."""
     for name in ("drafted", "evaluated", "accepted", "emitted", "prompt_tokens"):
         setattr(total, name, getattr(total, name) + getattr(part, name))
     for name in ("prefill_seconds", "decode_seconds", "draft_seconds", "verify_seconds"):
@@ -113,8 +114,9 @@ def add(total: SequenceStats, part: SequenceStats) -> None:
         (total.evaluated_by_position, part.evaluated_by_position),
         (total.accepted_by_position, part.accepted_by_position),
     ):
-        mine += [0] * (len(theirs) - len(mine))
-        for place, value in enumerate(theirs):
+        values = tuple(theirs)
+        mine += [0] * (len(values) - len(mine))
+        for place, value in enumerate(values):
             mine[place] += value
-    for source, value in part.accepted_by_source.items():
+    for source, value in tuple(part.accepted_by_source.items()):
         total.accepted_by_source[source] = total.accepted_by_source.get(source, 0) + value

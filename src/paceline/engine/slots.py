@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from paceline.ops.bookkeeping import make_bookkeeping
+from paceline.ops.upload import put
 from paceline.speculation.choose import Judgement
 from paceline.speculation.sampling import SamplingTensors, one_hot_scores
 from paceline.speculation.window import assemble, settle
@@ -44,8 +45,8 @@ def slots_bytes(limits: Limits, stores_q: bool, compute: torch.dtype) -> int:
     numbers = 8 * (limits.max_length + limits.table + limits.max_k + MAX_STOP_IDS) + 12 * MAX_BIAS
     numbers += 4 * (limits.max_k + 1) * -(-limits.vocab_size // 32)
     scores = limits.max_k * limits.vocab_size * compute.itemsize if stores_q else 0
-    # 12 numbers a slot beside them, and per token whether the prompt has it and a count.
-    return limits.slots * (numbers + 12 * 8 + 5 * limits.vocab_size + scores)
+    # 13 numbers a slot beside them, and per token whether the prompt has it and a count.
+    return limits.slots * (numbers + 13 * 8 + 5 * limits.vocab_size + scores)
 
 
 class Slots:
@@ -61,6 +62,7 @@ class Slots:
 
         self.limits = limits
         self.kernels = make_bookkeeping(device)  # or None: the forms below
+        self.numbers = torch.arange(size, device=device)  # whoever names a slot takes a view
         self.tokens = zeros(limits.max_length)
         self.length, self.limit, self.seed = zeros(), zeros(), zeros()
         self.length[0] = 1  # the scratch slot: a root at position 0, so that rows of it are whole
@@ -94,9 +96,10 @@ class Slots:
     ) -> None:
         """Write the row of a request that was given `slot`. written: what it had written when it
         last lost one. Called by the host between rounds; its pages are given by `set_pages`."""
-        params, prompt = request.params, torch.tensor(request.prompt)
-        self.tokens[slot, : len(prompt)] = prompt
-        self.length[slot] = len(prompt) + len(written)
+        params, prompt = request.params, request.prompt
+        length = len(prompt) + len(written)
+        put(self.tokens[slot], (*prompt, *written))
+        self.length[slot] = length
         self.prompt_length[slot] = len(prompt)
         self.limit[slot] = min(len(prompt) + params.max_tokens, self.limits.max_length)
         self.seed[slot], self.k_limit[slot] = request.seed, k
@@ -104,17 +107,15 @@ class Slots:
         if request.constraint is not None:
             self.min_position[slot] = 0  # a grammar knows when a text is whole
         self.stop_ids[slot] = -1
-        self.stop_ids[slot, : len(stop_ids)] = torch.tensor(stop_ids, dtype=torch.int64)
-        if params.penalized:
+        put(self.stop_ids[slot], stop_ids)
+        if params.penalized:  # what is counted is on the device already
+            text = self.tokens[slot, :length]
+            read, output = text[: len(prompt)], text[len(prompt) :]
             self.prompt_seen[slot] = False
-            self.prompt_seen[slot, prompt] = True
+            self.prompt_seen[slot].index_fill_(0, read, True)
             self.counts[slot] = 0
-        if written:
-            output = torch.tensor(written)
-            self.tokens[slot, len(prompt) : len(prompt) + len(written)] = output
-            if params.penalized:
-                size = self.limits.vocab_size
-                self.counts[slot] = torch.bincount(output, minlength=size).to(self.counts.dtype)
+            ones = torch.ones_like(output, dtype=self.counts.dtype)
+            self.counts[slot].scatter_add_(0, output, ones)
         self.draft_count[slot] = 0
         self.masks[slot] = -1
         self.active[slot] = True
@@ -128,14 +129,13 @@ class Slots:
         self.frequency[slot] = params.frequency_penalty
         self.min_position[slot] = prompt_length + min(params.min_tokens, self.limits.max_length)
         self.bias_ids[slot], self.bias_values[slot] = 0, 0.0
-        for place, (token, value) in enumerate(params.logit_bias):
-            self.bias_ids[slot, place], self.bias_values[slot, place] = token, value
+        put(self.bias_ids[slot], [token for token, _ in params.logit_bias])
+        put(self.bias_values[slot], [value for _, value in params.logit_bias])
 
     def set_pages(self, slot: int, first: int, pages: Sequence[int]) -> None:
         """From column `first` on, the text in `slot` has these pages. Called by the host between
         rounds, before one that reads them; waits for none that runs."""
-        into = self.pages[slot, first : first + len(pages)]
-        into.copy_(torch.tensor(pages, dtype=torch.int64), non_blocking=True)
+        put(self.pages[slot, first:], pages)
 
     def release(self, slot: int) -> None:
         """The request in `slot` is gone; what is in flight for it commits nothing more."""

@@ -8,6 +8,7 @@ import torch
 
 from paceline.config import EngineConfig
 from paceline.engine.capture import LEVELS, widths
+from paceline.engine.readings import passes
 from paceline.engine.slots import MAX_BIAS, MAX_STOP_IDS
 from paceline.models.config import ModelConfig
 from paceline.models.decoder import kv_spec
@@ -72,14 +73,16 @@ def _kept_bytes(
     batches = (sum(sizes) + 3 * sizes[-1]) * row_bytes(limits)
     ks = {0, config.k} if config.adaptive is False else widths(config.k)
     inner = model.heads * model.head_dim
-    nodes = sizes[-1] * (config.k + 1)
+    read = passes(limits.max_length) if config.capture else ()
+    nodes = max(sizes[-1] * (config.k + 1), *read, 0)
     arena = nodes * model.heads * _ATTENTION_PARTS * (model.head_dim + 8) * 4
-    out = sum(sizes) * sum(k + 1 for k in ks) * (inner * 4 + model.heads * 4)
+    kept = sum(sizes) * sum(k + 1 for k in ks) + sum(read)
+    out = kept * (inner * 4 + model.heads * 4)
     graphs = 0
     if config.capture:
         # A window, and the drafts that may follow one, or each, of them.
         drafts = len(ks) ** 2 if needs.catch_up == "observe" else len(ks)
-        graphs = len(sizes) * len(LEVELS) * (len(ks) + drafts)
+        graphs = len(sizes) * len(LEVELS) * (len(ks) + drafts) + 2 * len(read)
     return batches + 2 * (arena + out) + graphs * _GRAPH  # twice: a draft model has its own
 
 

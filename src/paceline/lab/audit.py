@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
+from paceline.lab.audit_clients import TrafficOptions
 from paceline.lab.audit_enumeration import Enumeration, EnumerationResult
 from paceline.lab.audit_identity import IdentityOptions, IdentityReport, audit_identity
 from paceline.lab.audit_laws import LawOptions, LawReport, audit_laws
 from paceline.lab.audit_mutations import MUTANTS
 from paceline.lab.audit_pair import Pair
 from paceline.lab.audit_reference import Schedule, random_pair
-from paceline.lab.audit_traffic import TrafficOptions, TrafficReport, audit_traffic
+from paceline.lab.audit_traffic import TrafficReport, audit_traffic
 from paceline.speculation.verify import RULES, Rule
 from paceline.types import RuleName
 

@@ -34,13 +34,14 @@ SETTINGS = (
 @dataclass(frozen=True, slots=True)
 class IdentityOptions:
     """dtypes: the first is asserted where it is float64; the others are counted. ks: draft
-    lengths; tokens: of each text."""
+    lengths; tokens: of each text; slots: texts at once, against plain ones written alone."""
 
     settings: tuple[SamplingParams, ...] = SETTINGS
     dtypes: tuple[str, ...] = ("float64", "float32", "bfloat16")
     ks: tuple[int, ...] = tuple(range(9))
     tokens: int = 24
     error: float = 0.3
+    slots: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,8 @@ def _one_dtype(
         answers = _answers_file(Path(folder), plain_jobs, plain)
         for case in _cases(pair, answers, options.error):
             names.append(case.name)
-            with pair.open(case.spec, dtype=dtype, k=max(options.ks), slots=8) as engine:
+            most = max(options.ks)
+            with pair.open(case.spec, dtype=dtype, k=most, slots=options.slots) as engine:
                 for k in case.ks(options.ks):
                     jobs = _jobs(plain_jobs, plain, case, k)
                     for number, tokens in enumerate(write(engine, jobs)):

@@ -26,13 +26,14 @@ from paceline.types import Draft, Limits, Rows, RuleName, SamplingFlags
 @dataclass(frozen=True, slots=True)
 class Pair:
     """What to audit. target, draft: as `Engine` takes them; draft None: drafters without a
-    model. max_length, threads, device: as in `EngineConfig`."""
+    model. max_length, threads, device, capture: as in `EngineConfig`."""
 
     target: str
     draft: str | None = None
     max_length: int | None = None
     threads: int | None = None
     device: str = "cpu"
+    capture: bool = True
 
     def open(
         self,
@@ -44,6 +45,7 @@ class Pair:
         slots: int = 8,
         adaptive: bool = False,
         cache_tokens: int | None = None,
+        prefix_cache: bool = True,
     ) -> Engine:
         """Open an engine; K is what was asked for, always, unless `adaptive`. Raises ConfigError
         and CheckpointError."""
@@ -58,9 +60,11 @@ class Pair:
             max_length=self.max_length,
             threads=self.threads,
             device=self.device,
+            capture=self.capture,
             seed=0,
             adaptive=adaptive,
             cache_tokens=cache_tokens,
+            prefix_cache=prefix_cache,
         )
 
 

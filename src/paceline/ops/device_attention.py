@@ -1,4 +1,4 @@
-"""A layer's attention on a GPU, with the torch forms' signatures: windows of up to 64 nodes in one
+"""A layer's attention on a GPU, with the torch forms' signatures: windows of up to 256 nodes in one
 kernel launch (`triton_attention`), wider ones, which are prefill, through torch's own attention.
 
 A narrow plan reads nothing on the host and fixes no shape by data, so a captured launch replays as
@@ -22,7 +22,8 @@ from paceline.ops.norm import RMSNorm
 from paceline.ops.rotary import rotate
 from paceline.types import KVSpec, Window
 
-NARROW = 64  # the widest window that the kernel takes
+NARROW = 256  # the widest window that the kernel takes
+_FEW = 256  # query rows a key head of a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,7 @@ class DeviceAttention:
         assert plan.page_size % tuning.tile == tuning.chunk % tuning.tile == 0
         rows = width * (self._heads // kv_heads)
         # Programs that are few do better with less each, though all of them read the same keys.
-        most = 16 if batch <= 2 else tuning.rows
+        most = 16 if batch <= 2 and rows <= _FEW else tuning.rows
         tile_rows = min(most, max(16, _power(rows)))
         tiles = -(-rows // tile_rows)
         tree = plan.ancestors is not None

@@ -7,6 +7,7 @@ prompt's, through torch. A norm's sum of squares is left as parts by the product
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,24 +28,30 @@ EVICT = "evict_first"
 _WIDEST = 8192  # columns that `enter` holds in one program
 
 
-def _block(rows: int) -> int:
-    """Rows of a program's tile: the matrix unit takes 16 at least."""
-    return 16 if rows <= 16 else 32 if rows <= 32 else 64 if rows <= 64 else 128
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How `few_rows` cuts its work: rows and columns of a program's tile, the inner block, how many
+    of them are on their way, warps. None of these changes a bit of the result."""
+
+    rows: int
+    columns: int
+    inner: int
+    depth: int
+    warps: int = 4
 
 
-def _pipeline(n: int, gated: bool, block: int, wide: bool) -> dict[str, int]:
-    """Inner block and depth that read weights fastest, measured by benchmarks/gpu_linear.py.
+def choose_tiles(rows: int, n: int, gated: bool, wide: bool) -> Tiles:
+    """What reads weights fastest, measured by benchmarks/gpu_linear.py; wide: float32.
 
-    Few columns make few programs, which must then have more on its way each. None of these
-    changes a bit of the result.
+    The matrix unit takes 16 rows at least. Few columns make few programs, which must then have
+    more on its way each.
     """
-    if wide:  # float32 takes twice the room
-        return {"BK": 32, "STAGES": 3, "num_stages": 3}
+    block = 16 if rows <= 16 else 32 if rows <= 32 else 64 if rows <= 64 else 128
+    if wide:  # takes twice the room
+        return Tiles(block, TILE, 32, 3)
     if gated:
-        depth, inner = (4, 128) if block <= 32 else (5, 64)
-    else:
-        depth, inner = (7 if n <= 4096 and block <= 32 else 5 if block <= 64 else 4), 128
-    return {"BK": inner, "STAGES": depth, "num_stages": depth}
+        return Tiles(block, TILE, 128, 4) if block <= 32 else Tiles(block, TILE, 64, 5)
+    return Tiles(block, TILE, 128, 7 if n <= 4096 and block <= 32 else 5 if block <= 64 else 4)
 
 
 class DeviceProduct:
@@ -72,7 +79,7 @@ class DeviceProduct:
         self._alone = not steady and weight.dtype is torch.bfloat16 and self._k <= 2 * _WIDEST
         self._tiles = -(-self._k // TILE)
         self._parts = -(-self._n // TILE)
-        self._even = self._n % TILE == 0 and self._k % 128 == 0
+        self.tiles: Tiles | None = None  # what to use instead of `choose_tiles`
         lines = (4, 2048) if self._k <= 2048 else (2, 4096)
         block = min(lines[1], 1 << (self._k - 1).bit_length())
         self._line: dict[str, Any] = {"BN": lines[0], "BK": block, "LOOPS": -(-self._k // block)}
@@ -110,18 +117,19 @@ class DeviceProduct:
         if following is not None:
             scaled = torch.empty_like(y)
             parts = torch.empty(rows, self._parts, dtype=torch.float32, device=y.device)
-        block = _block(rows)
-        few_rows[(-(-rows // block), self._parts)](
+        tiles = self.tiles or choose_tiles(rows, self._n, self._gated, w.dtype is torch.float32)
+        assert following is None or tiles.columns == TILE, "a part of squares is one program's"
+        few_rows[(-(-rows // tiles.rows), -(-self._n // tiles.columns))](
             source, w, y, w if x.squares is None else x.squares,
             w if self._bias is None else self._bias, w if add is None else add,
             w if following is None else following, scaled, parts,
             rows, self._n, self._k, self._eps,
-            BM=block, BN=TILE, TILES=0 if self._gain is None else self._tiles, GATED=self._gated,
+            BM=tiles.rows, BN=tiles.columns, BK=tiles.inner, STAGES=tiles.depth,
+            TILES=0 if self._gain is None else self._tiles, GATED=self._gated,
             BIAS=self._bias is not None, ADD=add is not None, NEXT=following is not None,
-            EVEN=self._even, PDL=self._pdl, AHEAD=AHEAD,
-            EVICT=EVICT, num_warps=4,
+            EVEN=self._n % tiles.columns == 0 and self._k % 128 == 0, PDL=self._pdl,
+            AHEAD=AHEAD, EVICT=EVICT, num_warps=tiles.warps, num_stages=tiles.depth,
             **({"launch_pdl": True} if self._pdl else {}),
-            **_pipeline(self._n, self._gated, block, w.dtype is torch.float32),
         )  # fmt: skip
         return Residual(y) if following is None else Residual(y, scaled, parts)
 

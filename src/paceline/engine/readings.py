@@ -1,0 +1,162 @@
+"""How committed text is read into the caches: at once, or as passes recorded at the opening.
+
+A recorded pass has one row and a fixed width, padded behind the text; whose text it reads and from
+where lies on the device, so a prompt takes no work of the host's but a few launches. Its kernels
+sum in an order that no width changes, so a cell is the same to the bit in whatever pieces a prompt
+is read. Far into a long text, where attention is most of the work, chunks are read at once instead,
+through the vendor's kernels.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from paceline.engine.capture import Recording, recorder
+from paceline.engine.prefill import committed, read_chunk, read_rows, show_chunk
+from paceline.engine.round import Machine
+from paceline.types import TargetOut
+
+log = logging.getLogger(__name__)
+
+WIDTHS = (16, 64, 128, 256)  # tokens of a recorded pass
+REACH = 4096  # positions up to which texts are read in recorded passes
+
+Progress = Callable[[int, int], None]
+
+
+class Readings(Protocol):
+    """A way to read committed positions start to stop (exclusive) of a slot."""
+
+    def read(self, slot: int, start: int, stop: int, shown: bool) -> None:
+        """Through the target. shown: and show them to the drafter."""
+        ...
+
+    def catch_up(self, slot: int, start: int, stop: int) -> None:
+        """Show them to a drafter with `catch_up="tokens"` that has not seen them."""
+        ...
+
+
+class EagerReadings:
+    """Reads every chunk when it is asked for."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def read(self, slot: int, start: int, stop: int, shown: bool) -> None:
+        read_chunk(self._machine, slot, start, stop, shown)
+
+    def catch_up(self, slot: int, start: int, stop: int) -> None:
+        show_chunk(self._machine, slot, start, stop)
+
+
+class CapturedReadings:
+    """See `Readings`. `place` holds slot, start and count of the pass that is replayed next."""
+
+    def __init__(self, machine: Machine, progress: Progress | None = None) -> None:
+        """Record every pass there can be. progress(done, all) is called on the way."""
+        self._machine, self._eager = machine, EagerReadings(machine)
+        limits = machine.slots.limits
+        self._place = torch.zeros(3, 1, dtype=torch.int64, device=limits.device)
+        self._target: dict[int, Recording] = {}
+        self._drafter: dict[int, Recording] = {}
+        began = time.perf_counter()
+        self.widths = passes(limits.max_length)
+        record, count = recorder(limits.device), 2 * len(self.widths)
+        with torch.inference_mode():
+            for done, width in enumerate(reversed(self.widths), 1):
+                rehearse(machine, width, self._place)
+                if progress is not None:
+                    progress(done, count)
+            for done, width in enumerate(reversed(self.widths), 1 + len(self.widths)):
+                self._record(width, record)
+                if progress is not None:
+                    progress(done, count)
+        log.info("recorded %d reading passes in %.1f s", count, time.perf_counter() - began)
+
+    def _record(self, width: int, record: Callable[[Callable[[], None]], Recording]) -> None:
+        machine = self._machine
+        kind = machine.drafter.needs.catch_up
+        seen: list[Any] = []
+
+        def target() -> None:
+            seen[:] = _target_pass(machine, width, self._place)
+
+        def drafter() -> None:
+            if kind == "observe":
+                window, out, rows = seen
+                machine.drafter.observe(window, out, None, rows)
+            else:
+                _drafter_pass(machine, width, self._place)
+
+        self._target[width] = record(target)
+        if kind != "none":  # a drafter without a state of its own has nothing to see
+            self._drafter[width] = record(drafter)
+
+    def read(self, slot: int, start: int, stop: int, shown: bool) -> None:
+        while start < stop:
+            width, end = self._piece(start, stop)
+            if width is None:
+                self._eager.read(slot, start, end, shown)
+            else:
+                self._set(slot, start, end)
+                self._target[width].replay()
+                if shown and width in self._drafter:
+                    self._drafter[width].replay()
+            start = end
+
+    def catch_up(self, slot: int, start: int, stop: int) -> None:
+        while start < stop:
+            width, end = self._piece(start, stop)
+            if width is None:
+                self._eager.catch_up(slot, start, end)
+            else:
+                self._set(slot, start, end)
+                self._drafter[width].replay()
+            start = end
+
+    def _piece(self, start: int, stop: int) -> tuple[int | None, int]:
+        """The width of the next pass, None for one that is not recorded, and where it ends."""
+        count = min(stop - start, self.widths[-1])
+        if start >= REACH and count > WIDTHS[1]:
+            return None, stop
+        return next(width for width in self.widths if width >= count), start + count
+
+    def _set(self, slot: int, start: int, end: int) -> None:
+        # Numbers that travel as launch arguments: the host waits for nothing.
+        for into, value in zip(self._place, (slot, start, end - start), strict=True):
+            into.fill_(value)
+
+
+def passes(longest: int) -> tuple[int, ...]:
+    """Widths of recorded passes for texts of up to `longest` positions."""
+    return tuple(w for w, less in zip(WIDTHS, (0, *WIDTHS), strict=False) if less < longest)
+
+
+def rehearse(machine: Machine, width: int, place: torch.Tensor) -> None:
+    """Run once what a pass of that width records."""
+    window, out, rows = _target_pass(machine, width, place)
+    kind = machine.drafter.needs.catch_up
+    if kind == "observe":
+        machine.drafter.observe(window, out, None, rows)
+    elif kind == "tokens":
+        _drafter_pass(machine, width, place)
+
+
+def _target_pass(machine: Machine, width: int, place: torch.Tensor) -> tuple[Any, TargetOut, Any]:
+    slot, start, count = place
+    window = committed(machine, slot, start, count, width)
+    _, kept = machine.target.forward(window, machine.pool, machine.drafter.needs.features)
+    # No logits: nothing is drawn here.
+    out = TargetOut(torch.empty(0, device=place.device), kept)
+    return window, out, read_rows(machine, slot, window)
+
+
+def _drafter_pass(machine: Machine, width: int, place: torch.Tensor) -> None:
+    slot, start, count = place
+    window = committed(machine, slot, start, count, width)
+    machine.drafter.observe(window, None, None, read_rows(machine, slot, window))
