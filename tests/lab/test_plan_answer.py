@@ -215,3 +215,14 @@ def test_every_line_for_vllm_is_borne_out_by_its_table(
     assert made.line is not None
     assert check(made.line) == []
     assert ("--speculative-config" in made.line) == (plan.drafter is not None)
+
+
+def test_runs_that_do_not_fit_together_are_not_to_be_trusted() -> None:
+    found = measured(0.8)
+    odd = tuple(
+        replace(each, seconds=each.seconds * (3.0 if number % 2 else 1.0))
+        for number, each in enumerate(found.drafters[0].runs)
+    )
+    spoiled = replace(found, drafters=(replace(found.drafters[0], runs=odd),))
+    assert "Do not trust this" in " ".join(verdict(answer(spoiled, Question(LOADS, draws=20))))
+    assert "trust" not in " ".join(verdict(answer(found, Question(LOADS, draws=20))))

@@ -194,3 +194,16 @@ def test_a_run_on_disk_with_one_bad_line(tmp_path: Path) -> None:
     assert "line 4" in problems[0]
     with pytest.raises(ConfigError, match="there is no such run"):
         read(tmp_path / "none")
+
+
+def test_two_targets_are_not_one_plan() -> None:
+    found = records()
+    last = found.measurements[-1].contestant
+    found.measurements = [
+        replace(m, contestant=replace(m.contestant, model="org/other"))
+        if m.contestant == last
+        else m
+        for m in found.measurements
+    ]
+    with pytest.raises(ConfigError, match="several targets"):
+        gather(found, "run")

@@ -7,9 +7,10 @@ costs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
-from paceline import ConfigError, CostPoint
+from paceline import ConfigError, CostPoint, EngineConfig
 from paceline.lab.bench_record import (
     RECORDS,
     Contestant,
@@ -57,6 +58,12 @@ def gather(records: Records, source: str) -> tuple[Measured, list[str]]:
             found = _run(contestant, load, some, passes)
             if found is not None:
                 runs.append((contestant, *found))
+    models = sorted({contestant.model for contestant, _, _ in runs})
+    if len(models) > 1:
+        raise ConfigError(
+            f"{source}: several targets ({', '.join(models)}), and a plan is of one: bench them in "
+            "runs of their own"
+        )
     plain = [(run, points) for contestant, run, points in runs if not run.k]
     if not plain:
         raise ConfigError(
@@ -79,11 +86,22 @@ def gather(records: Records, source: str) -> tuple[Measured, list[str]]:
                 runs=(*(run for run, _ in plain), *(run for _, run, _ in some_runs)),
             )
         )
-    model = next(c.model for c, _, _ in runs)
     versions = next((o.versions for o in records.openings if o.versions), {})
-    return Measured(
-        f"bench run {source}", model, tuple(found_drafters), versions=versions
-    ), left_out
+    measured = Measured(
+        source=f"bench run {source}",
+        target=runs[0][0].model,
+        drafters=tuple(found_drafters),
+        engine=_engine(runs[0][0]),
+        versions=versions,
+    )
+    return measured, left_out
+
+
+def _engine(contestant: Contestant) -> dict[str, str]:
+    """What its engine was opened with, as text."""
+    names = {field.name for field in fields(EngineConfig)}
+    told = {name: text for name, text in contestant.options.items() if name in names}
+    return told | ({"rule": contestant.rule} if contestant.rule is not None else {})
 
 
 def _contestants(records: Records) -> list[Contestant]:

@@ -64,29 +64,28 @@ def measure_engine(
     progress(f"{drafter}: what rounds cost")
     began = time.perf_counter()
     costs = engine.costs(probe.seconds * _COSTS)
-    left = probe.seconds - (time.perf_counter() - began)
     points = plan_runs(probe, costs.ks)
-    each = max(_LEAST, left / len(points) * _COUNTED)
-
-    def run(load: int, k: int, short: bool = False) -> Run:
+    every = [*points, *((load, k, False) for load, k in probe.checks)]
+    end, runs, each = began + probe.seconds, list[Run](), _LEAST
+    for number, (load, k, short) in enumerate(every):
         progress(f"{drafter}: {load} at a time, K = {k}")
+        if number < len(points):  # where one took too long, the others have less
+            left = end - time.perf_counter()
+            each = max(_LEAST, left / (len(points) - number) * _COUNTED)
         tokens = min(_SHORT, probe.params.max_tokens) if short else None
-        return replace(closed_loop(engine, probe, load, k, each, tokens), drafter=drafter)
-
-    try:
-        return Drafted(
-            drafter=drafter,
-            draft=engine.config.draft if "model" in drafter else None,
-            points=costs.points,
-            ks=costs.ks,
-            sizes=costs.sizes,
-            catch_up=costs.catch_up,
-            runs=tuple(run(*point) for point in points),
-            checks=tuple(run(load, k) for load, k in probe.checks),
-            memory=engine.memory,
-        )
-    finally:
-        settle(engine, None)
+        runs.append(replace(closed_loop(engine, probe, load, k, each, tokens), drafter=drafter))
+    settle(engine, None)
+    return Drafted(
+        drafter=drafter,
+        draft=engine.config.draft if "model" in drafter else None,
+        points=costs.points,
+        ks=costs.ks,
+        sizes=costs.sizes,
+        catch_up=costs.catch_up,
+        runs=tuple(runs[: len(points)]),
+        checks=tuple(runs[len(points) :]),
+        memory=engine.memory,
+    )
 
 
 def plan_runs(probe: Probe, ks: Sequence[int]) -> list[tuple[int, int, bool]]:

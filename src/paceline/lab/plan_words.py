@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paceline.lab.plan_answer import Plan
 
+_DOUBTFUL = 0.1  # of the runs' times, an error that says that something else ran
 _BEST = 0.95  # an acceptance that a better drafter might have
 
 ASSUMPTIONS = (
@@ -30,7 +31,8 @@ def verdict(plan: Plan) -> list[str]:
         return [
             f"Speculation does not pay: at {texts(loads[0])} the best setting ({top.drafter}, "
             f"K = {top.point.k}) is {top.speed_up:.2f} times plain decoding "
-            f"({top.low:.2f} to {top.high:.2f}). Use plain decoding."
+            f"({top.low:.2f} to {top.high:.2f}). Use plain decoding.",
+            *_doubt(plan),
         ]
     said = []
     pays = [one for one in plan.best if one is not None]
@@ -49,11 +51,22 @@ def verdict(plan: Plan) -> list[str]:
         said.append(f"It pays at every load asked for, up to {loads[-1]} texts at a time.")
     else:
         said.append(f"It stops paying at {texts(plan.stops)}: plain decoding from there on.")
-    said += _latency(plan) + _worth(plan)
+    said += _latency(plan) + _worth(plan) + _doubt(plan)
     if plan.beyond:
         most = min(plan.beyond)
         said.append(f"From {texts(most)} on nothing was measured: those figures are extrapolated.")
     return said
+
+
+def _doubt(plan: Plan) -> list[str]:
+    """A word about measurements that do not fit together."""
+    worst = max(plan.errors.values(), default=0.0)
+    if worst <= _DOUBTFUL:
+        return []
+    return [
+        f"Do not trust this yet: the model misses its own runs by {worst:.0%}. Measure again, for "
+        "more --seconds, on a machine that does nothing else."
+    ]
 
 
 def _latency(plan: Plan) -> list[str]:
