@@ -173,6 +173,30 @@ def test_overheads_are_found_again() -> None:
                 assert got == pytest.approx(want, rel=0.03), (load, k, alpha)
 
 
+def test_a_host_that_works_beside_the_device_is_found_again() -> None:
+    """Rounds are recorded: of the host's 40 µs a row only what the drafting does not hide counts."""
+    table = costs(draft=0.0004)
+    recorded = type(table)(table.points, table.ks, sizes=(1, 2, 4, 8, 16, 64))
+    over = Overhead(0.0001, 0.00004, 0.006, 100.0, hidden=True)
+    true = Machine(recorded, over, over)
+    assert true.round(64, 1, 0.0) - recorded.round(64, 1) == pytest.approx(
+        0.0001 + 0.00256 - 0.0004
+    )
+    assert true.round(2, 8, 0.0) - recorded.round(2, 8) == pytest.approx(0.0001)
+    assert true.round(64, 0, 0.0) - recorded.verify(64, 0) == pytest.approx(0.0001)
+    runs = [run(true, load, k, 0.8) for load in (2, 12, 48) for k in (0, 4)]
+    runs += [run(true, 12, k, 0.8, new=4) for k in (0, 4)]
+    runs += [run(true, 48, k, 0.8) for k in (1, 8)]
+    fitted = fit(recorded, runs)
+    assert fitted.error < 0.02
+    for load in (1, 4, 16, 64):
+        for k in KS:
+            for alpha in (0.3, 0.95):
+                want = predict(true, TRAFFIC, load, k, constant(alpha, k)).tok_s
+                got = predict(fitted.machine, TRAFFIC, load, k, constant(alpha, k)).tok_s
+                assert got == pytest.approx(want, rel=0.03), (load, k, alpha)
+
+
 def test_no_overhead_is_ever_below_zero() -> None:
     """A table that promises too much time leaves nothing to add."""
     fast = [run(Machine(costs(verify=0.005)), load, k, 0.8) for load in (1, 8) for k in (0, 4)]

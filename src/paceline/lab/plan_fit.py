@@ -3,7 +3,8 @@
 A stretch of a closed loop of B texts lasts
     T = rounds · (t(B, K, context) + h + r · B) + begun · s,
 t from the table, and h, r and s, seconds a round, a row and a text, are found by least squares,
-none below 0. Pure numbers.
+none below 0; where rounds are recorded, of r · B only what the device's work does not hide. Pure
+numbers.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy as np
 
 from paceline import Costs
 from paceline.lab.plan_acceptance import Acceptance, Counts
-from paceline.lab.plan_model import Machine, Overhead, rounds_for
+from paceline.lab.plan_model import Machine, Overhead, device_seconds, rounds_for
 
+_ROWS = tuple(2.5e-6 * n for n in range(201))  # seconds of the host for a row, half a ms at most
 _RIDGE = 1e-3  # keeps what the runs do not tell apart small
 _LEAST = 0.01  # of a predicted time, the error that is assumed at least
 
@@ -89,24 +91,49 @@ def fit(costs: Costs, runs: Sequence[Run]) -> Fitted:
 
 
 def _overhead(costs: Costs, runs: Sequence[Run]) -> tuple[Overhead | None, list[float]]:
-    """(Overheads, relative errors of the runs); None where there are no runs."""
+    """(Overheads, relative errors of the runs); None where there are no runs.
+
+    Where rounds are recorded the host works beside the device, and a row's seconds count beyond
+    what hides them: they are looked for on a grid, the others by least squares for each.
+    """
     if not runs:
         return None, []
     prompt = sum(run.prompt for run in runs) / len(runs)
-    table, columns = [], []
+    hidden = bool(costs.sizes)
+    best: tuple[float, Overhead, np.ndarray] | None = None
+    for row in _ROWS if hidden else (None,):
+        matrix, left = _system(costs, runs, prompt, row)
+        found = _least_squares(matrix, left)
+        errors = matrix @ found - left
+        # Of rows that nothing is seen of, the least.
+        size = float(errors @ errors) + (_RIDGE * row if row is not None else 0.0)
+        if best is None or size < best[0]:
+            by_round, by_text = float(found[0]), float(found[1])
+            by_row = row if row is not None else float(found[2])
+            best = size, Overhead(by_round, by_row, by_text, prompt, hidden), errors
+    assert best is not None
+    return best[1], [float(e) for e in best[2]]
+
+
+def _system(
+    costs: Costs, runs: Sequence[Run], prompt: float, row: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each run's time as shares of it: what a round, a text and (row: None) a row add, and what is
+    left for them beside the table's."""
+    columns, left = [], []
     for run in runs:
-        own = costs.round(run.load, run.k, run.context) if run.k else (
-            costs.verify(run.load, 0, run.context)
-        )  # fmt: skip
-        table.append(run.rounds * own / run.seconds)
-        size = Overhead(text=1.0, prompt=prompt).of_text(run.prompt)
-        columns.append([run.rounds / run.seconds, run.rounds * run.load / run.seconds,
-                        run.begun * size / run.seconds])  # fmt: skip
-    matrix, left = np.array(columns), 1.0 - np.array(table)
-    found = _least_squares(matrix, left)
-    errors = matrix @ found - left
-    a_round, a_row, a_text = (float(x) for x in found)
-    return Overhead(a_round, a_row, a_text, prompt), [float(e) for e in errors]
+        own, busy = device_seconds(costs, run.load, run.k, run.context)
+        if row is not None:
+            own += Overhead(row=row, hidden=True).of_round(run.load, busy)
+        rounds, size = (
+            run.rounds / run.seconds,
+            Overhead(text=1.0, prompt=prompt).of_text(run.prompt),
+        )
+        columns.append([rounds, run.begun * size / run.seconds])
+        if row is None:
+            columns[-1].append(rounds * run.load)
+        left.append(1.0 - rounds * own)
+    return np.array(columns), np.array(left)
 
 
 def _least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -29,12 +29,20 @@ class Traffic:
 @dataclass(frozen=True, slots=True)
 class Overhead:
     """Seconds beside those that the table has: of a round, of each of its rows, and of each text
-    (its prompt of `prompt` tokens read, and the way from one text to the next)."""
+    (its prompt of `prompt` tokens read, and the way from one text to the next). hidden: the host
+    works on the rows while the device drafts, or without drafts verifies the next round; only what
+    it takes longer counts."""
 
     round: float = 0.0
     row: float = 0.0
     text: float = 0.0
     prompt: float = 0.0
+    hidden: bool = False
+
+    def of_round(self, rows: int, busy: float) -> float:
+        """Seconds of a round of so many rows; busy: of the device's work that can hide the host."""
+        rest = self.row * rows - (busy if self.hidden else 0.0)
+        return self.round + max(rest, 0.0)
 
     def of_text(self, prompt: float) -> float:
         """Seconds of a text whose prompt has so many tokens."""
@@ -58,9 +66,8 @@ class Machine:
 
     def round(self, rows: int, k: int, context: float) -> float:
         """Seconds from one round of so many rows to the next, no prompt read between them."""
-        own = self.costs.round(rows, k, context) if k else self.costs.verify(rows, 0, context)
-        extra = self.overhead(k)
-        return own + extra.round + extra.row * rows
+        own, busy = device_seconds(self.costs, rows, k, context)
+        return own + self.overhead(k).of_round(rows, busy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,16 @@ class Point:
     tok_s: float
     tpot: float
     ttft: float
+
+
+def device_seconds(costs: Costs, rows: int, k: int, context: float) -> tuple[float, float]:
+    """(Seconds of a round by the table, those of them behind the verdict that the next round does
+    not wait for): with drafts the drafting, without the next round's own pass."""
+    verify = costs.verify(rows, k, context)
+    if not k:
+        return verify, verify
+    draft = costs.draft(rows, k, context)
+    return verify + draft, draft
 
 
 def constant(acceptance: float, k: int) -> tuple[float, ...]:

@@ -91,7 +91,8 @@ def measure_engine(
 def plan_runs(probe: Probe, ks: Sequence[int]) -> list[tuple[int, int, bool]]:
     """(Load, k, short) of the runs: plain and one K in the middle at the least, the most and a load
     between; both once more with texts of a few tokens, which tell what a prompt costs from what a
-    row costs; and the longest draft once, for the acceptance of its last positions."""
+    row costs; at the most the longest draft, for the acceptance of its last positions, and the
+    shortest, which hides least of the host's work."""
     loads = sorted(set(probe.loads))
     if len(loads) > 3:
         loads = [loads[0], loads[len(loads) // 2], loads[-1]]
@@ -101,9 +102,7 @@ def plan_runs(probe: Probe, ks: Sequence[int]) -> list[tuple[int, int, bool]]:
     middle, between = drafts[(len(drafts) - 1) // 2], loads[len(loads) // 2]
     found = [(load, k, False) for load in loads for k in (0, middle)]
     found += [(between, k, True) for k in (0, middle)]
-    if drafts[-1] != middle:
-        found.append((loads[-1], drafts[-1], False))
-    return found
+    return found + [(loads[-1], k, False) for k in (drafts[-1], drafts[0]) if k != middle]
 
 
 @dataclass(slots=True)
