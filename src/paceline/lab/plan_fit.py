@@ -1,10 +1,10 @@
 """What comes on top of the table of costs, from short runs of known K and load.
 
 A stretch of a closed loop of B texts lasts
-    T = rounds · (t(B, K, context) + h + r · B) + begun · s,
-t from the table, and h, r and s, seconds a round, a row and a text, are found by least squares,
-none below 0; where rounds are recorded, of r · B only what the device's work does not hide. Pure
-numbers.
+    T = rounds · (m · t(B, K, context) + h + r · B) + begun · s,
+t from the table. Least squares find h, r and s, seconds a round, a row and a text, none below 0, and
+m, near 1, for a machine that is slower or faster than when the table was measured. Where rounds are
+recorded, of r · B counts only what the device's work does not hide. Pure numbers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from paceline.lab.plan_acceptance import Acceptance, Counts
 from paceline.lab.plan_model import Machine, Overhead, device_seconds, rounds_for
 
 _ROWS = tuple(2.5e-6 * n for n in range(201))  # seconds of the host for a row, half a ms at most
+_TRUST = 0.1  # in the table: what its being wrong by a share weighs beside a run's being so
 _RIDGE = 1e-3  # keeps what the runs do not tell apart small
 _LEAST = 0.01  # of a predicted time, the error that is assumed at least
 
@@ -102,15 +103,16 @@ def _overhead(costs: Costs, runs: Sequence[Run]) -> tuple[Overhead | None, list[
     hidden = bool(costs.sizes)
     best: tuple[float, Overhead, np.ndarray] | None = None
     for row in _ROWS if hidden else (None,):
-        matrix, left = _system(costs, runs, prompt, row)
-        found = _least_squares(matrix, left)
-        errors = matrix @ found - left
+        matrix, target = _system(costs, runs, prompt, row)
+        found = _least_squares(matrix, target)
+        errors = matrix @ found - target
         # Of rows that nothing is seen of, the least.
         size = float(errors @ errors) + (_RIDGE * row if row is not None else 0.0)
         if best is None or size < best[0]:
-            by_round, by_text = float(found[0]), float(found[1])
-            by_row = row if row is not None else float(found[2])
-            best = size, Overhead(by_round, by_row, by_text, prompt, hidden), errors
+            scale, by_round, by_text = (float(x) for x in found[:3])
+            by_row = row if row is not None else float(found[3])
+            over = Overhead(by_round, by_row, by_text, prompt, hidden, scale)
+            best = size, over, errors
     assert best is not None
     return best[1], [float(e) for e in best[2]]
 
@@ -118,43 +120,45 @@ def _overhead(costs: Costs, runs: Sequence[Run]) -> tuple[Overhead | None, list[
 def _system(
     costs: Costs, runs: Sequence[Run], prompt: float, row: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each run's time as shares of it: what a round, a text and (row: None) a row add, and what is
-    left for them beside the table's."""
-    columns, left = [], []
+    """Each run's time as shares of it: the table's, what a round, a text and (row: None) a row add;
+    and what of it they are to make."""
+    columns, target = [], []
     for run in runs:
         own, busy = device_seconds(costs, run.load, run.k, run.context)
-        if row is not None:
-            own += Overhead(row=row, hidden=True).of_round(run.load, busy)
-        rounds, size = (
-            run.rounds / run.seconds,
-            Overhead(text=1.0, prompt=prompt).of_text(run.prompt),
-        )
-        columns.append([rounds, run.begun * size / run.seconds])
+        rounds = run.rounds / run.seconds
+        size = Overhead(text=1.0, prompt=prompt).of_text(run.prompt)
+        columns.append([rounds * own, rounds, run.begun * size / run.seconds])
+        seen = 0.0
         if row is None:
             columns[-1].append(rounds * run.load)
-        left.append(1.0 - rounds * own)
-    return np.array(columns), np.array(left)
+        else:
+            seen = rounds * Overhead(row=row, hidden=True).of_round(run.load, busy)
+        target.append(1.0 - seen)
+    return np.array(columns), np.array(target)
 
 
 def _least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The x ≥ 0 of least |matrix · x - target|², with a little weight on small parts. Of few
-    unknowns every set of them that is not 0 is tried."""
+    """The x ≥ 0 of least |matrix · x - target|², the first drawn to 1 and the others, a little, to
+    0. Of so few unknowns every set of those that are not 0 is tried."""
     count = matrix.shape[1]
     scale = np.abs(matrix).mean(axis=0)
     scale[scale == 0] = 1.0
-    whole = np.vstack([matrix / scale, _RIDGE * np.eye(count)])
-    wanted = np.concatenate([target, np.zeros(count)])
+    scale[0] = 1.0
+    drawn = np.array([_TRUST, *[_RIDGE] * (count - 1)])
+    whole = np.vstack([matrix / scale, np.diag(drawn)])
+    wanted = np.concatenate([target, [_TRUST], np.zeros(count - 1)])
     best, least = np.zeros(count), float(wanted @ wanted)
-    for size in range(1, count + 1):
-        for chosen in itertools.combinations(range(count), size):
-            part = np.linalg.lstsq(whole[:, chosen], wanted, rcond=None)[0]
+    for others in range(count):
+        for chosen in itertools.combinations(range(1, count), others):
+            kept = [0, *chosen]
+            part = np.linalg.lstsq(whole[:, kept], wanted, rcond=None)[0]
             if (part < 0).any():
                 continue
-            rest = whole[:, chosen] @ part - wanted
+            rest = whole[:, kept] @ part - wanted
             if float(rest @ rest) < least:
                 least = float(rest @ rest)
                 best = np.zeros(count)
-                best[list(chosen)] = part
+                best[kept] = part
     result: np.ndarray = best / scale
     return result
 

@@ -31,13 +31,14 @@ class Overhead:
     """Seconds beside those that the table has: of a round, of each of its rows, and of each text
     (its prompt of `prompt` tokens read, and the way from one text to the next). hidden: the host
     works on the rows while the device drafts, or without drafts verifies the next round; only what
-    it takes longer counts."""
+    it takes longer counts. scale: of the table's seconds, what they are in long runs."""
 
     round: float = 0.0
     row: float = 0.0
     text: float = 0.0
     prompt: float = 0.0
     hidden: bool = False
+    scale: float = 1.0
 
     def of_round(self, rows: int, busy: float) -> float:
         """Seconds of a round of so many rows; busy: of the device's work that can hide the host."""
@@ -67,7 +68,8 @@ class Machine:
     def round(self, rows: int, k: int, context: float) -> float:
         """Seconds from one round of so many rows to the next, no prompt read between them."""
         own, busy = device_seconds(self.costs, rows, k, context)
-        return own + self.overhead(k).of_round(rows, busy)
+        extra = self.overhead(k)
+        return own * extra.scale + extra.of_round(rows, busy)
 
 
 @dataclass(frozen=True, slots=True)
