@@ -2,7 +2,7 @@
 
 A stretch of a closed loop of B texts lasts
     T = rounds · (m · t(B, K, context) + h + r · B) + begun · s,
-t from the table. Least squares find h, r and s, seconds a round, a row and a text, none below 0, and
+t from the table. Least squares find h, r and s, seconds a round, row and text, none below 0, and
 m, near 1, for a machine that is slower or faster than when the table was measured. Where rounds are
 recorded, of r · B counts only what the device's work does not hide. Pure numbers.
 """
