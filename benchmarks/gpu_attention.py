@@ -273,7 +273,7 @@ def same(result: dict[str, Any]) -> None:
     layers = [Layer(shape, lengths) for shape in shapes]
     jobs = []
     for layer in layers:
-        for width in (1, 2, 4, 5, 8, 9, 17, 33):
+        for width in (1, 2, 4, 5, 8, 9, 17, 33, 65, 129):
             jobs.append((layer, layer.window([0], [0], width), layer.qkv(1, width)))
     result["same_compile_s"] = compile_all(jobs)
     compared, differing = 0, []
@@ -288,7 +288,7 @@ def same(result: dict[str, Any]) -> None:
                 single.append(layer.run(window, numbers[node : node + 1])[0, 0])
                 cells.append(layer.keys[:, window.address[0, 0]].clone())
             alone = torch.stack(single)
-            for width in range(1, NARROW + 1):
+            for width in (*range(1, 65), 96, 128, 160, 255, NARROW):
                 first = (width * 7) % (NARROW - width + 1)
                 texts, starts = ([0], [start + first]) if width % 3 else ([3, 0, 2], [7, 0, 600])
                 if len(texts) > 1:

@@ -81,8 +81,9 @@ class Moody:
 class Upset:
     """An engine's loop, step by step, with its pages taken away and given back in between."""
 
-    def __init__(self, loop: Loop, seed: int) -> None:
-        self._loop, self._rng = loop, random.Random(seed)
+    def __init__(self, loop: Loop, seed: int, often: float) -> None:
+        """often: the share of steps at which free pages are taken away."""
+        self._loop, self._rng, self._often = loop, random.Random(seed), often
         self._taken: list[int] = []
         self.thefts = 0
 
@@ -94,7 +95,7 @@ class Upset:
         scheduler = self._loop.scheduler
         if self._taken and self._rng.random() < 0.1:
             self._give_back()
-        elif not self._taken and self._rng.random() < 0.03:
+        elif not self._taken and self._rng.random() < self._often:
             self._taken = scheduler.pages.take(scheduler.pages.available)
             self.thefts += 1
         self._loop.step()
@@ -111,15 +112,16 @@ class Upset:
 class Trouble:
     """Upsets an engine, and says in the end how much."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, thefts: float = 0.03) -> None:
+        """thefts: see `Upset`."""
+        self._seed, self._thefts = seed, thefts
 
     def __call__(self, engine: Engine) -> None:
         """To be given to `audit_traffic`."""
         loop, driver = engine._loop, engine._driver
         self._scheduler = loop.scheduler
         self.pilot = Moody(loop.pilot, engine.config.k, self._seed)
-        self.steps = Upset(loop, self._seed)
+        self.steps = Upset(loop, self._seed, self._thefts)
 
         def exchange() -> None:
             loop.pilot, driver._steps = self.pilot, self.steps
@@ -218,6 +220,12 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _asked(arguments: list[str]) -> list[str]:
+    """The arguments without where the result is put."""
+    at = arguments.index("--out") if "--out" in arguments else len(arguments)
+    return arguments[:at] + arguments[at + 2 :]
+
+
 def main() -> None:
     """Play, print, and fail where something was wrong."""
     o = parse()
@@ -230,7 +238,7 @@ def main() -> None:
         result = play(mini if o.pair == "mini" else tiny_pair(Path(folder)), options)
     result = {
         "benchmark": "traffic",
-        "command": shlex.join(["benchmarks/traffic.py", *sys.argv[1:]]),
+        "command": shlex.join(["benchmarks/traffic.py", *_asked(sys.argv[1:])]),
         "pair": o.pair,
         "dtype": options.dtypes[0],
         **result,

@@ -6,7 +6,7 @@ text that holds it has logits that are not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -18,8 +18,18 @@ from tests.engine.tools import Case, Pair, RandomDrafter, prompt, same, together
 
 from paceline import Engine, Event, NumericsError, SamplingParams
 from paceline.drafters.base import Drafter, Draw
-from paceline.errors import StepError
-from paceline.types import Draft, Needs, Request, Rows, TargetOut, Verdict, Window
+from paceline.engine.settling import add
+from paceline.errors import PacelineError, StepError
+from paceline.types import (
+    Draft,
+    Needs,
+    Request,
+    Rows,
+    SequenceStats,
+    TargetOut,
+    Verdict,
+    Window,
+)
 
 POISON = 200
 RULES = ("match", "reject", "block")
@@ -188,6 +198,9 @@ class Faulty(Drafter):
     def admit(self, slot: int, request: Request) -> None:
         self._fail("admit")
 
+    def release(self, slot: int) -> None:
+        self._fail("release")
+
     def observe(
         self, window: Window, out: TargetOut | None, verdict: Verdict | None, rows: Rows
     ) -> None:
@@ -228,4 +241,119 @@ def test_a_drafter_that_raises(where: str, opened: Callable[..., Engine]) -> Non
         assert bad or outcome == result.token_ids
     for got, result in zip(together(engine, plain), wanted, strict=True):
         same(got, result)
+    assert engine.stats().pages_used == 0
+
+
+def test_a_release_that_raises_ends_nobody_else(opened: Callable[..., Engine]) -> None:
+    """Neither the others that run, nor the slot: the next requests have it."""
+    drafter = Faulty("release", times=0)
+    engine = opened(drafter=drafter, k=2, slots=2)
+    cases = [Case(clean(1), replace(GREEDY, max_tokens=4)), Case(clean(2), GREEDY)]
+    wanted = together(opened(k=0), cases)
+    drafter.times = 1
+    for got, result in zip(together(engine, cases), wanted, strict=True):
+        same(got, result)
+    for got, result in zip(together(engine, cases), wanted, strict=True):
+        same(got, result)
+    assert engine.stats().pages_used == engine.stats().running == 0
+
+
+def test_every_row_of_a_step_that_fails_is_told_the_same(opened: Callable[..., Engine]) -> None:
+    """Also where one of them cannot be released on the way."""
+    drafter = Faulty("propose", times=0)
+    engine = opened(drafter=drafter, k=2, slots=3)
+    with engine._driver.held() as step:
+        handles = [engine.submit(clean(n), GREEDY) for n in range(3)]
+        while engine.stats().rounds < 2:
+            step()
+        drafter.times = 1
+        release, left = drafter.release, [1]
+
+        def broken(slot: int) -> None:
+            if left:
+                left.pop()
+                raise RuntimeError("cannot release")
+            release(slot)
+
+        drafter.release = broken  # type: ignore[method-assign]
+    for handle in handles:
+        with pytest.raises(StepError, match="ZeroDivisionError: propose"):
+            handle.result(60)
+    engine._driver.ask(lambda: engine._loop.scheduler.check())
+    assert engine.stats().pages_used == engine.stats().running == 0
+    (done,) = engine.generate([clean(1)], GREEDY)
+    same(
+        together(opened(k=0), [Case(clean(1), GREEDY)])[0],
+        together(engine, [Case(clean(1), GREEDY)])[0],
+    )
+    assert done.finish == "length"
+
+
+def test_what_an_engine_that_stopped_says_of_itself(opened: Callable[..., Engine]) -> None:
+    """Nothing runs in it and nothing is held, whatever was on its way."""
+    engine = opened(drafter=Faulty("propose", times=99), k=2, slots=1)
+    handles = [engine.submit(clean(n), GREEDY) for n in range(8)]
+    for handle in handles:
+        with pytest.raises(PacelineError):
+            handle.result(60)
+    assert engine._driver.broken is not None
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
+
+
+def test_counts_are_read_while_they_grow() -> None:
+    """`stats` is asked for by other threads, and the engine's goes on counting."""
+
+    class Growing(list[int]):
+        """Is added to while it is read."""
+
+        def __iter__(self) -> Iterator[int]:
+            for place in range(list.__len__(self)):
+                yield self[place]
+            self.append(1)
+            yield self[-1]
+
+    total, part = SequenceStats(), SequenceStats()
+    part.evaluated_by_position, part.accepted_by_position = Growing([3]), Growing([2])
+    add(total, part)
+    assert total.evaluated_by_position == [3, 1]
+    assert total.accepted_by_position == [2, 1]
+
+
+def test_a_round_that_cannot_be_read_holds_nothing(opened: Callable[..., Engine]) -> None:
+    """A drafter that names a source it does not have: nobody can say what was accepted of whom."""
+
+    class Nameless(Drafter):
+        name: ClassVar[str] = "nameless"
+
+        def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
+            count = torch.full_like(rows.length, k)
+            return Draft(rows.length.new_zeros(len(count), k), count, torch.full_like(count, 9))
+
+    engine = opened(drafter=Nameless(), k=2, slots=2)
+    for _ in range(3):
+        with pytest.raises(StepError, match="IndexError"):
+            engine.generate([clean(1), clean(2)], GREEDY)
+    assert engine.stats().pages_used == engine.stats().running == 0
+    (done,) = engine.generate([clean(1)], GREEDY, k=0)
+    assert done.finish == "length"
+
+
+def test_a_policy_that_raises_loses_no_token_in_silence(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a round committed is told, or the request ends with the error."""
+    engine = opened(drafter="ngram", k=2, slots=2)
+    calls = iter(range(1000))
+
+    def settled(*_: object, **__: object) -> None:
+        if next(calls) == 3:
+            raise ZeroDivisionError("policy")
+
+    with engine._driver.held():
+        monkeypatch.setattr(engine._loop.pilot, "settled", settled)
+        handles = [engine.submit(clean(n), GREEDY) for n in range(2)]
+    for handle in handles:
+        with pytest.raises(StepError, match="ZeroDivisionError: policy"):
+            handle.result(60)
     assert engine.stats().pages_used == 0

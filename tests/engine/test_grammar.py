@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
-from tests.engine.tools import Pair, RandomDrafter, prompt
+from helpers import VOCAB_SIZE
+from tests.engine.tools import KnownDrafter, Pair, RandomDrafter, prompt
+from torch import Tensor
 
-from paceline import Completion, Engine, Grammar, RequestError, SamplingParams
+from paceline import Completion, Engine, Grammar, Handle, RequestError, SamplingParams, StepError
+from paceline.engine.acceptance import Track
+from paceline.engine.policy import Launch
 from paceline.speculation.sampling import allowed
 
 SCHEMA = {
@@ -136,3 +141,82 @@ def test_a_bad_grammar_is_refused_at_once(
 def test_ignoring_the_end_contradicts_a_grammar(opened: Callable[..., Engine]) -> None:
     with pytest.raises(RequestError, match="leave ignore_eos out"):
         opened(k=0).submit(prompt(1), SamplingParams(ignore_eos=True), grammar=JSON)
+
+
+class Told:
+    """A grammar of a test's own: the tokens that must come, in order. It may fail."""
+
+    def __init__(self, tokens: list[int], failing: str = "") -> None:
+        self.left, self.failing = tokens, failing
+
+    def masks(self, drafted: Sequence[int]) -> Tensor:
+        if self.failing == "masks":
+            raise ValueError("too many states")
+        out = torch.zeros(len(drafted) + 1, -(-VOCAB_SIZE // 32), dtype=torch.int64)
+        for place in range(len(drafted) + 1):
+            token = self.left[place] if place < len(self.left) else 0
+            out[place, token // 32] |= 1 << token % 32
+            if place < len(drafted) and drafted[place] != token:
+                out[place + 1 :] = 2**32 - 1
+                break
+        return torch.where(out >= 2**31, out - 2**32, out).int()
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        assert self.left[: len(tokens)] == list(tokens)
+        del self.left[: len(tokens)]
+
+    def forced(self) -> list[int]:
+        if self.failing == "forced":
+            raise ValueError("too many states")
+        return list(self.left) if self.failing != "free" else []
+
+
+def bound(engine: Engine, constraint: Told, k: int, length: int) -> Handle:
+    """A request bound by a test's own grammar."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_constraint", lambda *_: constraint)
+        params = SamplingParams(max_tokens=length)
+        return engine.submit(prompt(1), params, k=k, grammar=JSON)
+
+
+@pytest.mark.parametrize("failing", ["masks", "forced"])
+def test_a_grammar_that_breaks_down_ends_its_own_request(
+    failing: str, opened: Callable[..., Engine]
+) -> None:
+    engine = opened(drafter="ngram:min=1", k=3, slots=2)
+    free = SamplingParams(max_tokens=20, ignore_eos=True)
+    (wanted,) = engine.generate([prompt(2)], free)
+    with engine._driver.held():
+        failed = bound(engine, Told([5, 6, 7], failing), 3, 8)
+        other = engine.submit(prompt(2), free)
+    with pytest.raises(StepError, match="ValueError: too many states"):
+        failed.result(60)
+    assert other.result(60).token_ids == wanted.token_ids
+    assert engine._driver.ask(lambda: engine._loop.idle)
+
+
+def test_a_window_that_another_row_widens_has_masks_to_its_end(
+    opened: Callable[..., Engine],
+) -> None:
+    """One row's draft is longer than the engine means to verify; another's forced tokens widen the
+    window, and all of that draft is judged."""
+    only = [40 + n for n in range(24)]
+    known = KnownDrafter({tuple(prompt(1)): tuple(only)})
+    engine = opened(drafter=known, k=6, slots=2)
+    fixed = engine._loop.pilot
+
+    class Narrow:
+        """Verifies one of the drafts that wait."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(fixed, name)
+
+        def plan(self, tracks: list[Track], context: float) -> Launch:
+            launch = fixed.plan(tracks, context)
+            return replace(launch, k=min(1, launch.k), asked=tuple(min(1, a) for a in launch.asked))
+
+    engine._driver.ask(lambda: setattr(engine._loop, "pilot", Narrow()))
+    with engine._driver.held():
+        handles = [bound(engine, Told(list(only), kind), 6, 24) for kind in ("free", "")]
+    for handle in handles:
+        assert handle.result(60).token_ids == tuple(only)

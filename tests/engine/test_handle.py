@@ -278,3 +278,21 @@ def test_scores_between_rounds(engine: Engine) -> None:
     first = engine.score(prompt(5))
     assert torch.equal(first, engine.score(prompt(5)))
     assert handle.result(60).finish == "length"
+
+
+def test_a_request_that_draining_overtakes_is_nobodys(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused after it was handed over: it does not run on without a reader."""
+    post = engine._driver.post
+
+    def late(command: Callable[[], None]) -> None:
+        post(command)
+        engine._draining = True
+
+    with engine._driver.held(), monkeypatch.context() as patch:
+        patch.setattr(engine._driver, "post", late)
+        with pytest.raises(EngineClosedError, match="draining"):
+            engine.submit(prompt(1), LONG)
+    assert engine.drain(60)
+    assert engine.stats().emitted == 0

@@ -51,8 +51,9 @@ class ModelDrafter(Drafter):
     def bind(self, target: TargetInfo, limits: Limits) -> None:
         """Load the model. Raises CheckpointError, or ConfigError where it cannot draft for
         `target`."""
-        if target.tokenizer is not None:
-            own = Tokenizer.load(resolve(self.options.path))
+        folder = resolve(self.options.path)
+        if target.tokenizer is not None and not target.tokenizer.lies_in(folder):
+            own = Tokenizer.load(folder)
             difference = target.tokenizer.same_as(own)
             if difference is not None:
                 raise ConfigError(

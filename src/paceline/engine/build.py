@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from paceline.engine.feeding import Feeder
 from paceline.engine.fixed import FixedK
 from paceline.engine.ledger import Ledger
 from paceline.engine.loop import Loop, Pilot
-from paceline.engine.measuring import Rig, cost_table, costs_of, keep, powers
+from paceline.engine.measuring import Rig, cost_table, costs_of, keep, powers, practise
 from paceline.engine.policy import Governor
 from paceline.engine.prefill import warm_up
 from paceline.engine.readings import (
@@ -44,7 +45,7 @@ from paceline.engine.threads import choose_threads
 from paceline.errors import ConfigError
 from paceline.kv.pools import KVPool
 from paceline.models.config import ModelConfig
-from paceline.models.decoder import Decoder
+from paceline.models.decoder import Decoder, abridged
 from paceline.models.loading import resolve
 from paceline.models.opening import open_decoder
 from paceline.ops.choose import make_chooser
@@ -112,8 +113,11 @@ def open_machine(
     Raises ConfigError and CheckpointError.
     """
     path = resolve(config.target)
-    model, tokenizer = ModelConfig.from_folder(path), Tokenizer.load(path)
+    model = ModelConfig.from_folder(path)
     made = drafter or _create(config)
+    reading = ThreadPoolExecutor(1, "paceline-tokenizer")
+    loading = reading.submit(Tokenizer.load, path)  # beside a device that wakes up, and weights
+    reading.shutdown(wait=False)
     budget = plan_memory(config, model, made)
     limits, device = budget.limits, budget.limits.device
     target = open_decoder(
@@ -124,6 +128,7 @@ def open_machine(
         progress=partial(progress, "reading the target"),
     )
     progress("opening the drafter", 0, 0)
+    tokenizer = loading.result()
     made.bind(_Target(model.vocab_size, model.hidden_size, target.embedding, tokenizer), limits)
     _check_features(made, target)
     rule = RULES[config.rule]
@@ -237,6 +242,7 @@ def _ready(
     began = time.perf_counter()
     warm_up(machine, chunk, WIDTHS[-1])
     torch.cuda.synchronize(device)
+    practise(machine, rounds, readings, k)
     log.info("read prompts of every size in %.1f s", time.perf_counter() - began)
     return rounds, readings
 
@@ -245,7 +251,7 @@ def _compile(machine: Machine, ks: Sequence[int], progress: Progress) -> None:
     """Have every kernel compiled, several at a time, by running everything once without them."""
     plans = every_plan(machine, ks)
     try:
-        with compiling(machine.slots.limits.device):
+        with compiling(machine.slots.limits.device), abridged():
             for done, plan in enumerate(plans.values(), 1):
                 run_round(machine, plan, lambda verdict: None)
                 progress("compiling kernels", done, len(plans))

@@ -70,10 +70,10 @@ class Feeder:
         machine, slot = self.machine, sequence.slot
         start, stop = sequence.prefilled, sequence.prefilled + tokens
         follows = machine.drafter.needs.catch_up != "tokens"
+        if drafting and not follows and sequence.observed < start:
+            self.bring_up(sequence, start)  # no part of the pace: a prefix hit may be long
         began, marks = time.perf_counter(), Marks(machine.slots.limits.device)
         marks.begin()
-        if drafting and not follows and sequence.observed < start:
-            self.bring_up(sequence, start)
         shown = follows or (drafting and sequence.observed >= start)
         self.readings.read(slot, start, stop, shown)
         marks.middle()

@@ -265,27 +265,27 @@ class Loop:
     def _settle(self, launched: _Launched) -> None:
         """Read a round and book it. A row whose sequence has ended since is left out."""
         with self.ledger.all_or_none(launched.rows):
+            sources = (*self.machine.drafter.sources, FORCED)
             try:
                 outcome = launched.pending.wait()
+                rows = committed(outcome.report, sources, launched.rows)
             except Exception:
                 for sequence in launched.rows:
                     self.scheduler.settled(sequence, ())
                 raise
-        began = max(launched.at, self._settled_at)
-        self._settled_at = now = time.perf_counter()
-        self._round_seconds = outcome.verify_seconds + outcome.draft_seconds
-        self.pilot.settled(
-            launched.tracks,
-            launched.launch,
-            unforced(outcome.report, len(self.machine.drafter.sources)),
-            verify_seconds=outcome.verify_seconds,
-            draft_seconds=outcome.draft_seconds,
-            wall_seconds=now - began if launched.alone else None,
-        )
-        sources = (*self.machine.drafter.sources, FORCED)
-        rows = committed(outcome.report, sources, launched.rows)
-        for sequence, row in zip(launched.rows, rows, strict=True):
-            self.scheduler.settled(sequence, row.token_ids)
+            for sequence, row in zip(launched.rows, rows, strict=True):
+                self.scheduler.settled(sequence, row.token_ids)
+            began = max(launched.at, self._settled_at)
+            self._settled_at = now = time.perf_counter()
+            self._round_seconds = outcome.verify_seconds + outcome.draft_seconds
+            self.pilot.settled(
+                launched.tracks,
+                launched.launch,
+                unforced(outcome.report, len(self.machine.drafter.sources)),
+                verify_seconds=outcome.verify_seconds,
+                draft_seconds=outcome.draft_seconds,
+                wall_seconds=now - began if launched.alone else None,
+            )
         self.ledger.totals.rounds += 1
         self.feeder.learn()
         booked = [

@@ -23,12 +23,13 @@ from paceline.engine.costs import Costs
 from paceline.engine.readings import Readings
 from paceline.engine.round import Machine, Plan
 from paceline.engine.rounds import Rounds
-from paceline.types import SamplingFlags
+from paceline.types import Request, SamplingFlags, SamplingParams
 
 log = logging.getLogger(__name__)
 
 _SHORT, _LONG = 64, 1024  # committed positions a row
 _REPEATS = 3
+_PRACTICE, _TURNS = 128, 8  # tokens of a made-up request, and how many there are
 _CHUNK = 256  # tokens of which bringing a drafter up to date is measured
 
 Progress = Callable[[int, int], None]
@@ -125,6 +126,23 @@ def measure_catch_up(machine: Machine, readings: Readings) -> float:
             _wait(device)
             found.append(time.perf_counter() - began)
     return min(found) / count
+
+
+def practise(machine: Machine, rounds: Rounds, readings: Readings, next_k: int) -> None:
+    """Serve a few made-up requests, a prompt and a round each: what is slow at first (libraries
+    that set themselves up, memory that is pinned, clocks that rise) is so before the first user's.
+    next_k: draft tokens behind each."""
+    slots, limits = machine.slots, machine.slots.limits
+    count = max(1, min(_PRACTICE, _longest(machine, next_k) - 1))
+    request = Request("practice", (0,) * (count + 1), SamplingParams(), seed=0)
+    bound = min(count + 2 * next_k + 3, limits.max_length)
+    with torch.inference_mode(), _texts(machine, next_k):
+        for _ in range(_TURNS):
+            slots.admit(1, request, (), next_k)
+            readings.read(1, 0, count, True)
+            batch = slots.batch(slots.numbers[1:2])
+            rounds.launch(Plan(batch, (bound,), SamplingFlags(), 0, next_k)).wait()
+    _wait(limits.device)
 
 
 def _cells(rig: Rig) -> list[tuple[int, int, int]]:

@@ -116,7 +116,7 @@ class Slots:
             self.counts[slot] = 0
             ones = torch.ones_like(output, dtype=self.counts.dtype)
             self.counts[slot].scatter_add_(0, output, ones)
-        self.draft_count[slot] = 0
+        self.draft_count[slot] = self.draft_source[slot] = 0
         self.masks[slot] = -1
         self.active[slot] = True
 

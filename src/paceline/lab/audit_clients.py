@@ -85,7 +85,7 @@ def make_cases(prompts: Sequence[Text], options: TrafficOptions) -> list[Case]:
         job = Job(
             prompt,
             params,
-            rng.randrange(1, options.longest + 1),
+            1 + int(options.longest * rng.random() ** 2),  # many are short
             k=rng.choice((None, None, *range(options.k + 1))),
         )
         # After no event (while it waits or its prompt is read), or after some, or after too many.

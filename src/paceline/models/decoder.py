@@ -6,6 +6,9 @@ does not know whether it serves as target or as draft.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import chain, pairwise
 from typing import Any
 
@@ -20,6 +23,19 @@ from paceline.ops.layer import LayerOps, make_ops
 from paceline.ops.linear import packs
 from paceline.ops.norm import Residual
 from paceline.types import KVSpec, Window
+
+_abridged: ContextVar[bool] = ContextVar("abridged", default=False)
+
+
+@contextmanager
+def abridged() -> Iterator[None]:
+    """Meanwhile every forward pass of this thread goes through one layer of each kind only: enough
+    to meet all its kernels, and nothing that anybody may use."""
+    token = _abridged.set(True)
+    try:
+        yield
+    finally:
+        _abridged.reset(token)
 
 
 def kv_spec(
@@ -63,6 +79,7 @@ class Decoder:
                 self._enter = ops.enter(self.embedding, layer.attention_norm, self._stream)
             after = None if following is None else following.attention_norm
             self._layers.append(_Layer(config, layer, sliding, ops, self.spec, after))
+        self._kinds = _one_of_each(self._layers)
         self._head = ops.normed(
             weights.final_norm, config.rms_norm_eps, weights.head, None, wide=True
         )
@@ -101,7 +118,8 @@ class Decoder:
         x = self._enter(window.ids.reshape(-1))
         kept = {0: x.hidden} if 0 in features else {}
         for number, (layer, cache) in enumerate(zip(self._layers, pool.layers, strict=True), 1):
-            x = layer.forward(x, cache, plan)
+            if not _abridged.get() or layer in self._kinds:
+                x = layer.forward(x, cache, plan)
             if number in features:
                 kept[number] = x.hidden
         return x.hidden, tuple(kept[i].view(batch, width, -1) for i in features)
@@ -125,6 +143,7 @@ class _Layer:
         following: Tensor | None,
     ) -> None:
         """following: the gain of the next layer's first norm."""
+        self.kind = sliding, following is None
         eps, norms = config.rms_norm_eps, (weights.q_norm, weights.k_norm)
         self._qkv = ops.normed(weights.attention_norm, eps, weights.qkv, weights.qkv_bias)
         self._attend = ops.attention(spec, config.heads, norms, eps, sliding)
@@ -136,3 +155,8 @@ class _Layer:
         """x [R, d] -> [R, d]; writes this layer's keys and values."""
         x = self._o(self._attend(self._qkv(x), cache.keys, cache.values, plan), x)
         return self._down(self._gate_up(x), x)
+
+
+def _one_of_each(layers: list[_Layer]) -> tuple[_Layer, ...]:
+    """The first layer of every kind; a kind is what kernels differ by."""
+    return tuple({layer.kind: layer for layer in reversed(layers)}.values())

@@ -25,6 +25,8 @@ TILE = 64
 MOST_ROWS = 320
 AHEAD = 256
 EVICT = "evict_first"
+_NARROW = 4096  # columns that make fewer programs than there are multiprocessors
+_MANY = 16384  # columns that make enough whatever the tile, a head's
 _WIDEST = 8192  # columns that `enter` holds in one program
 
 
@@ -41,17 +43,37 @@ class Tiles:
 
 
 def choose_tiles(rows: int, n: int, gated: bool, wide: bool) -> Tiles:
-    """What reads weights fastest, measured by benchmarks/gpu_linear.py; wide: float32.
+    """What is fastest for so many rows and columns, as part `tiles` of benchmarks/gpu_linear.py
+    found on an H200; wide: float32.
 
-    The matrix unit takes 16 rows at least. Few columns make few programs, which must then have
-    more on its way each.
+    Up to 32 rows the time is that of reading weights: few columns make few programs, which must
+    then have more on its way each. Above that arithmetic counts as well, and few columns are cut
+    along the rows instead, so that every multiprocessor has some. Tiles of 128 columns or eight
+    warps would be up to a fifth faster from 65 rows on; their sums over a row's columns come out in
+    another order.
     """
-    block = 16 if rows <= 16 else 32 if rows <= 32 else 64 if rows <= 64 else 128
     if wide:  # takes twice the room
-        return Tiles(block, TILE, 32, 3)
-    if gated:
-        return Tiles(block, TILE, 128, 4) if block <= 32 else Tiles(block, TILE, 64, 5)
-    return Tiles(block, TILE, 128, 7 if n <= 4096 and block <= 32 else 5 if block <= 64 else 4)
+        return Tiles(min(128, max(16, 1 << (rows - 1).bit_length())), TILE, 32, 3)
+    narrow, many = n <= _NARROW and not gated, n > _MANY
+    if rows <= 32:
+        return Tiles(16 if rows <= 16 else 32, TILE, 128, 4 if gated else 7 if narrow else 5)
+    if rows <= 64:
+        if narrow:
+            return Tiles(32, TILE, 128, 7)
+        return Tiles(64, TILE, 64, 4 if gated else 7) if gated or many else Tiles(64, TILE, 128, 5)
+    if rows <= 128:
+        if narrow:
+            return Tiles(32, TILE, 128, 4)
+        return (
+            Tiles(128, TILE, 64, 3 if gated else 4) if gated or many else Tiles(128, TILE, 128, 4)
+        )
+    if rows <= 256:
+        if narrow:
+            return Tiles(64, TILE, 64, 5)
+        if gated:
+            return Tiles(64 if rows <= 192 else 128, TILE, 64, 3)
+        return Tiles(128, TILE, 128, 4) if many else Tiles(64, TILE, 64, 4)
+    return Tiles(128, TILE, 64, 3 if gated else 4)
 
 
 class DeviceProduct:

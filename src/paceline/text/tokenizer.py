@@ -40,14 +40,19 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTES = _byte_alphabet()
 
 
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
+
+
 class Tokenizer:
     """A checkpoint's tokenizer. Make one with `Tokenizer.load`."""
 
-    def __init__(self, fast: Any, name: str) -> None:
-        """fast: a transformers tokenizer with a `tokenizers` backend; name: for messages."""
+    def __init__(self, fast: Any, name: str, folder: Path | None = None) -> None:
+        """fast: a transformers tokenizer with a `tokenizers` backend; name: for messages; folder:
+        where it was loaded from."""
         self._fast = fast
         self._backend: Any = fast.backend_tokenizer
-        self.name = name
+        self.name, self._folder = name, folder
         added = self._backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.byte_level = _is_byte_level(self._backend.decoder)
@@ -78,7 +83,7 @@ class Tokenizer:
             fast = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             if getattr(fast, "backend_tokenizer", None) is None:
                 raise ValueError("it has no fast form")
-            return cls(fast, folder.name)
+            return cls(fast, folder.name, folder)
         # The readers of a broken file raise whatever their parser raises, Rust's bare Exception
         # included; there is no narrower class.
         except Exception as error:
@@ -87,6 +92,14 @@ class Tokenizer:
                 f"{folder}: the tokenizer cannot be loaded ({reason}); download the checkpoint "
                 "again, or save the tokenizer as tokenizer.json with transformers"
             ) from error
+
+    def lies_in(self, folder: Path) -> bool:
+        """Whether `folder` holds this very tokenizer, byte by byte, so that it need not be loaded
+        to be compared."""
+        if self._folder is None:
+            return False
+        names = (*_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+        return all(_content(self._folder / name) == _content(folder / name) for name in names)
 
     def __len__(self) -> int:
         """Return the number of token ids, added tokens included."""
