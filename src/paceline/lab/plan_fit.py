@@ -45,7 +45,8 @@ class Text:
 class Run:
     """A stretch in which `load` texts were always being written, with k drafts a round.
 
-    seconds, tokens: of the stretch. begun: texts that began in it. per_round: tokens that a row had
+    seconds, tokens: of the stretch. begun: texts that had their first
+    token in it. per_round: tokens that a row had
     of a round, over all texts of the run. context: positions of a text.
     """
 

@@ -24,6 +24,7 @@ _COUNTED = (
 )
 _LEAST = 0.2  # seconds of a run at least
 _PATIENCE = 60.0  # seconds that a run's first tokens may take
+_BEGUN = 6  # texts that such a run sees begin at least
 _SHORT = 4  # tokens of texts that are to be mostly prompt
 _FEW = 4  # tokens behind the first ones that a time per token is told of
 
@@ -131,9 +132,9 @@ class _Writing:
 def closed_loop(
     engine: Engine, probe: Probe, load: int, k: int, seconds: float, tokens: int | None = None
 ) -> Run:
-    """`load` texts at a time for about so many seconds, counted from when every first text has its
-    first token. tokens: of each text, for a run that says nothing of how texts are. Raises
-    TimeoutError where the first tokens do not come."""
+    """`load` texts at a time for about so many seconds, counted from when every client has had a
+    token. tokens: of each text, for a run that tells what a beginning costs, and lasts until it has
+    seen some; it says nothing of how texts are. Raises TimeoutError where no tokens come."""
     settle(engine, k)
     numbers, most = itertools.count(), tokens or probe.params.max_tokens
     asked: list[_Writing] = []
@@ -149,21 +150,25 @@ def closed_loop(
     # The first texts end one after the other, and so do all behind them.
     running = [ask(max(1, -(-most * (place + 1) // load))) for place in range(load)]
     began, opened, counted, begun = time.perf_counter(), 0.0, 0, 0
-    now = began
-    while not opened or now - opened < seconds or not counted:
+    now, least = began, max(_BEGUN, load) if tokens is not None else 0
+    waiting = set(range(load))  # clients that have had no token yet
+    while not opened or now - opened < seconds or not counted or begun < least:
         time.sleep(_LOOK)
         now = time.perf_counter()
         if now - began > _PATIENCE + 2 * seconds:
             raise TimeoutError(f"{load} texts at a time: no tokens in {now - began:.0f} s")
-        found = sum(text.look(now) for text in running)
-        if opened:
-            counted += found
-        elif all(text.stamps for text in running):
-            opened = now
         for place, text in enumerate(running):
+            first = not text.stamps
+            found = text.look(now)
+            if opened:
+                counted += found
+                begun += first and found > 0
+            elif found:
+                waiting.discard(place)
             if text.done:
-                begun += opened > 0
                 running[place] = ask(most)
+        if not opened and not waiting:
+            opened = now
     for text in running:
         text.handle.cancel()
     done = [(text, text.handle.result()) for text in asked]
