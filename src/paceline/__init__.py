@@ -5,6 +5,8 @@ The public names, and only they.
 
 from paceline.config import EngineConfig, sampling_params
 from paceline.drafters.base import Drafter
+from paceline.engine.cost_grid import Point as CostPoint
+from paceline.engine.costs import Costs
 from paceline.engine.engine import Engine
 from paceline.engine.handle import Events, Handle
 from paceline.errors import (
@@ -33,6 +35,8 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "ConfigError",
+    "CostPoint",
+    "Costs",
     "Drafter",
     "Engine",
     "EngineClosedError",

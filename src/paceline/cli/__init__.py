@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from paceline import PacelineError, __version__
-from paceline.cli import audit, bench, demo, generate, info, pair, report, serve
+from paceline.cli import audit, bench, demo, generate, info, pair, plan, report, serve
 from paceline.cli.common import fail, stderr
 
 # click's, which typer keeps to itself: an unknown option or command, a value out of range.
@@ -91,6 +91,7 @@ app.command()(serve.serve)
 app.command()(audit.audit)
 app.command()(bench.bench)
 app.command()(report.report)
+app.command()(plan.plan)
 app.add_typer(pair.app, name="pair")
 app.command()(info.info)
 

@@ -77,7 +77,7 @@ class _Shape:
 
 @dataclass(slots=True)
 class Tally:
-    """Tested draft tokens of one drafter, by position; halved now and then."""
+    """Counts draft tokens of one drafter, by position; halved now and then."""
 
     accepted: list[float] = field(default_factory=list)
     evaluated: list[float] = field(default_factory=list)

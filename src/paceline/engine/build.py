@@ -21,11 +21,12 @@ from paceline.drafters import Drafter, create
 from paceline.engine.budget import Budget, plan_memory
 from paceline.engine.capture import CapturedRounds, every_plan, widths
 from paceline.engine.constrain import Constrainer
+from paceline.engine.costs import Costs
 from paceline.engine.feeding import Feeder
 from paceline.engine.fixed import FixedK
 from paceline.engine.ledger import Ledger
 from paceline.engine.loop import Loop, Pilot
-from paceline.engine.measuring import Rig, cost_table, keep, powers, practise
+from paceline.engine.measuring import Rig, cost_table, costs_of, keep, powers, practise
 from paceline.engine.policy import Governor
 from paceline.engine.prefill import warm_up
 from paceline.engine.readings import (
@@ -80,7 +81,8 @@ def on_device(name: str) -> Callable[[], AbstractContextManager[None]]:
 @dataclass(frozen=True, slots=True)
 class Opened:
     """An engine's inside. eos_ids: tokens that end a text unless a request says otherwise;
-    widest: draft tokens a round at most; keep: saves what live rounds taught, at the end."""
+    widest: draft tokens a round at most; keep: saves what live rounds taught, at the end; costs:
+    what rounds cost, as known or (seconds given) measured now."""
 
     tokenizer: Tokenizer
     loop: Loop
@@ -89,6 +91,7 @@ class Opened:
     threads: int
     widest: int
     keep: Callable[[], None]
+    costs: Callable[[float | None], Costs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,8 @@ def open_machine(
     if device.type == "cpu" and config.threads is None:
         progress("choosing threads", 0, 0)
     threads = _set_threads(config, machine)
-    pilot, keep_costs = _make_pilot(config, machine, rounds, readings, k, progress)
+    rig = _make_rig(machine, rounds, readings, k)
+    pilot, keep_costs = _make_pilot(config, machine, rig, k, progress)
     every_eos = {*model.eos_token_ids, *tokenizer.eos_ids}
     return Opened(
         tokenizer,
@@ -150,6 +154,7 @@ def open_machine(
         threads,
         k,
         keep_costs,
+        partial(costs_of, rig, pilot.cost if isinstance(pilot, Governor) else None),
     )
 
 
@@ -182,23 +187,21 @@ def _make_loop(
     )
 
 
+def _make_rig(machine: Machine, rounds: Rounds, readings: Readings, k: int) -> Rig:
+    """What there is to measure of rounds."""
+    if isinstance(rounds, CapturedRounds):
+        return Rig(machine, rounds, readings, rounds.ks, rounds.sizes, rounded=True)
+    slots = machine.slots.limits.slots - 1
+    return Rig(machine, rounds, readings, widths(k), powers(slots), rounded=False)
+
+
 def _make_pilot(
-    config: EngineConfig,
-    machine: Machine,
-    rounds: Rounds,
-    readings: Readings,
-    k: int,
-    progress: Progress,
+    config: EngineConfig, machine: Machine, rig: Rig, k: int, progress: Progress
 ) -> tuple[Pilot, Callable[[], None]]:
     """Who decides how much is drafted, and what keeps what was learned for the next start."""
     adaptive = config.rule == "match" if config.adaptive is None else config.adaptive
     if not adaptive or not k:
         return FixedK(k), lambda: None
-    slots = machine.slots.limits.slots - 1
-    if isinstance(rounds, CapturedRounds):
-        rig = Rig(machine, rounds, readings, rounds.ks, rounds.sizes, rounded=True)
-    else:
-        rig = Rig(machine, rounds, readings, widths(k), powers(slots), rounded=False)
     key = {
         "models": f"{config.target} {config.draft} {config.drafter}",
         "dtype": config.dtype,

@@ -23,9 +23,12 @@ from torch import Tensor
 from paceline.config import EngineConfig, check_request
 from paceline.drafters import Drafter
 from paceline.engine.build import Progress, on_device, open_machine, quiet
+from paceline.engine.costs import Costs
 from paceline.engine.driver import Driver
+from paceline.engine.fixed import FixedK
 from paceline.engine.handle import Handle
 from paceline.engine.outbox import Reader
+from paceline.engine.policy import Governor
 from paceline.engine.requests import Prompt, as_prompts, build_request, check_ids
 from paceline.engine.sequence import Sequence
 from paceline.errors import ConfigError, EngineClosedError, PacelineError, RequestError
@@ -101,7 +104,8 @@ class Engine:
         self.tokenizer, self.threads = opened.tokenizer, opened.threads
         self._loop, self._eos = opened.loop, opened.eos_ids
         self._widest = opened.widest
-        self._keep = opened.keep
+        self._keep, self._costs = opened.keep, opened.costs
+        self._pilot = opened.loop.pilot
         self._budget, self._limits = opened.budget, opened.budget.limits
 
     # --- requests ---
@@ -282,6 +286,43 @@ class Engine:
             return target.head(target.forward(window, pool)[0])
 
         return self._driver.ask(passed)
+
+    def costs(self, seconds: float | None = None) -> Costs:
+        """What rounds cost here: as measured when the engine opened and corrected by live rounds.
+
+        seconds: measure anew, in about so many; also where nothing was measured (K is fixed). That
+        writes over the caches, so it is for an engine that has written nothing yet, or keeps
+        nothing (`prefix_cache=False`) and is idle: else RequestError.
+        """
+        self._check_open()
+
+        def told() -> Costs:
+            pages = self._loop.scheduler.pages
+            anew = seconds is not None or not isinstance(self._pilot, Governor)
+            if anew and (not self._loop.idle or pages.used or pages.cached):
+                raise RequestError(
+                    "costs are measured where nothing is in the caches: ask before the first text, "
+                    "or open the engine with prefix_cache=False and wait until it is idle"
+                )
+            return self._costs(seconds)
+
+        return self._driver.ask(told)
+
+    def fix_k(self, k: int | None) -> None:
+        """From here on every round drafts k tokens, 0 is plain decoding; None: as the engine was
+        opened. For measuring one K beside another: it changes when tokens come, and under `match`
+        never which. Raises ConfigError for a k that the engine is not made for, and RequestError
+        while texts are being written."""
+        self._check_open()
+        if k is not None:
+            check_request(k, self._widest, 0, None)
+
+        def exchange() -> None:
+            if not self._loop.idle:
+                raise RequestError("texts are being written: fix k before, or when they have ended")
+            self._loop.pilot = self._pilot if k is None else FixedK(k)
+
+        self._driver.ask(exchange)
 
     def stats(self) -> EngineStats:
         """Counts over all finished requests (rounds: the engine's own), and how things stand."""

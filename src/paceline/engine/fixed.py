@@ -14,10 +14,13 @@ from paceline.engine.policy import Launch
 class FixedK:
     """Every row has the draft tokens that its request may have."""
 
-    paused = False
-
     def __init__(self, k: int) -> None:
         self._k = k
+
+    @property
+    def paused(self) -> bool:
+        """Whether the drafter need not be kept up to date: where it never drafts."""
+        return self._k == 0
 
     def track(self, limit: int, remaining: int) -> Track:
         """See `Governor.track`."""

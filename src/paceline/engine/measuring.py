@@ -19,6 +19,7 @@ import torch
 from paceline.engine.cost import CostTable
 from paceline.engine.cost_file import load_costs, save_costs
 from paceline.engine.cost_grid import Point
+from paceline.engine.costs import Costs
 from paceline.engine.readings import Readings
 from paceline.engine.round import Machine, Plan
 from paceline.engine.rounds import Rounds
@@ -77,6 +78,16 @@ def cost_table(
 def keep(rig: Rig, key: Mapping[str, str], table: CostTable) -> None:
     """Keep what live rounds have added to `table` for the next start."""
     save_costs(_key(rig, key), table.learned(), table.catch_up_rate)
+
+
+def costs_of(rig: Rig, table: CostTable | None, seconds: float | None) -> Costs:
+    """What is known (`table`, with what live rounds said of it); or measured now, in about so many
+    seconds, where that is asked for or nothing is known. Nobody may hold slots or pages."""
+    sizes = rig.sizes if rig.rounded else ()
+    if table is not None and seconds is None:
+        return Costs(table.learned(), rig.ks, sizes, table.catch_up_rate)
+    points = measure(rig, 2.0 if seconds is None else seconds)
+    return Costs(tuple(points), rig.ks, sizes, measure_catch_up(rig.machine, rig.readings))
 
 
 def measure(rig: Rig, seconds: float, progress: Progress | None = None) -> list[Point]:

@@ -1,0 +1,136 @@
+"""What `paceline plan` is made from, as its options say: prompts, measurements, requests."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from paceline import ConfigError, Engine
+from paceline.cli import common
+from paceline.cli.common import engine_options, open_engine
+from paceline.cli.demo import draw
+from paceline.lab import plan_bench, plan_measured
+from paceline.lab import plan_probe as probing
+from paceline.lab.fleet import Replica
+from paceline.lab.fleet_traffic import Arrival, Lengths, poisson
+from paceline.lab.fleet_traffic import read as read_traffic
+from paceline.lab.plan_answer import Plan, check_points
+from paceline.lab.plan_measured import Measured
+from paceline.lab.plan_probe import Probe, Prompt
+
+BUNDLED = 32  # prompts of the bundled set
+
+
+def loads(text: str | None, device: str | None) -> tuple[int, ...]:
+    if text is None:
+        return (1, 4, 16, 64) if (device or "cpu").startswith("cuda") else (1, 2, 4)
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= 4096 for part in parts):
+        raise ConfigError(f"--loads must be numbers from 1 to 4096, as in 1,4,16, not {text!r}")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def kept(measured: Path | None, bench: Path | None) -> Measured | None:
+    if measured is not None:
+        return plan_measured.load(measured)
+    if bench is None:
+        return None
+    found, problems = plan_bench.read(bench)
+    for line in problems:
+        common.stderr.print(line, style="dim", markup=False, soft_wrap=True)
+    return found
+
+
+def prompts(file: Path | None, target: str | None) -> tuple[Prompt, ...]:
+    """The user's, or the bundled ones, which are for the bundled pair."""
+    if file is None:
+        if target not in (None, common.MINI_TARGET):
+            raise ConfigError("give your own prompts with --file: JSON lines with prompt or "
+                              "messages; how often drafts stand depends on the text")  # fmt: skip
+        return tuple(row["prompt"] for row in draw(0, BUNDLED))
+    found: list[Prompt] = []
+    for number, line in enumerate(common.read_text(None, file, "prompts").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            prompt = row["messages"] if "messages" in row else row["prompt"]
+            if not isinstance(prompt, str | list) or not prompt:
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(
+                f'{file}, line {number}: write {{"prompt": "…"}} or {{"messages": […]}}, one '
+                "object a line"
+            ) from None
+        found.append(prompt)
+    if not found:
+        raise ConfigError(f"{file} is empty: write one prompt a line")
+    return tuple(found)
+
+
+def measure(
+    models: dict[str, Any], drafters: list[str] | None, k: int, probe: Probe, check: bool
+) -> Measured:
+    """Measure every drafter, each in its share of the time."""
+    shared = engine_options(None, **models)
+    names = drafters or (["model", "ngram"] if "draft" in shared else ["ngram"])
+    if "none" in names:
+        raise ConfigError("plain decoding is measured with every drafter: leave --drafter none out")
+    shared |= {"adaptive": True, "prefix_cache": False, "slots": max(probe.loads), "k": k}
+    each = dataclasses.replace(
+        probe,
+        seconds=probe.seconds / len(names),
+        checks=check_points(probe.loads, probe.ks) if check else (),
+    )
+    found = []
+    for name in names:
+
+        @contextmanager
+        def opened(name: str = name) -> Iterator[Engine]:
+            with open_engine(shared | {"drafter": name}) as engine:
+                yield engine
+
+        found.append(probing.measure(opened, name, each, _say))
+    told = {name: str(value) for name, value in shared.items() if value is not None}
+    source = f"a probe of {probe.seconds:g} s on {len(probe.prompts)} prompts"
+    return Measured(source, str(shared["target"]), tuple(found), told, common.versions())
+
+
+def _say(what: str) -> None:
+    if common.stderr.is_terminal:
+        common.stderr.print(what, style="dim", markup=False)
+
+
+def arrivals(
+    traffic: Path | None, rate: float | None, seconds: float, prompt: str | None, new: str | None,
+    found: Plan,
+) -> list[Arrival]:  # fmt: skip
+    if traffic is not None:
+        return read_traffic(traffic)
+    assert rate is not None
+    mean = found.traffic
+    read, written = Lengths(max(1.0, mean.prompt)), Lengths(max(1.0, mean.new))
+    if prompt is not None:
+        read = Lengths.parse(prompt, "--prompt-tokens")
+    if new is not None:
+        written = Lengths.parse(new, "--new-tokens")
+    arrivals = poisson(rate, seconds, read, written)
+    if not arrivals:
+        raise ConfigError(f"no request comes in {seconds / 3600:g} hours at --rate {rate:g}")
+    return arrivals
+
+
+def replica(kept: Measured, found: Plan, slots: int | None) -> Replica:
+    """An engine as the plan recommends it; the first drafter's where it recommends none."""
+    name = found.drafter or kept.drafters[0].drafter
+    one = next(each for each in kept.drafters if each.drafter == name)
+    most = found.k
+    ks = tuple(k for k in one.ks if k <= most)
+    count = slots or max(point.load for point in found.plain)
+    chunk = kept.engine.get("prefill_chunk", "")
+    return Replica(one.fitted().machine, ks, one.accepted().conditional(), count,
+                   int(chunk) if chunk.isdecimal() else 512)  # fmt: skip

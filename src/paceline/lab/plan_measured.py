@@ -1,0 +1,120 @@
+"""What a plan rests on: measurements, wherever they come from, and the file that keeps them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from paceline import ConfigError, CostPoint, Costs
+from paceline.lab.bench_json import Malformed, build, plain
+from paceline.lab.plan_acceptance import Acceptance
+from paceline.lab.plan_fit import Fitted, Run, fit
+from paceline.lab.plan_model import Traffic
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """What was measured with one drafter: the table of costs, short runs, runs that were kept apart
+    to check the predictions, and bytes on the device by part. acceptance: counted elsewhere (a
+    server's metrics) and used instead of that of the runs."""
+
+    drafter: str
+    points: tuple[CostPoint, ...]
+    ks: tuple[int, ...]
+    runs: tuple[Run, ...]
+    draft: str | None = None
+    sizes: tuple[int, ...] = ()
+    catch_up: float = 0.0
+    checks: tuple[Run, ...] = ()
+    memory: dict[str, int] = field(default_factory=dict)
+    acceptance: Acceptance | None = None
+
+    @property
+    def costs(self) -> Costs:
+        """The table."""
+        return Costs(self.points, self.ks, self.sizes, self.catch_up)
+
+    def fitted(self) -> Fitted:
+        """The machine that explains the runs."""
+        return fit(self.costs, self.runs)
+
+    def accepted(self) -> Acceptance:
+        """How many drafts stand: from elsewhere, or in the runs."""
+        if self.acceptance is not None:
+            return self.acceptance
+        return Acceptance(
+            tuple(t.tested for run in self.runs if run.k for t in run.texts if t.tested.evaluated)
+        )
+
+    @property
+    def rows(self) -> int:
+        """The most rows that the table was measured for."""
+        return max(point.rows for point in self.points)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Everything measured of one target. source: in words, for people. engine: the options it was
+    opened with, as text; versions: of what computes."""
+
+    source: str
+    target: str
+    drafters: tuple[Drafted, ...]
+    engine: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    format: int = _FORMAT
+
+    def traffic(self) -> Traffic:
+        """Mean lengths of the texts that were written whole, or, where none was, of the longest
+        that were begun. Raises ConfigError where nothing was written."""
+        runs = [run for each in self.drafters for run in each.runs]
+        texts = [text for run in runs for text in run.texts if text.whole]
+        if not texts:
+            texts = sorted((t for run in runs for t in run.texts), key=lambda t: -t.new)[:1]
+        if not texts or not texts[0].new:
+            raise ConfigError("nothing was written while it was measured: give more --seconds")
+        count = len(texts)
+        return Traffic(sum(t.prompt for t in texts) / count, sum(t.new for t in texts) / count)
+
+    def with_acceptance(self, acceptance: Acceptance, source: str) -> Measured:
+        """The same costs under another traffic's acceptance, where one drafter was measured.
+        Raises ConfigError where it is not clear whose acceptance it is."""
+        if len(self.drafters) != 1:
+            names = ", ".join(each.drafter for each in self.drafters)
+            raise ConfigError(f"metrics are of one drafter, and costs were measured for {names}: "
+                              "give that one with --drafter")  # fmt: skip
+        one = replace(self.drafters[0], acceptance=acceptance)
+        return replace(self, drafters=(one,), source=f"{self.source}; acceptance of {source}")
+
+
+def save(measured: Measured, file: Path) -> None:
+    """Write it as JSON. Raises ConfigError where that is not possible."""
+    try:
+        file.write_text(json.dumps(plain(measured) | {"format": _FORMAT}, indent=1) + "\n", "utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written ({error.strerror})") from error
+
+
+def load(file: Path) -> Measured:
+    """Read it again. Raises ConfigError."""
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"{file}: cannot be read ({reason})") from error
+    except ValueError as error:
+        raise ConfigError(f"{file}: not JSON ({error}); give a file that --save wrote") from error
+    try:
+        found = build(Measured, value)
+        if found.format != _FORMAT:
+            raise Malformed(f"format {found.format}, and this version reads {_FORMAT}")
+        if not found.drafters:
+            raise Malformed("no drafter was measured")
+        for each in found.drafters:
+            each.costs  # noqa: B018  raises ValueError where it is no table
+    except (Malformed, ValueError) as error:
+        raise ConfigError(f"{file}: {error}; give a file that --save wrote") from error
+    return found

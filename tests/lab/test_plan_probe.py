@@ -1,0 +1,75 @@
+"""The probe: what a closed loop counts, however short its texts, on an engine that is real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from helpers import tiny_checkpoint
+
+from paceline import Engine, SamplingParams
+from paceline.lab.plan_probe import Probe, closed_loop, measure_engine, plan_runs
+
+PROMPTS = ("def f(x):", tuple(range(40, 90)), [{"role": "user", "content": "hi"}])
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    place = tmp_path_factory.mktemp("probe")
+    target = tiny_checkpoint(place / "t")
+    draft = tiny_checkpoint(place / "d", num_hidden_layers=1)
+    with Engine(target, draft=draft, k=3, slots=3, dtype="float32", threads=1, max_length=128,
+                prefix_cache=False) as engine:  # fmt: skip
+        yield engine
+
+
+def asked(tokens: int = 16, seconds: float = 1.0) -> Probe:
+    return Probe(PROMPTS, SamplingParams(max_tokens=tokens, ignore_eos=True), (1, 3), (1, 2, 3),
+                 seconds)  # fmt: skip
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_a_closed_loop_counts_what_was_written(engine: Engine, k: int) -> None:
+    run = closed_loop(engine, asked(), 3, k, 0.3)
+    assert (run.load, run.k) == (3, k)
+    assert 0 < run.tokens <= sum(text.new for text in run.texts)
+    assert run.seconds >= 0.3
+    assert 1.0 <= run.per_round <= k + 1
+    whole = [text for text in run.texts if text.whole]
+    assert {text.new for text in whole} <= {16}
+    for text in run.texts:
+        assert bool(text.tested.evaluated) == (k > 0 and text.rounds > 2) or text.rounds <= 2
+        assert text.prompt > 0
+    assert engine.stats().waiting == 0
+
+
+def test_texts_of_a_few_tokens_end_faster_than_all_can_be_seen_at_once(engine: Engine) -> None:
+    run = closed_loop(engine, asked(), 3, 3, 0.01, tokens=1)
+    assert run.begun >= 6
+    assert run.tokens == run.begun  # one token each
+    assert not any(text.whole or text.tested.evaluated for text in run.texts)
+
+
+def test_a_probe_keeps_what_a_plan_needs_and_leaves_the_engine_as_it_was(engine: Engine) -> None:
+    text = engine.generate("abc", SamplingParams(max_tokens=8))[0].text
+    told: list[str] = []
+    found = measure_engine(engine, "model", asked(), told.append)
+    assert [(run.load, run.k) for run in found.runs] == [
+        (load, k) for load, k, _ in plan_runs(asked(), found.ks)
+    ]
+    assert len(told) == len(found.runs) + 1
+    assert {run.drafter for run in found.runs} == {"model"}
+    assert found.rows == 3
+    assert found.accepted().rate is not None
+    assert found.fitted().machine.round(2, 2, 40.0) > 0
+    assert engine.generate("abc", SamplingParams(max_tokens=8))[0].text == text
+    assert "drafts, as asked" not in engine.stats().speculation  # it chooses K again
+
+
+def test_runs_of_a_probe() -> None:
+    probe = Probe(PROMPTS, SamplingParams(), (1, 2, 8, 64), (1, 2, 4, 8))
+    runs = plan_runs(probe, (0, 1, 2, 4, 8))
+    assert {load for load, _, _ in runs} == {1, 8, 64}
+    assert {k for load, k, _ in runs if load == 64} == {0, 1, 2, 8}
+    assert sum(short for _, _, short in runs) == 2
+    assert plan_runs(probe, (0,)) == [(1, 0, False), (8, 0, False), (64, 0, False)]
