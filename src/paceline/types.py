@@ -70,10 +70,16 @@ class SamplingParams:
 @dataclass(frozen=True, slots=True)
 class Grammar:
     """What a text must be. text: a JSON schema, a regular expression or a Lark grammar; nothing
-    for any JSON object."""
+    for any JSON object.
+
+    after: free text comes first, through this mark (such as `</think>`), and what is behind it is
+    bound; opened_by: that only where the text begins with this mark, else all of it is bound.
+    """
 
     kind: Literal["json_schema", "json_object", "regex", "lark"]
     text: str = ""
+    after: str = ""
+    opened_by: str = ""
 
 
 class Constraint(Protocol):

@@ -128,7 +128,6 @@ FIELDS: list[tuple[str, Any, str]] = [
     ("speculative", {"k": -1}, "speculative"),
     ("speculative", {"rule": "block"}, "speculative"),
     ("priority", 1 << 40, "priority"),
-    ("response_format", {"type": "json_schema"}, "response_format"),
 ]
 
 

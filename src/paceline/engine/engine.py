@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -85,6 +86,7 @@ class Engine:
         )
         self._closed = self._draining = False
         self._grammars: Grammars | None = None
+        self._grammars_lock = threading.Lock()
         self._ids = itertools.count(1)
         progress = progress or quiet
         self._driver = driver = Driver(on_device(self.config.device))
@@ -166,10 +168,19 @@ class Engine:
         """`grammar` for one text. Raises RequestError."""
         if request.params.ignore_eos:
             raise RequestError("a grammar says where a text ends: leave ignore_eos out")
-        if self._grammars is None:
-            eos = sorted(self._eos)
-            self._grammars = Grammars(self.tokenizer, self._limits.vocab_size, eos)
-        return self._grammars.compile(grammar)
+        return self._compiler().compile(grammar)
+
+    def _compiler(self) -> Grammars:
+        with self._grammars_lock:
+            if self._grammars is None:
+                eos = sorted(self._eos)
+                self._grammars = Grammars(self.tokenizer, self._limits.vocab_size, eos)
+            return self._grammars
+
+    def check_grammar(self, grammar: Grammar) -> None:
+        """Compile a grammar, so that `submit` finds it ready. Raises RequestError where it cannot
+        be used. It may take seconds, which a thread of its own can wait for."""
+        self._compiler().compile(grammar)
 
     def stream(
         self,

@@ -28,6 +28,7 @@ from paceline.server.pieces import Pieces
 from paceline.server.record import Record, log_failure
 from paceline.server.settings import ServerSettings
 from paceline.server.shapes import ChatShape, CompletionShape, Shape
+from paceline.server.structured import bound
 from paceline.server.wire import ChatBody, CompletionBody, Generating, WarmBody, Wire, parse
 
 _INLINE = 16 << 10  # bytes of a body that are read and tokenized without leaving the event loop
@@ -99,16 +100,21 @@ class Api:
     async def _read(
         self, request: Request, kind: type[_Body], understand: Callable[[_Body, Engine], Ask]
     ) -> tuple[_Body, Ask]:
-        """Read, check and tokenize a body; a large one in a thread, so that streams go on."""
+        """Read, check and tokenize a body; in a thread, so that streams go on, where it is large or
+        has something to compile."""
         data = await read_body(request, self.settings.max_body)
 
-        def read() -> tuple[_Body, Ask]:
-            body = parse(kind, data)
+        def understood(body: _Body) -> tuple[_Body, Ask]:
             assert isinstance(body, Generating | WarmBody)
             self._check_model(body.model)
             return body, understand(body, self.engine)
 
-        return read() if len(data) <= _INLINE else await asyncio.to_thread(read)
+        if len(data) > _INLINE:
+            return await asyncio.to_thread(lambda: understood(parse(kind, data)))
+        body = parse(kind, data)
+        if isinstance(body, Generating) and bound(body):
+            return await asyncio.to_thread(understood, body)
+        return understood(body)
 
     async def _answer(self, request: Request, body: Generating, ask: Ask, shape: Shape) -> Response:
         exchange = self._exchange(request, ask)

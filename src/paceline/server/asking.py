@@ -11,8 +11,9 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from paceline import Engine, SamplingParams, sampling_params
+from paceline import Engine, Grammar, SamplingParams, sampling_params
 from paceline.server.errors import refused, unsupported
+from paceline.server.structured import asked_grammar, checked
 from paceline.server.wire import (
     ChatBody,
     CompletionBody,
@@ -39,6 +40,7 @@ class Ask:
     k: int | None = None
     priority: int = 0
     echoes: tuple[str, ...] | None = None
+    grammar: Grammar | None = None
 
     @property
     def texts(self) -> int:
@@ -150,8 +152,6 @@ def _check_later(body: ChatBody) -> None:
 def _ask(
     body: Generating, engine: Engine, prompts: list[list[int]], most: int, logprobs: int | None
 ) -> Ask:
-    if body.response_format is not None and body.response_format.type != "text":
-        raise unsupported("response_format", "response_format other than text is not supported yet")
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options needs stream to be true", "stream_options", "invalid_value")
     if (body.min_tokens or 0) > most:
@@ -180,6 +180,7 @@ def _ask(
     if body.prediction is not None:
         text = text_of(body.prediction.content, "prediction.content")
         expected = engine.tokenizer.encode(text, add_special_tokens=False)
+    grammar = asked_grammar(body)
     return Ask(
         prompts=tuple(map(tuple, prompts)),
         params=params,
@@ -187,6 +188,7 @@ def _ask(
         prediction=tuple(expected),
         k=_draft_tokens(body, engine),
         priority=body.priority or 0,
+        grammar=None if grammar is None else checked(engine, *grammar),
     )
 
 

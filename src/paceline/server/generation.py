@@ -81,6 +81,7 @@ class Generation:
                         k=ask.k,
                         priority=ask.priority,
                         deadline=left,
+                        grammar=ask.grammar,
                     )
                     self._handles.append(handle)
         except Exception:

@@ -65,13 +65,36 @@ class Message(Wire):
     tool_calls: list[object] | None = None
 
 
+class JsonSchema(Wire):
+    """A schema with its name; `strict` is taken and changes nothing: every schema binds."""
+
+    name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: Annotated[dict[str, object] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
 class ResponseFormat(Wire):
-    type: str
+    """OpenAI's: what the text must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(Wire):
+    """vLLM's, beyond OpenAI's: exactly one of them. grammar: in Lark's notation."""
+
+    json_: Annotated[dict[str, object] | str | None, Field(alias="json")] = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = None
+    grammar: str | None = None
 
 
 class Generating(Wire):
     """What both APIs share. top_k, min_p, repetition_penalty, min_tokens, ignore_eos,
-    stop_token_ids, priority (higher goes first) and speculative go beyond OpenAI's."""
+    stop_token_ids, priority (higher goes first), speculative and structured_outputs go beyond
+    OpenAI's."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     max_tokens: _Count | None = None
@@ -102,6 +125,12 @@ class Generating(Wire):
     speculative: Speculative | None = None
     priority: Annotated[int, Field(ge=-(1 << 31), le=1 << 31)] | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    # Older names of the same, refused by name: ignored, they would leave a text unbound.
+    guided_json: object = None
+    guided_regex: object = None
+    guided_choice: object = None
+    guided_grammar: object = None
 
 
 class CompletionBody(Generating):
