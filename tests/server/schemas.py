@@ -1,4 +1,4 @@
-"""Random JSON schemas whose values are bounded: strings, arrays and numbers cannot go on for ever."""
+"""Random JSON schemas whose values are bounded: none of them can go on for ever."""
 
 from __future__ import annotations
 

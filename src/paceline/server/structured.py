@@ -73,9 +73,7 @@ def _of_outputs(given: StructuredOutputs) -> Grammar:
         if grammar is not None
     ]
     if len(found) != 1:
-        message = (
-            "structured_outputs takes exactly one of json, json_object, regex, choice, grammar"
-        )
+        message = "structured_outputs takes one of json, json_object, regex, choice and grammar"
         raise refused(message, "structured_outputs", "invalid_value")
     return found[0]
 
