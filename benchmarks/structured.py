@@ -175,7 +175,8 @@ def _counted(schemas: list[dict[str, Any]], answers: list[Answer]) -> dict[str, 
         "parsed": parsed, "valid": valid, "cut": len(taken) - len(ended),
         "tokens": sum(len(a.tokens) for _, a in taken),
         "reasons": dict(others.most_common(_LISTED)),
-        "other_statuses": sorted({a.status for a in answers} - {200, 400}), "wrong": wrong[:_LISTED],
+        "other_statuses": sorted({a.status for a in answers} - {200, 400}),
+        "wrong": wrong[:_LISTED],
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from fastapi import FastAPI
@@ -29,6 +30,7 @@ from paceline.server.record import Record, log_failure
 from paceline.server.settings import ServerSettings
 from paceline.server.shapes import ChatShape, CompletionShape, Shape
 from paceline.server.structured import bound
+from paceline.server.tools import ChatFormat
 from paceline.server.wire import ChatBody, CompletionBody, Generating, WarmBody, Wire, parse
 
 _INLINE = 16 << 10  # bytes of a body that are read and tokenized without leaving the event loop
@@ -44,6 +46,7 @@ class Api:
         self.gate = Gate(engine.config.slots, settings.queue)
         self.metrics = Metrics(engine.stats, self.gate, settings.metrics_prefix, settings.name)
         self._pieces = Pieces(engine.tokenizer)
+        self._formats = ChatFormat.of(engine, settings.tool_parser, settings.reasoning)
         config = engine.config
         made = f"{__version__} {config.target} {config.dtype} {config.rule}"
         self._fingerprint = f"fp_{hashlib.sha256(made.encode()).hexdigest()[:12]}"
@@ -57,8 +60,9 @@ class Api:
         return await self._answer(request, body, ask, shape)
 
     async def chat(self, request: Request) -> Response:
-        body, ask = await self._read(request, ChatBody, ask_chat)
-        shape = ChatShape(body.model, self._pieces, self._fingerprint)
+        understand = partial(ask_chat, formats=self._formats)
+        body, ask = await self._read(request, ChatBody, understand)
+        shape = ChatShape(body.model, self._pieces, self._fingerprint, ask.reading)
         return await self._answer(request, body, ask, shape)
 
     async def models(self, request: Request) -> Response:
@@ -112,7 +116,8 @@ class Api:
         if len(data) > _INLINE:
             return await asyncio.to_thread(lambda: understood(parse(kind, data)))
         body = parse(kind, data)
-        if isinstance(body, Generating) and bound(body):
+        compiles = isinstance(body, Generating) and bound(body)
+        if compiles or (isinstance(body, ChatBody) and body.tools):
             return await asyncio.to_thread(understood, body)
         return understood(body)
 

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from paceline import Engine, Grammar, SamplingParams, sampling_params
 from paceline.server.errors import refused, unsupported
+from paceline.server.reading import Reading
 from paceline.server.structured import asked_grammar, checked
+from paceline.server.tool_families import FAMILIES
+from paceline.server.tools import ChatFormat, Tools, asked_tools, described, messages, text_of
 from paceline.server.wire import (
     ChatBody,
     CompletionBody,
     Generating,
-    Message,
-    Part,
     WarmBody,
 )
 
 _SEEDS = 1 << 63
 _MIN_TEMPERATURE = 1e-3  # the engine's; below it greedy is meant
+_TAIL = 16  # tokens of a prompt's end in which a mark that it leaves open would stand
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI's
 
 
@@ -41,6 +42,7 @@ class Ask:
     priority: int = 0
     echoes: tuple[str, ...] | None = None
     grammar: Grammar | None = None
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def texts(self) -> int:
@@ -74,20 +76,57 @@ def ask_completion(body: CompletionBody, engine: Engine) -> Ask:
     return replace(_ask(body, engine, prompts, most, body.logprobs), echoes=echoes)
 
 
-def ask_chat(body: ChatBody, engine: Engine) -> Ask:
+def ask_chat(body: ChatBody, engine: Engine, formats: ChatFormat) -> Ask:
     """What a chat asks for. Raises ApiError and the engine's errors."""
-    _check_later(body)
+    if any(kind != "text" for kind in body.modalities or ()):
+        raise unsupported("modalities", "only text is written")
+    tools = asked_tools(body, formats)
     if body.top_logprobs and not body.logprobs:
         raise refused("top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
     if body.max_tokens and body.max_completion_tokens not in (None, body.max_tokens):
         raise refused("give max_completion_tokens or max_tokens, not both", "max_tokens")
-    prompts = [engine.tokenizer.chat(messages(body.messages))]
+    told = described(tools.given) if tools else None
+    prompts = [engine.tokenizer.chat(messages(body.messages), told, body.chat_template_kwargs)]
     _check_prompts(prompts, engine, "messages")
     given = body.max_completion_tokens or body.max_tokens
     room = engine.limits.max_length
     name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
     most = _room(prompts, given or room, given is not None, engine, name)
-    return _ask(body, engine, prompts, most, (body.top_logprobs or 0) if body.logprobs else None)
+    ask = _ask(body, engine, prompts, most, (body.top_logprobs or 0) if body.logprobs else None)
+    return _chat_parts(ask, body, engine, formats, tools)
+
+
+def _chat_parts(
+    ask: Ask, body: ChatBody, engine: Engine, formats: ChatFormat, tools: Tools | None
+) -> Ask:
+    """`ask` with what is to be found in its texts, and with a grammar where that is forced."""
+    marks = formats.marks if body.separate_reasoning is not False else None
+    end = engine.tokenizer.decode(ask.prompts[0][-_TAIL:], skip_special_tokens=False).rstrip()
+    opened = formats.marks is not None and end.endswith(formats.marks.begin)
+    grammar = tools.grammar(engine, formats) if tools else None
+    if grammar is not None and ask.grammar is not None:
+        message = "tool_choice forces a call, and response_format something else: leave one"
+        raise refused(message, "response_format", "invalid_value")
+    grammar = grammar or ask.grammar
+    if grammar is not None and formats.marks is not None:
+        # Thinking is free; the answer behind it is bound.
+        begin = "" if opened else formats.marks.begin
+        grammar = replace(grammar, after=formats.marks.end, opened_by=begin)
+    if grammar is not None:
+        checked(engine, grammar, "tools" if tools and tools.forced else "response_format")
+    reading = Reading(marks, opened and marks is not None)
+    if tools is not None:
+        reading = replace(
+            reading,
+            family=tools.family,
+            names=tools.names,
+            most=None if tools.several else 1,
+            id_size=FAMILIES[tools.family].id_size,
+        )
+    params = ask.params
+    if not reading.plain and formats.tokens_hidden and body.skip_special_tokens is None:
+        params = replace(params, skip_special_tokens=False)
+    return replace(ask, params=params, grammar=grammar, reading=reading)
 
 
 def ask_warm(body: WarmBody, engine: Engine) -> Ask:
@@ -96,7 +135,8 @@ def ask_warm(body: WarmBody, engine: Engine) -> Ask:
         raise refused("give either prompt or messages", "prompt", "invalid_value")
     tokenizer = engine.tokenizer
     if body.messages is not None:
-        prompt = tokenizer.chat(messages(body.messages))
+        tools = described(body.tools) if body.tools else None
+        prompt = tokenizer.chat(messages(body.messages), tools, body.chat_template_kwargs)
     else:
         assert body.prompt is not None
         given = body.prompt
@@ -106,47 +146,12 @@ def ask_warm(body: WarmBody, engine: Engine) -> Ask:
     return Ask((tuple(prompt),), params, ((0,),), k=0)
 
 
-def messages(given: Sequence[Message]) -> list[dict[str, str]]:
-    """Messages as chat templates take them."""
-    taken = []
-    for place, message in enumerate(given):
-        where = f"messages[{place}]"
-        if message.tool_calls or message.role in ("tool", "function"):
-            raise unsupported(where, "tool calls are not supported yet")
-        # The newer name of the same role; templates know the older one.
-        role = "system" if message.role == "developer" else message.role
-        taken.append({"role": role, "content": text_of(message.content, f"{where}.content")})
-    return taken
-
-
-def text_of(content: str | list[Part] | None, where: str) -> str:
-    """The text of a content that may come in parts."""
-    if isinstance(content, list):
-        for part in content:
-            if part.type != "text" or part.text is None:
-                raise unsupported(where, f"content of type {part.type!r} is not supported; text is")
-        return "".join(part.text or "" for part in content)
-    if content is None:
-        raise refused("a message needs content", where, "missing_required_parameter")
-    return content
-
-
 def derived_seed(seed: int, choice: int) -> int:
     """The seed of a request's choice: the first has the request's own."""
     if choice == 0:
         return seed
     digest = hashlib.blake2b(f"{seed}:{choice}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) % _SEEDS
-
-
-def _check_later(body: ChatBody) -> None:
-    """What is not served yet is refused, not ignored: the answer would not be what was asked."""
-    if body.tools or body.tool_choice not in (None, "none", "auto"):
-        raise unsupported("tools", "tools are not supported yet")
-    if body.functions or body.function_call not in (None, "none", "auto"):
-        raise unsupported("functions", "functions are not supported, and tools not yet")
-    if any(kind != "text" for kind in body.modalities or ()):
-        raise unsupported("modalities", "only text is written")
 
 
 def _ask(
@@ -174,6 +179,7 @@ def _ask(
         stop=body.stop,
         stop_token_ids=body.stop_token_ids or (),
         ignore_eos=bool(body.ignore_eos),
+        skip_special_tokens=body.skip_special_tokens is not False,
         logprobs=logprobs,
     )
     expected: list[int] = []

@@ -24,6 +24,7 @@ class Text:
     echo: str
     pieces: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     tokens: int = 0
     predicted: int = 0
     first_tokens: int = 0
@@ -41,6 +42,7 @@ class Text:
                 self.first_at, self.first_tokens = now, count
             self.last_at = now
         self.tokens += count
+        self.token_ids += event.token_ids
         self.predicted += event.sources.count(PREDICTED)
         self.pieces.append(event.text)
         self.logprobs += event.logprobs or ()

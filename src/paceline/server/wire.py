@@ -20,6 +20,7 @@ _Count: TypeAlias = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 _Token: TypeAlias = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 # A long list is given up at its first fault: a report of a million costs minutes and gigabytes.
 _Tokens: TypeAlias = Annotated[list[_Token], Field(fail_fast=True)]
+_Name: TypeAlias = Annotated[str, Field(pattern="^[a-zA-Z0-9_.-]{1,64}$")]
 _Texts: TypeAlias = Annotated[list[str], Field(fail_fast=True)]
 
 
@@ -59,10 +60,58 @@ class Prediction(Wire):
     content: str | Annotated[list[Part], Field(fail_fast=True)]
 
 
+class CalledFunction(Wire):
+    """arguments: JSON as text, as the model wrote it."""
+
+    name: _Name
+    arguments: str = "{}"
+
+
+class ToolCall(Wire):
+    """A call that an earlier answer made."""
+
+    id: Annotated[str, Field(max_length=256)] | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(Wire):
+    """One message. An assistant's may have tool_calls instead of content; a tool's answers one."""
+
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
-    tool_calls: list[object] | None = None
+    reasoning_content: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128, fail_fast=True)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
+    name: Annotated[str, Field(max_length=256)] | None = None
+
+
+class Function(Wire):
+    """A function that the model may call; parameters: the JSON schema of its arguments."""
+
+    name: _Name
+    description: str | None = None
+    parameters: dict[str, object] | None = None
+    strict: bool | None = None
+
+
+class Tool(Wire):
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenFunction(Wire):
+    name: _Name
+
+
+class ToolChoice(Wire):
+    """The function that is to be called."""
+
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+_Tools: TypeAlias = Annotated[list[Tool], Field(max_length=128, fail_fast=True)]
 
 
 class JsonSchema(Wire):
@@ -93,8 +142,8 @@ class StructuredOutputs(Wire):
 
 class Generating(Wire):
     """What both APIs share. top_k, min_p, repetition_penalty, min_tokens, ignore_eos,
-    stop_token_ids, priority (higher goes first), speculative and structured_outputs go beyond
-    OpenAI's."""
+    stop_token_ids, skip_special_tokens, priority (higher goes first), speculative and
+    structured_outputs go beyond OpenAI's."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     max_tokens: _Count | None = None
@@ -119,6 +168,7 @@ class Generating(Wire):
     ) = None
     stop_token_ids: Annotated[list[_Token], Field(max_length=64, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     prediction: Prediction | None = None
@@ -146,14 +196,19 @@ class CompletionBody(Generating):
 
 
 class ChatBody(Generating):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions. separate_reasoning (default true: reasoning goes into
+    reasoning_content) and chat_template_kwargs (such as {"enable_thinking": false}) go beyond
+    OpenAI's."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: _Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[object] | None = None
-    tool_choice: object = None
+    tools: _Tools | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    separate_reasoning: bool | None = None
+    chat_template_kwargs: dict[str, object] | None = None
     functions: list[object] | None = None
     function_call: object = None
     modalities: list[str] | None = None
@@ -165,6 +220,8 @@ class WarmBody(Wire):
     model: Annotated[str, Field(min_length=1, max_length=512)]
     prompt: str | _Tokens | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    tools: _Tools | None = None
+    chat_template_kwargs: dict[str, object] | None = None
 
 
 _Body = TypeVar("_Body", bound=Wire)
