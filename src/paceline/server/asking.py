@@ -32,7 +32,10 @@ DEFAULT_TOKENS = 16  # of a completion, as OpenAI's
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One HTTP request to the engine. prompts: token ids each; echoes: the prompts as text where
-    they are to be repeated; seeds: one list a prompt, one seed a choice."""
+    they are to be repeated; seeds: one list a prompt, one seed a choice; grammar: what the texts
+    must be; reading: what to look for in them; scored: how many of the most likely tokens to tell
+    of at each place of the prompts, None to tell nothing of them; write: whether anything is to be
+    written at all."""
 
     prompts: tuple[tuple[int, ...], ...]
     params: SamplingParams
@@ -43,6 +46,8 @@ class Ask:
     echoes: tuple[str, ...] | None = None
     grammar: Grammar | None = None
     reading: Reading = field(default_factory=Reading)
+    scored: int | None = None
+    write: bool = True
 
     @property
     def texts(self) -> int:
@@ -60,20 +65,25 @@ def ask_completion(body: CompletionBody, engine: Engine) -> Ask:
         raise unsupported("suffix", "suffix is not supported: the models write forward")
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise unsupported("best_of", "best_of other than n is not supported; ask for n texts")
-    if body.echo and body.logprobs is not None:
-        raise unsupported("echo", "echo together with logprobs is not supported yet; leave one")
+    if body.max_tokens == 0 and not body.echo:
+        message = "max_tokens of 0 asks for no text: send 1 or more, or echo"
+        raise refused(message, "max_tokens", "invalid_value")
     tokenizer = engine.tokenizer
     prompts: list[list[int]] = []
     for prompt in _prompts(body.prompt):
         prompts.append(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
-    _check_prompts(prompts, engine, "prompt")
+    write = body.max_tokens != 0
+    _check_prompts(prompts, engine, "prompt", write)
     most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
-    most = _room(prompts, most, body.max_tokens is not None, engine, "max_tokens")
+    if write:
+        most = _room(prompts, most, body.max_tokens is not None, engine, "max_tokens")
     echoes = None
     if body.echo:
         given = _prompts(body.prompt)
         echoes = tuple(p if isinstance(p, str) else tokenizer.decode(p) for p in given)
-    return replace(_ask(body, engine, prompts, most, body.logprobs), echoes=echoes)
+    ask = _ask(body, engine, prompts, max(1, most), body.logprobs)
+    scored = body.logprobs if body.echo else None
+    return replace(ask, echoes=echoes, scored=scored, write=write)
 
 
 def ask_chat(body: ChatBody, engine: Engine, formats: ChatFormat) -> Ask:
@@ -229,11 +239,13 @@ def _prompts(
     return [item for item in given if not isinstance(item, int)]
 
 
-def _check_prompts(prompts: list[list[int]], engine: Engine, param: str) -> None:
+def _check_prompts(
+    prompts: list[list[int]], engine: Engine, param: str, write: bool = True
+) -> None:
     if not prompts:
         raise refused(f"{param} is empty: give at least one", param, "invalid_value")
     longest, limit = max(map(len, prompts)), engine.limits.max_length
-    if longest >= limit:
+    if longest + write > limit:
         message = (
             f"this model's context holds {limit} tokens and the {param} has {longest}: shorten it"
         )

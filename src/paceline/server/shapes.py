@@ -16,7 +16,7 @@ from typing import TypeAlias
 from paceline import Event
 from paceline.server.asking import Ask
 from paceline.server.generation import Text
-from paceline.server.pieces import Offsets, Pieces
+from paceline.server.pieces import Offsets, Pieces, followed
 from paceline.server.reading import PartReader, Reading
 from paceline.server.reasoning import reasoning_tokens
 from paceline.server.tool_formats import Part
@@ -89,7 +89,9 @@ class CompletionShape(Shape):
         self._offsets: dict[int, Offsets] = {}
 
     def opening(self, text: Text) -> list[Json]:
-        return [self._entry(text, text.echo, None, False)] if text.echo else []
+        if not text.echo and text.prompt_logprobs is None:
+            return []
+        return [self._entry(text, text.echo, self._prompt(text), False)]
 
     def piece(self, text: Text, event: Event) -> list[Json]:
         logprobs = None
@@ -101,10 +103,16 @@ class CompletionShape(Shape):
         return [self._entry(text, event.text, logprobs, event.finish is not None)]
 
     def _choice(self, text: Text) -> Json:
-        logprobs = None
+        logprobs = self._prompt(text)
         if text.logprobs:
-            logprobs = self._pieces.completion(text.logprobs, Offsets(len(text.echo)))
+            written = self._pieces.completion(text.logprobs, Offsets(len(text.echo)))
+            logprobs = written if logprobs is None else followed(logprobs, written)
         return self._entry(text, text.echo + text.text, logprobs, True)
+
+    def _prompt(self, text: Text) -> Json | None:
+        if text.prompt_logprobs is None:
+            return None
+        return self._pieces.prompt(text.prompt, text.prompt_logprobs, Offsets())
 
     def _entry(self, text: Text, shown: str, logprobs: Json | None, last: bool) -> Json:
         entry: Json = {"text": shown, "index": text.index, "logprobs": logprobs}

@@ -181,6 +181,7 @@ class Generating(Wire):
     guided_regex: object = None
     guided_choice: object = None
     guided_grammar: object = None
+    logprobs_mode: Literal["raw_logprobs"] | None = None
 
 
 class CompletionBody(Generating):
@@ -189,6 +190,7 @@ class CompletionBody(Generating):
     prompt: (
         str | _Texts | _Tokens | Annotated[list[_Tokens], Field(max_length=2048, fail_fast=True)]
     )
+    max_tokens: _Token | None = None  # 0 to read a prompt alone, with echo
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
