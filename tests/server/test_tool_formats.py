@@ -142,9 +142,9 @@ def test_families_are_known_by_their_templates() -> None:
 def test_grammars_name_tokens_where_marks_are_tokens() -> None:
     functions = {"now": None, "then": {"type": "object"}}
     plain = calls_grammar("mistral", "[TOOL_CALLS]", functions, True, {})
-    assert plain.startswith('start: "[TOOL_CALLS][" call (", " call)* "]"\n')
+    assert plain.startswith('start: calls\ncalls: "[TOOL_CALLS][" call (", " call)* "]"\n')
     special = calls_grammar("mistral", "[TOOL_CALLS]", functions, False, {"[TOOL_CALLS]": 5})
-    assert special.startswith('start: <[5]> "[" call  "]"\n')
+    assert special.startswith('start: calls\ncalls: <[5]> "[" call  "]"\n')
     newer = calls_grammar("mistral", "[TOOL_CALLS][ARGS]", functions, True,
                           {"[TOOL_CALLS]": 5, "[ARGS]": 6})  # fmt: skip
     assert 'f0: <[5]> "now" <[6]> %json {' in newer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from tests.server.tools import CHAT, Call, Served, serve_in_thread
 
 from paceline import Engine, Grammar
 from paceline.server.settings import ServerSettings
+from paceline.server.tools import ChatFormat, asked_tools
+from paceline.server.wire import ChatBody
 
 WEATHER: dict[str, Any] = {
     "type": "object",
@@ -111,6 +114,56 @@ def test_an_answer_without_calls_is_content(tooled: OpenAI, client: OpenAI) -> N
     assert done.choices[0].message.tool_calls is None
     none = tooled.chat.completions.create(**options, tools=TOOLS, tool_choice="none")
     assert none.choices[0].message.content == plain.choices[0].message.content
+
+
+FORM = {"type": "json_schema", "json_schema": {"name": "it", "schema": WEATHER}}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"response_format": FORM}, {"structured_outputs": {"regex": "(yes|no)/[0-9]{2}\n"}}],
+    ids=["schema", "regex"],
+)
+@pytest.mark.parametrize("parser", ["hermes", "llama"])
+def test_an_answer_of_a_form_or_calls(parser: str, other: Any, app: Callable[..., Call]) -> None:
+    """Tools leave a bound answer its form, and a bound answer leaves tools to the model."""
+    call = app(tool_parser=parser)
+    for seed in range(4):
+        body = {"model": "mini", "messages": CHAT, "tools": TOOLS, "seed": seed, "max_tokens": 90,
+                "parallel_tool_calls": False, "temperature": 1.5, **other}  # fmt: skip
+        (choice,) = call("POST", "/v1/chat/completions", body).json["choices"]
+        message = choice["message"]
+        if "tool_calls" in message:
+            (one,) = message["tool_calls"]
+            json.loads(one["function"]["arguments"])
+            assert (message["content"], choice["finish_reason"]) == (None, "tool_calls")
+            continue
+        if "response_format" in other:
+            Draft202012Validator(WEATHER).validate(json.loads(message["content"]))
+        else:
+            assert re.fullmatch("(yes|no)/[0-9]{2}\n", message["content"])
+
+
+def test_a_call_in_place_of_a_form(app: Callable[..., Call], engine: Engine) -> None:
+    """What may come is one or the other, whole."""
+    formats = ChatFormat.of(engine, "hermes", True)
+    body = ChatBody.model_validate({"model": "m", "messages": CHAT, "tools": TOOLS})
+    tools = asked_tools(body, formats)
+    assert tools is not None
+    other = Grammar("json_schema", json.dumps(WEATHER))
+    grammar = tools.grammar(engine, formats, other)
+    assert grammar is not None
+    texts = {
+        '{"city":"Rome","unit":"C"}': True,
+        '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>': True,
+        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>': False,
+        "Rome": False,
+    }
+    for text, may in texts.items():
+        matcher = engine._compiler().compile(grammar)
+        tokens = engine.tokenizer.encode(text)
+        taken = matcher._inner.try_consume_tokens(tokens)
+        assert (taken == len(tokens) and matcher._inner.is_accepting()) is may, text
 
 
 # --- what the model writes by itself, and what the template is given ---------------------------

@@ -113,17 +113,13 @@ def _chat_parts(
     marks = formats.marks if body.separate_reasoning is not False else None
     end = engine.tokenizer.decode(ask.prompts[0][-_TAIL:], skip_special_tokens=False).rstrip()
     opened = formats.marks is not None and end.endswith(formats.marks.begin)
-    grammar = tools.grammar(engine, formats) if tools else None
-    if grammar is not None and ask.grammar is not None:
-        message = "tool_choice forces a call, and response_format something else: leave one"
-        raise refused(message, "response_format", "invalid_value")
-    grammar = grammar or ask.grammar
+    grammar = tools.grammar(engine, formats, ask.grammar) if tools else ask.grammar
     if grammar is not None and formats.marks is not None:
         # Thinking is free; the answer behind it is bound.
         begin = "" if opened else formats.marks.begin
         grammar = replace(grammar, after=formats.marks.end, opened_by=begin)
     if grammar is not None:
-        checked(engine, grammar, "tools" if tools and tools.forced else "response_format")
+        checked(engine, grammar, "tools" if tools else "response_format")
     reading = Reading(marks, opened and marks is not None)
     if tools is not None:
         reading = replace(

@@ -42,12 +42,13 @@ def asked_grammar(body: Generating) -> tuple[Grammar, str] | None:
     return _of_outputs(body.structured_outputs), "structured_outputs"
 
 
-def checked(engine: Engine, grammar: Grammar, param: str) -> Grammar:
-    """`grammar`, compiled. Raises ApiError, which names the field."""
+def checked(engine: Engine, grammar: Grammar, param: str, name: str | None = None) -> Grammar:
+    """`grammar`, compiled. Raises ApiError, which names the field. name: what the message calls it,
+    where that is more than the field."""
     try:
         engine.check_grammar(grammar)
     except RequestError as error:
-        raise refused(f"{param}: {error}", param, "invalid_value") from error
+        raise refused(f"{name or param}: {error}", param, "invalid_value") from error
     return grammar
 
 

@@ -77,11 +77,13 @@ def calls_grammar(
     functions: Mapping[str, Mapping[str, object] | None],
     several: bool,
     special: Mapping[str, int],
+    instead: str | None = None,
 ) -> str:
     """The Lark grammar of one call, or one and more, of these functions in a family's format.
 
     functions: the JSON schema of each one's arguments, None for no arguments. template: the chat
     template, which says which of a family's forms it is. special: ids of special tokens by name.
+    instead: the right side of a Lark rule for a text that may come in place of calls.
     """
     spelling = FAMILIES[family].spelling
     if family == "mistral" and "[ARGS]" in template:
@@ -102,6 +104,7 @@ def calls_grammar(
         bound["x-guidance"] = _SPACED
         rules.append(f"f{number}: {begin} %json {json.dumps(bound)} {spelled(spelling.end)}")
     more = f"({spelled(spelling.between)} call)*" if several and spelling.several else ""
-    start = f"start: {spelled(spelling.before)} call {more} {spelled(spelling.behind)}"
+    calls = f"calls: {spelled(spelling.before)} call {more} {spelled(spelling.behind)}"
+    start = "start: calls" if instead is None else f"start: calls | instead\ninstead: {instead}"
     choice = "call: " + " | ".join(f"f{number}" for number in range(len(rules)))
-    return "\n".join([start, choice, *rules, ""])
+    return "\n".join([start, calls, choice, *rules, ""])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paceline import Engine, Grammar
-from paceline.server.errors import ApiError, refused, unsupported
+from paceline.server.errors import refused, unsupported
 from paceline.server.reasoning import Marks, marks_of
 from paceline.server.structured import checked
 from paceline.server.tool_families import FAMILIES, calls_grammar, family_of
@@ -64,24 +64,41 @@ class Tools:
     def names(self) -> tuple[str, ...]:
         return tuple(tool.function.name for tool in self.given)
 
-    def grammar(self, engine: Engine, formats: ChatFormat) -> Grammar | None:
-        """What the answer must be where a call is forced. Raises ApiError."""
-        if not self.forced:
+    def grammar(self, engine: Engine, formats: ChatFormat, other: Grammar | None) -> Grammar | None:
+        """What the answer must be: calls where one is forced, else `other`, and where that is given
+        calls in its place. Raises ApiError."""
+        if not self.forced and other is None:
             return None
-        for tool in self.forced:
+        if self.forced and other is not None:
+            message = "tool_choice forces a call, and response_format something else: leave one"
+            raise refused(message, "response_format", "invalid_value")
+        which = self.forced or self.given
+        for tool in which:
             schema = tool.function.parameters
             if schema is not None:
-                where = f"tools: the parameters of {tool.function.name!r}"
-                try:
-                    checked(engine, Grammar("json_schema", json.dumps(schema)), "tools")
-                except ApiError as error:
-                    message = str(error).removeprefix("tools: ")
-                    raise refused(f"{where}: {message}", "tools", "invalid_value") from error
-        functions = {tool.function.name: tool.function.parameters for tool in self.forced}
+                name = f"tools: the parameters of {tool.function.name!r}"
+                checked(engine, Grammar("json_schema", json.dumps(schema)), "tools", name)
+        functions = {tool.function.name: tool.function.parameters for tool in which}
         text = calls_grammar(
-            self.family, formats.template, functions, self.several, formats.special
+            self.family,
+            formats.template,
+            functions,
+            self.several,
+            formats.special,
+            None if other is None else _rule(other),
         )
         return Grammar("lark", text)
+
+
+def _rule(grammar: Grammar) -> str:
+    """A grammar as the right side of a rule. Raises ApiError."""
+    if grammar.kind == "regex":
+        return "/" + grammar.text.replace("/", "\\/").replace("\n", "\\n") + "/"
+    if grammar.kind == "lark":
+        message = "a grammar together with tools is not supported: leave one, or set tool_choice"
+        raise unsupported("structured_outputs", message)
+    schema = json.loads(grammar.text) if grammar.text else {"type": "object"}
+    return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_flexible": False}})
 
 
 def asked_tools(body: ChatBody, formats: ChatFormat) -> Tools | None:
