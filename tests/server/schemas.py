@@ -89,11 +89,16 @@ def _integer(rng: random.Random) -> Schema:
 
 
 def _number(rng: random.Random) -> Schema:
+    """Multiples of powers of two: of others a validator that divides is not sure."""
     low = rng.randint(-9, 9)
     if rng.random() < 0.3:
         return {"type": "number", "exclusiveMinimum": low, "maximum": low + 2, "multipleOf": 0.25}
-    return {"type": "number", "minimum": low, "maximum": low + rng.randint(1, 90),
-            "multipleOf": 0.01}  # fmt: skip
+    return {
+        "type": "number",
+        "minimum": low,
+        "maximum": low + rng.randint(1, 90),
+        "multipleOf": 0.125,
+    }
 
 
 def _choice(rng: random.Random) -> Schema:
