@@ -149,6 +149,19 @@ def test_any_object(asked: Any, app: Callable[..., Call]) -> None:
     assert ended
 
 
+def test_special_tokens_are_shown_on_request(app: Callable[..., Call], engine: Engine) -> None:
+    token = min(engine.tokenizer.special_ids - engine._eos)
+    name = engine.tokenizer.token(token)
+    body = {"model": "mini", "messages": CHAT,
+            "structured_outputs": {"grammar": f'start: "a" <[{token}]> "b"'}}  # fmt: skip
+    texts = []
+    for skip in (None, True, False):
+        extra = {} if skip is None else {"skip_special_tokens": skip}
+        answer = app()("POST", "/v1/chat/completions", {**body, **extra}).json
+        texts.append(answer["choices"][0]["message"]["content"])
+    assert texts == ["ab", "ab", f"a{name}b"]
+
+
 def test_every_choice_can_be_chosen(app: Callable[..., Call]) -> None:
     call, texts = app(), ["yes", "no (not\nreally)", "a|b", "é # ~&-", " ", "\\d"]
     for text in texts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
@@ -16,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from paceline import ConfigError, Engine, EngineClosedError, RequestError, __version__
+from paceline import ConfigError, Engine, EngineClosedError, Grammar, RequestError, __version__
 from paceline.server.answering import Exchange, answer_stream, answer_whole
 from paceline.server.asking import Ask, ask_chat, ask_completion, ask_warm
 from paceline.server.body import read_body
@@ -47,6 +48,8 @@ class Api:
         self.metrics = Metrics(engine.stats, self.gate, settings.metrics_prefix, settings.name)
         self._pieces = Pieces(engine.tokenizer)
         self._formats = ChatFormat.of(engine, settings.tool_parser, settings.reasoning)
+        with contextlib.suppress(RequestError):  # not installed, which whoever asks is told
+            engine.check_grammar(Grammar("json_object"))  # makes the compiler: seconds, once
         config = engine.config
         made = f"{__version__} {config.target} {config.dtype} {config.rule}"
         self._fingerprint = f"fp_{hashlib.sha256(made.encode()).hexdigest()[:12]}"

@@ -1,7 +1,7 @@
 """From a request's body to what the engine is asked for: token ids, parameters, seeds.
 
 Every rule that spans several fields is here; the engine is read (its tokenizer, its limits) and
-asked for nothing.
+asked for nothing but to compile grammars.
 """
 
 from __future__ import annotations
@@ -16,12 +16,7 @@ from paceline.server.reading import Reading
 from paceline.server.structured import asked_grammar, checked
 from paceline.server.tool_families import FAMILIES
 from paceline.server.tools import ChatFormat, Tools, asked_tools, described, messages, text_of
-from paceline.server.wire import (
-    ChatBody,
-    CompletionBody,
-    Generating,
-    WarmBody,
-)
+from paceline.server.wire import ChatBody, CompletionBody, Generating, WarmBody
 
 _SEEDS = 1 << 63
 _MIN_TEMPERATURE = 1e-3  # the engine's; below it greedy is meant

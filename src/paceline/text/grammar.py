@@ -22,9 +22,10 @@ from paceline.types import Grammar
 
 _SHOWN = 300  # characters of an error of llguidance
 _KEPT = 64  # compiled grammars: a service asks for the same few again and again
+_STATES = 50_000  # of the automaton behind one text; some kilobytes each
 _LONGEST = 128 << 10  # characters; llguidance takes more than in proportion for a long schema
 # What llguidance puts behind the words of an error, for its own developers.
-_DETAILS = re.compile(r"\s*<(?:state|backtrace)>.*", re.DOTALL)
+_DETAILS = re.compile(r"\s*<(?:state|backtrace|non-verbose).*", re.DOTALL)
 
 
 class Grammars:
@@ -41,6 +42,7 @@ class Grammars:
                 "grammars need llguidance: pip install 'paceline[grammar]'"
             ) from None
         self._matcher: Any = llguidance.LLMatcher
+        self._limits = llguidance.LLParserLimits(max_lexer_states=_STATES, verbose_errors=False)
         self._tokens = llguidance.hf.from_tokenizer(
             tokenizer.fast, n_vocab=vocab_size, eos_token=list(eos_ids) or None
         )
@@ -70,7 +72,7 @@ class Grammars:
             raise _refused(grammar.kind, f"it is longer than {_LONGEST} characters")
         try:
             compiled = self._compiled(grammar)
-            made = self._matcher(self._tokens, compiled, log_level=0)
+            made = self._matcher(self._tokens, compiled, log_level=0, limits=self._limits)
         except (ValueError, TypeError, RecursionError) as error:
             raise _refused(grammar.kind, str(error)) from None
         if made.is_error():
