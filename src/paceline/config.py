@@ -178,8 +178,9 @@ def check_sampling(params: SamplingParams) -> None:
             raise ConfigError(f"stop must hold texts of at least one character, not {stop!r}")
     for token in params.stop_token_ids:
         _whole("stop_token_ids: a token id", token, 0, None)
-    if not isinstance(params.ignore_eos, bool):
-        raise ConfigError(f"ignore_eos must be true or false, not {params.ignore_eos!r}")
+    for name in ("ignore_eos", "skip_special_tokens"):
+        if not isinstance(getattr(params, name), bool):
+            raise ConfigError(f"{name} must be true or false, not {getattr(params, name)!r}")
     if params.logprobs is not None:
         _whole("logprobs", params.logprobs, 0, MAX_LOGPROBS)
 

@@ -34,6 +34,7 @@ class SamplingParams:
     to its logit. seed: None draws one. min_tokens: no end-of-sequence or stop before that many.
     stop: strings that end the text and are not shown. stop_token_ids: token ids that end it.
     logprobs: None, or how many most likely tokens to report beside the chosen one (0 to 20).
+    skip_special_tokens: leave them out of the text; shown, they stand there by name.
     """
 
     temperature: float = 0.0
@@ -51,6 +52,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    skip_special_tokens: bool = True
 
     @property
     def penalized(self) -> bool:
@@ -70,10 +72,16 @@ class SamplingParams:
 @dataclass(frozen=True, slots=True)
 class Grammar:
     """What a text must be. text: a JSON schema, a regular expression or a Lark grammar; nothing
-    for any JSON object."""
+    for any JSON object.
+
+    after: free text comes first, through this mark (such as `</think>`), and what is behind it is
+    bound; opened_by: that only where the text begins with this mark, else all of it is bound.
+    """
 
     kind: Literal["json_schema", "json_object", "regex", "lark"]
     text: str = ""
+    after: str = ""
+    opened_by: str = ""
 
 
 class Constraint(Protocol):

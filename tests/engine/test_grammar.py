@@ -17,6 +17,7 @@ from paceline import Completion, Engine, Grammar, Handle, RequestError, Sampling
 from paceline.engine.acceptance import Track
 from paceline.engine.policy import Launch
 from paceline.speculation.sampling import allowed
+from paceline.text.grammar import Matcher
 
 SCHEMA = {
     "type": "object",
@@ -127,6 +128,10 @@ def test_the_mask_takes_out_the_rest() -> None:
         (Grammar("json_schema", '{"type": "objekt"}'), "json schema"),
         (Grammar("regex", "[a-z"), "regex"),
         (Grammar("lark", "start: nothing"), "lark"),
+        (Grammar("lark", "start: " + "(" * 9000 + '"a"' + ")" * 9000), "lark"),
+        (Grammar("regex", r"[^\s\S]"), "regex"),
+        (Grammar("json_schema", '{"$ref": "#"}'), "json schema"),
+        (Grammar("json_schema", '{"enum": [%s 1]}' % ("1, " * 60_000)), "json schema"),
     ],
 )
 def test_a_bad_grammar_is_refused_at_once(
@@ -136,6 +141,62 @@ def test_a_bad_grammar_is_refused_at_once(
     with pytest.raises(RequestError, match=f"the {words} cannot be used: ") as caught:
         engine.submit(prompt(1), PARAMS, grammar=grammar)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    with pytest.raises(RequestError, match=f"the {words} cannot be used: "):
+        engine.check_grammar(grammar)
+
+
+@pytest.mark.parametrize("opened_by", ["", "<think>"])
+@pytest.mark.parametrize("grammar", [
+    Grammar("regex", "[0-9]{2}x", after="</think>"),
+    Grammar("lark", 'start: d d "x"\nd: /[0-9]/', after="</think>"),
+])  # fmt: skip
+def test_what_comes_first_is_free(
+    grammar: Grammar, opened_by: str, opened: Callable[..., Engine]
+) -> None:
+    engine = opened(k=0)
+    grammar = replace(grammar, opened_by=opened_by)
+
+    def follows(text: str) -> bool:
+        fresh = engine._compiler().compile(grammar)
+        ids = engine.tokenizer.encode(text)
+        return all(allows(fresh, token) for token in [*ids, next(iter(engine._eos))])
+
+    assert follows(opened_by + "so 1 < 2x\n</think>\n\n12x")
+    assert follows("12x") is bool(opened_by)
+    assert not follows("free</think>12y")
+    assert not follows(opened_by + "free</think>12x</think>")
+
+
+def allows(matcher: Matcher, token: int) -> bool:
+    """Whether `token` may come, which then is taken to."""
+    words = matcher.masks([])[0].tolist()
+    matcher.commit([token])
+    return bool(words[token // 32] >> (token % 32) & 1)
+
+
+def test_the_same_grammar_is_compiled_once(opened: Callable[..., Engine]) -> None:
+    engine = opened(k=0)
+    compiler = engine._compiler()
+    first = compiler.compile(JSON)
+    made = dict(compiler._kept)
+    first.commit(engine.tokenizer.encode("{"))
+    second = compiler.compile(Grammar("json_schema", json.dumps(SCHEMA)))
+    assert dict(compiler._kept) == made
+    assert first.forced() != second.forced()  # each has come its own way
+
+
+def test_a_grammar_that_cannot_go_on_fails_its_own_text_alone(
+    opened: Callable[..., Engine],
+) -> None:
+    """Not ended as if it were whole, and nobody else's text is lost."""
+    engine = opened(k=0, slots=2)
+    free = engine.submit(prompt(2), SamplingParams(max_tokens=40, ignore_eos=True))
+    # More than one lexer may hold: the first token is told, a later one is not.
+    bad = engine.submit(prompt(1), PARAMS, grammar=Grammar("regex", "((a{900}){900}){900}"))
+    with pytest.raises(RequestError, match="could not be followed to its end"):
+        bad.result(60)
+    assert len(free.result(60).token_ids) == 40
 
 
 def test_ignoring_the_end_contradicts_a_grammar(opened: Callable[..., Engine]) -> None:

@@ -1,4 +1,4 @@
-"""Golden transcripts: one completion and one chat, whole and streamed, byte for byte.
+"""Golden transcripts: a completion, a chat, a call and a form, whole and streamed, byte for byte.
 
 `PACELINE_GOLDEN=write` writes them anew; read the difference before committing it.
 """
@@ -23,15 +23,35 @@ TALK: dict[str, Any] = {
     "min_tokens": 12,
     "prediction": {"type": "content", "content": "def add(a, b):\n    return a + b\n"},
 }
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 6}, "days": {"enum": [1, 3]}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+CALL: dict[str, Any] = {
+    "messages": CHAT,
+    "tools": [{"type": "function", "function": {"name": "get_weather", "parameters": CITY}}],
+    "tool_choice": {"type": "function", "function": {"name": "get_weather"}},
+    "max_completion_tokens": 60,
+}
+FORM: dict[str, Any] = {
+    "messages": CHAT,
+    "response_format": {"type": "json_schema", "json_schema": {"name": "stay", "schema": CITY}},
+    "max_completion_tokens": 60,
+}
 CASES = {
     "completion": ("/v1/completions", COMPLETION),
     "chat": ("/v1/chat/completions", TALK),
+    "call": ("/v1/chat/completions", CALL),
+    "form": ("/v1/chat/completions", FORM),
 }
 
 
 def settled(text: str) -> str:
     """A transcript without what differs from one run to the next."""
     text = re.sub(r'"id":"(\w+)-\w{32}"', r'"id":"\1-…"', text)
+    text = re.sub(r'"id":"call_\w{24}"', '"id":"call_…"', text)
     text = re.sub(r'"created":\d+', '"created":0', text)
     return re.sub(r'"fp_\w+"', '"fp_…"', text)
 
@@ -44,7 +64,7 @@ def test_transcripts(name: str, stream: bool, app: Callable[..., Call]) -> None:
     # Plain decoding: what a round brings is the drafters' business.
     plain = {"temperature": 0, "speculative": {"enabled": False}}
     sent = {"model": "mini", **plain, **body, **extra}
-    answer = app()("POST", path, sent)
+    answer = app(tool_parser="hermes")("POST", path, sent)
     kind = answer.headers["content-type"]
     shown = f"POST {path}\n{json.dumps(sent)}\n\n{answer.status} {kind}\n{answer.body.decode()}"
     file = FOLDER / f"{name}-{'stream' if stream else 'whole'}.txt"

@@ -41,6 +41,18 @@ def test_any_ids_any_split(kind: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_special_tokens_shown(kind: str, data: st.DataObject) -> None:
+    """By their names, wherever they stand, split anywhere."""
+    special = sorted(tokenizer(kind).special_ids)
+    plain = tokenizer(kind).encode("a day, it's naïve")
+    ids = data.draw(st.lists(st.sampled_from([*special, *plain]), max_size=16))
+    shown = Detokenizer(tokenizer(kind), special=True)
+    pieces = [shown.push([token]) for token in ids] + [shown.flush()]
+    assert "".join(pieces) == tokenizer(kind).decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @given(text=st.text(max_size=30), cuts=st.lists(st.integers(0, 200), max_size=6))
 @example(text="🙂🙂", cuts=[1, 2, 3, 5, 6])
 @example(text=" a", cuts=[1])
@@ -105,10 +117,10 @@ def test_work_per_token_does_not_grow(kind: str, monkeypatch: pytest.MonkeyPatch
     decoded = 0
     real = Tokenizer.decode
 
-    def counting(self: Tokenizer, some: list[int]) -> str:
+    def counting(self: Tokenizer, some: list[int], skip_special_tokens: bool = True) -> str:
         nonlocal decoded
         decoded += len(some)
-        return real(self, some)
+        return real(self, some, skip_special_tokens)
 
     monkeypatch.setattr(Tokenizer, "decode", counting)
     detokenizer = Detokenizer(tokenizer(kind))

@@ -69,6 +69,14 @@ def serve(
     metrics_prefix: Annotated[
         str, _option("--metrics-prefix", "What begins names in /metrics; vllm fits its boards.")
     ] = "paceline",
+    tool_parser: Annotated[
+        str, _option("--tool-parser", "Format of the model's tool calls: auto (by its chat "
+                     "template), hermes, llama, mistral or none.")
+    ] = "auto",
+    reasoning: Annotated[
+        bool, _option("--reasoning/--no-reasoning", "Tell reasoning from the answer, where the "
+                      "chat template marks it.")
+    ] = True,
 ) -> None:  # fmt: skip
     """Serve OpenAI's API: chat, completions, streaming, predicted outputs.
 
@@ -101,6 +109,8 @@ def serve(
         timeout=timeout,
         drain=drain,
         metrics_prefix=metrics_prefix,
+        tool_parser=tool_parser,
+        reasoning=reasoning,
     )
     listening = server.bind(host, port)
     with listening, open_engine(options) as engine:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from paceline.engine.round import Machine
 from paceline.engine.sequence import Sequence
+from paceline.errors import PacelineError
 from paceline.ops.upload import put, upload
 from paceline.types import Constraint
 
@@ -86,7 +87,14 @@ class Constrainer:
         error: Exception,
         failed: list[tuple[Sequence, Exception]],
     ) -> None:
-        log.error("request %s: its grammar failed", sequence.request.id, exc_info=error)
+        mine = not isinstance(error, PacelineError)  # else the request's own fault
+        log.log(
+            logging.ERROR if mine else logging.INFO,
+            "request %s: its grammar failed: %s",
+            sequence.request.id,
+            error,
+            exc_info=error if mine else None,
+        )
         failed.append((sequence, error))
 
     def _replace(self, slot: int, tokens: list[int]) -> None:

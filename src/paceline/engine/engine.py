@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -20,7 +21,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from paceline.config import EngineConfig, check_request
+from paceline.config import MAX_LOGPROBS, EngineConfig, check_request
 from paceline.drafters import Drafter
 from paceline.engine.build import Progress, on_device, open_machine, quiet
 from paceline.engine.costs import Costs
@@ -30,10 +31,9 @@ from paceline.engine.handle import Handle
 from paceline.engine.outbox import Reader
 from paceline.engine.policy import Governor
 from paceline.engine.requests import Prompt, as_prompts, build_request, check_ids
+from paceline.engine.scoring import Scorer
 from paceline.engine.sequence import Sequence
 from paceline.errors import ConfigError, EngineClosedError, PacelineError, RequestError
-from paceline.kv.pools import KVPool
-from paceline.ops.attention import BLOCK
 from paceline.text.grammar import Grammars
 from paceline.types import (
     Completion,
@@ -44,7 +44,7 @@ from paceline.types import (
     Limits,
     Request,
     SamplingParams,
-    Window,
+    TokenLogprob,
 )
 
 # What a stream's generator gives to `stream` itself, never to a caller.
@@ -88,6 +88,7 @@ class Engine:
         )
         self._closed = self._draining = False
         self._grammars: Grammars | None = None
+        self._grammars_lock = threading.Lock()
         self._ids = itertools.count(1)
         progress = progress or quiet
         self._driver = driver = Driver(on_device(self.config.device))
@@ -170,10 +171,19 @@ class Engine:
         """`grammar` for one text. Raises RequestError."""
         if request.params.ignore_eos:
             raise RequestError("a grammar says where a text ends: leave ignore_eos out")
-        if self._grammars is None:
-            eos = sorted(self._eos)
-            self._grammars = Grammars(self.tokenizer, self._limits.vocab_size, eos)
-        return self._grammars.compile(grammar)
+        return self._compiler().compile(grammar)
+
+    def _compiler(self) -> Grammars:
+        with self._grammars_lock:
+            if self._grammars is None:
+                eos = sorted(self._eos)
+                self._grammars = Grammars(self.tokenizer, self._limits.vocab_size, eos)
+            return self._grammars
+
+    def check_grammar(self, grammar: Grammar) -> None:
+        """Compile a grammar, so that `submit` finds it ready. Raises RequestError where it cannot
+        be used. It may take seconds, which a thread of its own can wait for."""
+        self._compiler().compile(grammar)
 
     def stream(
         self,
@@ -269,23 +279,38 @@ class Engine:
 
         For measuring: exp(log_softmax(score(t))[i, t[i + 1]]) is the probability of token i + 1.
         """
+        ids = self._scored(tokens)
+        loop, device = self._loop, self._limits.device
+        return self._driver.ask(lambda: Scorer(loop.machine.target, ids, device).logits(len(ids)))
+
+    def prompt_logprobs(self, tokens: Seq[int], top: int = 0) -> Iterator[list[TokenLogprob]]:
+        """The target's raw log-probabilities of all `tokens` but the first, and of the `top` most
+        likely at each place, a piece at a time: the rounds of others go on between two pieces.
+
+        Nothing is read before the first piece is asked for, nor after the last that is. Raises
+        RequestError at once for tokens that cannot be read.
+        """
+        ids = self._scored(tokens)
+        return self._pieces(ids, min(top, MAX_LOGPROBS))
+
+    def _pieces(self, ids: list[int], top: int) -> Iterator[list[TokenLogprob]]:
+        driver, loop, device = self._driver, self._loop, self._limits.device
+        try:
+            scorer = driver.ask(lambda: Scorer(loop.machine.target, ids, device))
+            while piece := driver.ask(lambda: scorer.logprobs(top)):
+                yield piece
+        except torch.OutOfMemoryError:
+            raise RequestError(
+                f"a text of {len(ids)} tokens does not fit beside the caches; score a shorter "
+                "one, or open the engine with a smaller memory or cache_tokens"
+            ) from None
+
+    def _scored(self, tokens: Seq[int]) -> list[int]:
         self._check_open()
         if not 0 < len(tokens) <= self._limits.max_length:
             raise RequestError(f"score takes 1 to {self._limits.max_length} tokens at a time")
         check_ids("the text", tokens, self._limits.vocab_size)
-        ids = list(tokens)
-
-        def passed() -> Tensor:
-            device, count = self._limits.device, -(-len(ids) // BLOCK)
-            target = self._loop.machine.target
-            pool = KVPool(target.spec, count, BLOCK, device)
-            place = torch.arange(len(ids), device=device).unsqueeze(0)
-            pages = torch.arange(count, device=device).unsqueeze(0)
-            text = torch.tensor([ids], device=device)
-            window = Window(text, place, place, place >= 0, (len(ids),), pages, BLOCK)
-            return target.head(target.forward(window, pool)[0])
-
-        return self._driver.ask(passed)
+        return list(tokens)
 
     def costs(self, seconds: float | None = None) -> Costs:
         """What rounds cost here: as measured when the engine opened and corrected by live rounds.

@@ -216,7 +216,8 @@ class Loop:
         and how many tokens are forced in each row."""
         k, forced, failed = self.constrainer.prepare(rows, launch.k, self.widest, self.rounds.width)
         for sequence, error in failed:
-            self.ledger.live[sequence].error = step_error(error)
+            told = error if isinstance(error, PacelineError) else step_error(error)
+            self.ledger.live[sequence].error = told
         asked = tuple(0 if n else a for n, a in zip(forced, launch.asked, strict=True))
         return replace(launch, k=k, asked=asked), forced
 

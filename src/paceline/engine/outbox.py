@@ -143,7 +143,8 @@ class _TextEnd:
     """Detokenizes and looks for stop strings; finds at which token a stop string is complete."""
 
     def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
-        self._detokenizer = Detokenizer(tokenizer, request.prompt[-_CONTEXT:])
+        special = not request.params.skip_special_tokens
+        self._detokenizer = Detokenizer(tokenizer, request.prompt[-_CONTEXT:], special)
         self._stops = StopStrings(request.params.stop)
         self._searching = bool(request.params.stop)
 

@@ -19,7 +19,7 @@ from paceline.server.errors import ApiError, busy, told
 from paceline.server.gate import Gate
 from paceline.server.generation import Generation, Text
 from paceline.server.record import Record, log_failure
-from paceline.server.shapes import Json, Shape, usage
+from paceline.server.shapes import Json, Shape
 from paceline.server.wire import StreamOptions
 
 _DONE = b"data: [DONE]\n\n"
@@ -97,7 +97,7 @@ async def answer_whole(exchange: Exchange, shape: Shape) -> Response:
     texts = exchange.generation.texts
     if all(text.finish == "deadline" and not text.tokens for text in texts):
         raise _too_late()
-    return JSONResponse(shape.whole(texts, usage(exchange.ask, texts)))
+    return JSONResponse(shape.whole(texts, exchange.ask))
 
 
 async def answer_stream(
@@ -152,7 +152,7 @@ async def _chunks(
             if data := frames(text, event):
                 yield data
         if counted:
-            total = usage(exchange.ask, exchange.generation.texts)
+            total = shape.usage(exchange.ask, exchange.generation.texts)
             yield _frame(shape.chunk([]) | {"usage": total})
     except ApiError as error:
         exchange.record.error = error.message

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from fastapi import FastAPI
@@ -15,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from paceline import ConfigError, Engine, EngineClosedError, RequestError, __version__
+from paceline import ConfigError, Engine, EngineClosedError, Grammar, RequestError, __version__
 from paceline.server.answering import Exchange, answer_stream, answer_whole
 from paceline.server.asking import Ask, ask_chat, ask_completion, ask_warm
 from paceline.server.body import read_body
@@ -28,6 +30,8 @@ from paceline.server.pieces import Pieces
 from paceline.server.record import Record, log_failure
 from paceline.server.settings import ServerSettings
 from paceline.server.shapes import ChatShape, CompletionShape, Shape
+from paceline.server.structured import bound
+from paceline.server.tools import ChatFormat
 from paceline.server.wire import ChatBody, CompletionBody, Generating, WarmBody, Wire, parse
 
 _INLINE = 16 << 10  # bytes of a body that are read and tokenized without leaving the event loop
@@ -43,6 +47,9 @@ class Api:
         self.gate = Gate(engine.config.slots, settings.queue)
         self.metrics = Metrics(engine.stats, self.gate, settings.metrics_prefix, settings.name)
         self._pieces = Pieces(engine.tokenizer)
+        self._formats = ChatFormat.of(engine, settings.tool_parser, settings.reasoning)
+        with contextlib.suppress(RequestError):  # not installed, which whoever asks is told
+            engine.check_grammar(Grammar("json_object"))  # makes the compiler: seconds, once
         config = engine.config
         made = f"{__version__} {config.target} {config.dtype} {config.rule}"
         self._fingerprint = f"fp_{hashlib.sha256(made.encode()).hexdigest()[:12]}"
@@ -56,8 +63,9 @@ class Api:
         return await self._answer(request, body, ask, shape)
 
     async def chat(self, request: Request) -> Response:
-        body, ask = await self._read(request, ChatBody, ask_chat)
-        shape = ChatShape(body.model, self._pieces, self._fingerprint)
+        understand = partial(ask_chat, formats=self._formats)
+        body, ask = await self._read(request, ChatBody, understand)
+        shape = ChatShape(body.model, self._pieces, self._fingerprint, ask.reading)
         return await self._answer(request, body, ask, shape)
 
     async def models(self, request: Request) -> Response:
@@ -99,16 +107,22 @@ class Api:
     async def _read(
         self, request: Request, kind: type[_Body], understand: Callable[[_Body, Engine], Ask]
     ) -> tuple[_Body, Ask]:
-        """Read, check and tokenize a body; a large one in a thread, so that streams go on."""
+        """Read, check and tokenize a body; in a thread, so that streams go on, where it is large or
+        has something to compile."""
         data = await read_body(request, self.settings.max_body)
 
-        def read() -> tuple[_Body, Ask]:
-            body = parse(kind, data)
+        def understood(body: _Body) -> tuple[_Body, Ask]:
             assert isinstance(body, Generating | WarmBody)
             self._check_model(body.model)
             return body, understand(body, self.engine)
 
-        return read() if len(data) <= _INLINE else await asyncio.to_thread(read)
+        if len(data) > _INLINE:
+            return await asyncio.to_thread(lambda: understood(parse(kind, data)))
+        body = parse(kind, data)
+        compiles = isinstance(body, Generating) and bound(body)
+        if compiles or (isinstance(body, ChatBody) and body.tools):
+            return await asyncio.to_thread(understood, body)
+        return understood(body)
 
     async def _answer(self, request: Request, body: Generating, ask: Ask, shape: Shape) -> Response:
         exchange = self._exchange(request, ask)

@@ -1,36 +1,36 @@
 """From a request's body to what the engine is asked for: token ids, parameters, seeds.
 
 Every rule that spans several fields is here; the engine is read (its tokenizer, its limits) and
-asked for nothing.
+asked for nothing but to compile grammars.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from paceline import Engine, SamplingParams, sampling_params
+from paceline import Engine, Grammar, SamplingParams, sampling_params
 from paceline.server.errors import refused, unsupported
-from paceline.server.wire import (
-    ChatBody,
-    CompletionBody,
-    Generating,
-    Message,
-    Part,
-    WarmBody,
-)
+from paceline.server.reading import Reading
+from paceline.server.structured import asked_grammar, checked
+from paceline.server.tool_families import FAMILIES
+from paceline.server.tools import ChatFormat, Tools, asked_tools, described, messages, text_of
+from paceline.server.wire import ChatBody, CompletionBody, Generating, WarmBody
 
 _SEEDS = 1 << 63
 _MIN_TEMPERATURE = 1e-3  # the engine's; below it greedy is meant
+_TAIL = 16  # tokens of a prompt's end in which a mark that it leaves open would stand
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI's
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One HTTP request to the engine. prompts: token ids each; echoes: the prompts as text where
-    they are to be repeated; seeds: one list a prompt, one seed a choice."""
+    they are to be repeated; seeds: one list a prompt, one seed a choice; grammar: what the texts
+    must be; reading: what to look for in them; scored: how many of the most likely tokens to tell
+    of at each place of the prompts, None to tell nothing of them; write: whether anything is to be
+    written at all."""
 
     prompts: tuple[tuple[int, ...], ...]
     params: SamplingParams
@@ -39,6 +39,10 @@ class Ask:
     k: int | None = None
     priority: int = 0
     echoes: tuple[str, ...] | None = None
+    grammar: Grammar | None = None
+    reading: Reading = field(default_factory=Reading)
+    scored: int | None = None
+    write: bool = True
 
     @property
     def texts(self) -> int:
@@ -56,36 +60,74 @@ def ask_completion(body: CompletionBody, engine: Engine) -> Ask:
         raise unsupported("suffix", "suffix is not supported: the models write forward")
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise unsupported("best_of", "best_of other than n is not supported; ask for n texts")
-    if body.echo and body.logprobs is not None:
-        raise unsupported("echo", "echo together with logprobs is not supported yet; leave one")
+    if body.max_tokens == 0 and not body.echo:
+        message = "max_tokens of 0 asks for no text: send 1 or more, or echo"
+        raise refused(message, "max_tokens", "invalid_value")
     tokenizer = engine.tokenizer
     prompts: list[list[int]] = []
     for prompt in _prompts(body.prompt):
         prompts.append(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
-    _check_prompts(prompts, engine, "prompt")
+    write = body.max_tokens != 0
+    _check_prompts(prompts, engine, "prompt", write)
     most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
-    most = _room(prompts, most, body.max_tokens is not None, engine, "max_tokens")
+    if write:
+        most = _room(prompts, most, body.max_tokens is not None, engine, "max_tokens")
     echoes = None
     if body.echo:
         given = _prompts(body.prompt)
         echoes = tuple(p if isinstance(p, str) else tokenizer.decode(p) for p in given)
-    return replace(_ask(body, engine, prompts, most, body.logprobs), echoes=echoes)
+    ask = _ask(body, engine, prompts, max(1, most), body.logprobs)
+    scored = body.logprobs if body.echo else None
+    return replace(ask, echoes=echoes, scored=scored, write=write)
 
 
-def ask_chat(body: ChatBody, engine: Engine) -> Ask:
+def ask_chat(body: ChatBody, engine: Engine, formats: ChatFormat) -> Ask:
     """What a chat asks for. Raises ApiError and the engine's errors."""
-    _check_later(body)
+    if any(kind != "text" for kind in body.modalities or ()):
+        raise unsupported("modalities", "only text is written")
+    tools = asked_tools(body, formats)
     if body.top_logprobs and not body.logprobs:
         raise refused("top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
     if body.max_tokens and body.max_completion_tokens not in (None, body.max_tokens):
         raise refused("give max_completion_tokens or max_tokens, not both", "max_tokens")
-    prompts = [engine.tokenizer.chat(messages(body.messages))]
+    told = described(tools.given) if tools else None
+    prompts = [engine.tokenizer.chat(messages(body.messages), told, body.chat_template_kwargs)]
     _check_prompts(prompts, engine, "messages")
     given = body.max_completion_tokens or body.max_tokens
     room = engine.limits.max_length
     name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
     most = _room(prompts, given or room, given is not None, engine, name)
-    return _ask(body, engine, prompts, most, (body.top_logprobs or 0) if body.logprobs else None)
+    ask = _ask(body, engine, prompts, most, (body.top_logprobs or 0) if body.logprobs else None)
+    return _chat_parts(ask, body, engine, formats, tools)
+
+
+def _chat_parts(
+    ask: Ask, body: ChatBody, engine: Engine, formats: ChatFormat, tools: Tools | None
+) -> Ask:
+    """`ask` with what is to be found in its texts, and with a grammar where that is forced."""
+    marks = formats.marks if body.separate_reasoning is not False else None
+    end = engine.tokenizer.decode(ask.prompts[0][-_TAIL:], skip_special_tokens=False).rstrip()
+    opened = formats.marks is not None and end.endswith(formats.marks.begin)
+    grammar = tools.grammar(engine, formats, ask.grammar) if tools else ask.grammar
+    if grammar is not None and formats.marks is not None:
+        # Thinking is free; the answer behind it is bound.
+        begin = "" if opened else formats.marks.begin
+        grammar = replace(grammar, after=formats.marks.end, opened_by=begin)
+    if grammar is not None:
+        checked(engine, grammar, "tools" if tools else "response_format")
+    reading = Reading(marks, opened and marks is not None)
+    if tools is not None:
+        reading = replace(
+            reading,
+            family=tools.family,
+            names=tools.names,
+            most=None if tools.several else 1,
+            id_size=FAMILIES[tools.family].id_size,
+        )
+    params = ask.params
+    if not reading.plain and formats.tokens_hidden and body.skip_special_tokens is None:
+        params = replace(params, skip_special_tokens=False)
+    return replace(ask, params=params, grammar=grammar, reading=reading)
 
 
 def ask_warm(body: WarmBody, engine: Engine) -> Ask:
@@ -94,7 +136,8 @@ def ask_warm(body: WarmBody, engine: Engine) -> Ask:
         raise refused("give either prompt or messages", "prompt", "invalid_value")
     tokenizer = engine.tokenizer
     if body.messages is not None:
-        prompt = tokenizer.chat(messages(body.messages))
+        tools = described(body.tools) if body.tools else None
+        prompt = tokenizer.chat(messages(body.messages), tools, body.chat_template_kwargs)
     else:
         assert body.prompt is not None
         given = body.prompt
@@ -102,31 +145,6 @@ def ask_warm(body: WarmBody, engine: Engine) -> Ask:
     _check_prompts([prompt], engine, "prompt" if body.messages is None else "messages")
     params = SamplingParams(max_tokens=1, ignore_eos=True)
     return Ask((tuple(prompt),), params, ((0,),), k=0)
-
-
-def messages(given: Sequence[Message]) -> list[dict[str, str]]:
-    """Messages as chat templates take them."""
-    taken = []
-    for place, message in enumerate(given):
-        where = f"messages[{place}]"
-        if message.tool_calls or message.role in ("tool", "function"):
-            raise unsupported(where, "tool calls are not supported yet")
-        # The newer name of the same role; templates know the older one.
-        role = "system" if message.role == "developer" else message.role
-        taken.append({"role": role, "content": text_of(message.content, f"{where}.content")})
-    return taken
-
-
-def text_of(content: str | list[Part] | None, where: str) -> str:
-    """The text of a content that may come in parts."""
-    if isinstance(content, list):
-        for part in content:
-            if part.type != "text" or part.text is None:
-                raise unsupported(where, f"content of type {part.type!r} is not supported; text is")
-        return "".join(part.text or "" for part in content)
-    if content is None:
-        raise refused("a message needs content", where, "missing_required_parameter")
-    return content
 
 
 def derived_seed(seed: int, choice: int) -> int:
@@ -137,21 +155,9 @@ def derived_seed(seed: int, choice: int) -> int:
     return int.from_bytes(digest) % _SEEDS
 
 
-def _check_later(body: ChatBody) -> None:
-    """What is not served yet is refused, not ignored: the answer would not be what was asked."""
-    if body.tools or body.tool_choice not in (None, "none", "auto"):
-        raise unsupported("tools", "tools are not supported yet")
-    if body.functions or body.function_call not in (None, "none", "auto"):
-        raise unsupported("functions", "functions are not supported, and tools not yet")
-    if any(kind != "text" for kind in body.modalities or ()):
-        raise unsupported("modalities", "only text is written")
-
-
 def _ask(
     body: Generating, engine: Engine, prompts: list[list[int]], most: int, logprobs: int | None
 ) -> Ask:
-    if body.response_format is not None and body.response_format.type != "text":
-        raise unsupported("response_format", "response_format other than text is not supported yet")
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options needs stream to be true", "stream_options", "invalid_value")
     if (body.min_tokens or 0) > most:
@@ -174,12 +180,14 @@ def _ask(
         stop=body.stop,
         stop_token_ids=body.stop_token_ids or (),
         ignore_eos=bool(body.ignore_eos),
+        skip_special_tokens=body.skip_special_tokens is not False,
         logprobs=logprobs,
     )
     expected: list[int] = []
     if body.prediction is not None:
         text = text_of(body.prediction.content, "prediction.content")
         expected = engine.tokenizer.encode(text, add_special_tokens=False)
+    grammar = asked_grammar(body)
     return Ask(
         prompts=tuple(map(tuple, prompts)),
         params=params,
@@ -187,6 +195,7 @@ def _ask(
         prediction=tuple(expected),
         k=_draft_tokens(body, engine),
         priority=body.priority or 0,
+        grammar=None if grammar is None else checked(engine, *grammar),
     )
 
 
@@ -221,11 +230,13 @@ def _prompts(
     return [item for item in given if not isinstance(item, int)]
 
 
-def _check_prompts(prompts: list[list[int]], engine: Engine, param: str) -> None:
+def _check_prompts(
+    prompts: list[list[int]], engine: Engine, param: str, write: bool = True
+) -> None:
     if not prompts:
         raise refused(f"{param} is empty: give at least one", param, "invalid_value")
     longest, limit = max(map(len, prompts)), engine.limits.max_length
-    if longest >= limit:
+    if longest + write > limit:
         message = (
             f"this model's context holds {limit} tokens and the {param} has {longest}: shorten it"
         )

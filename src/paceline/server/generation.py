@@ -8,11 +8,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from paceline import Engine, Event, Handle, TokenLogprob
 from paceline.server.asking import Ask
+from paceline.types import FinishReason
 
+# One at a time: a piece waits for the engine's thread, and no two are to go between two rounds.
+_SCORERS = ThreadPoolExecutor(1, "paceline-score")
 PREDICTED = "predicted"  # the drafter that proposes what a request predicts
 
 
@@ -22,8 +26,11 @@ class Text:
 
     index: int
     echo: str
+    prompt: tuple[int, ...] = ()
+    prompt_logprobs: list[TokenLogprob] | None = None
     pieces: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     tokens: int = 0
     predicted: int = 0
     first_tokens: int = 0
@@ -41,6 +48,7 @@ class Text:
                 self.first_at, self.first_tokens = now, count
             self.last_at = now
         self.tokens += count
+        self.token_ids += event.token_ids
         self.predicted += event.sources.count(PREDICTED)
         self.pieces.append(event.text)
         self.logprobs += event.logprobs or ()
@@ -66,6 +74,7 @@ class Generation:
     def __init__(self, engine: Engine, ask: Ask, began: float, timeout: float) -> None:
         """Submit all, or none. began: when the request came; timeout: seconds from then."""
         self.ask, self.began = ask, began
+        self._engine, self._until, self._cancelled = engine, began + timeout, False
         self.texts: list[Text] = []
         self._handles: list[Handle] = []
         left = max(1e-3, began + timeout - time.monotonic())
@@ -73,7 +82,9 @@ class Generation:
             for place, prompt in enumerate(ask.prompts):
                 for seed in ask.seeds[place]:
                     echo = ask.echoes[place] if ask.echoes else ""
-                    self.texts.append(Text(len(self.texts), echo))
+                    self.texts.append(Text(len(self.texts), echo, prompt))
+                    if not ask.write:
+                        continue
                     handle = engine.submit(
                         prompt,
                         replace(ask.params, seed=seed),
@@ -81,6 +92,7 @@ class Generation:
                         k=ask.k,
                         priority=ask.priority,
                         deadline=left,
+                        grammar=ask.grammar,
                     )
                     self._handles.append(handle)
         except Exception:
@@ -89,12 +101,22 @@ class Generation:
 
     def cancel(self) -> None:
         """End every text that is not finished, before its next round."""
+        self._cancelled = True
         for handle in self._handles:
             if handle.finish is None:
                 handle.cancel()
 
     async def events(self) -> AsyncGenerator[tuple[Text, Event], None]:
-        """Every event of every text, booked there, as rounds commit. Raises a text's error."""
+        """Every event of every text, booked there, as rounds commit; the prompts' log-probabilities
+        are there before the first. Raises a text's error."""
+        if self.ask.scored is not None and not await self._score(self.ask.scored):
+            for text in self.texts:
+                yield text, _over(text, "deadline")
+            return
+        if not self.ask.write:
+            for text in self.texts:
+                yield text, _over(text, "length")
+            return
         if len(self.texts) == 1:
             (text,) = self.texts
             async for event in self._handles[0].events():
@@ -120,6 +142,29 @@ class Generation:
         finally:
             for pump in pumps:
                 pump.cancel()
+
+    async def _score(self, top: int) -> bool:
+        """Read the prompts; returns False where time ran out or the client left."""
+        loop = asyncio.get_running_loop()
+        known: dict[tuple[int, ...], list[TokenLogprob]] = {}
+        for text in self.texts:
+            if text.prompt not in known:
+                found = known[text.prompt] = []
+                pieces = self._engine.prompt_logprobs(text.prompt, top)
+                while piece := await loop.run_in_executor(_SCORERS, next, pieces, None):
+                    found += piece
+                    if self._cancelled or time.monotonic() > self._until:
+                        self.cancel()
+                        return False
+            text.prompt_logprobs = known[text.prompt]
+        return True
+
+
+def _over(text: Text, finish: FinishReason) -> Event:
+    """The end of a text that the engine was not asked for."""
+    event = Event("", (), "", (), finish=finish)
+    text.take(event)
+    return event
 
 
 async def _pump(

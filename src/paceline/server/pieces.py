@@ -30,7 +30,7 @@ class Pieces:
     """The bytes of tokens, remembered."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+        self._vocabulary, self._special = vocabulary, vocabulary.special_ids
         self._known: dict[int, bytes] = {}
 
     def raw(self, token_id: int) -> bytes:
@@ -43,7 +43,7 @@ class Pieces:
     def _bytes(self, token_id: int) -> bytes:
         vocabulary = self._vocabulary
         spelled = vocabulary.token(token_id) or ""
-        if token_id in vocabulary.special_ids:
+        if token_id in self._special:
             return spelled.encode()
         if vocabulary.byte_level:
             return vocabulary.token_bytes(token_id)
@@ -90,6 +90,34 @@ class Pieces:
             "top_logprobs": tops if any(item.top for item in items) else None,
             "text_offset": [offsets.step(self.raw(item.token_id)) for item in items],
         }
+
+    def prompt(
+        self, ids: Sequence[int], items: Sequence[TokenLogprob], offsets: Offsets
+    ) -> dict[str, object]:
+        """A prompt's `logprobs` in the same columns: its first token has none."""
+        rest = self.completion(items, Offsets())
+        values, tops, special = rest["token_logprobs"], rest["top_logprobs"], self._special
+        assert isinstance(values, list)
+        assert tops is None or isinstance(tops, list)
+        return {
+            "tokens": [self.name(token) for token in ids],
+            "token_logprobs": [None, *values],
+            "top_logprobs": None if tops is None and items else [None, *(tops or ())],
+            # A special token is not in the text that is repeated.
+            "text_offset": [
+                offsets.step(b"" if token in special else self.raw(token)) for token in ids
+            ],
+        }
+
+
+def followed(first: dict[str, object], more: dict[str, object]) -> dict[str, object]:
+    """Two `logprobs` of a completion as one."""
+    joined: dict[str, object] = {}
+    for name, column in first.items():
+        other = more[name]
+        known = isinstance(column, list) and isinstance(other, list)
+        joined[name] = [*column, *other] if known else None  # type: ignore[misc]
+    return joined
 
 
 class Offsets:

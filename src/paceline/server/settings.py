@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 from paceline import ConfigError
+from paceline.server.tool_families import FAMILIES
 
 KEYS_VARIABLE = "PACELINE_API_KEYS"
+PARSERS = ("auto", "none", *FAMILIES)
 _Bound: TypeAlias = tuple[str, float, float]
 
 
@@ -23,7 +25,9 @@ class ServerSettings:
     a request. queue: texts that may wait for a slot; beyond that clients are told to come again.
     timeout: seconds from a request's arrival to the end of its text. drain: seconds that running
     requests have after a SIGTERM. metrics_prefix: what stands before the names in /metrics;
-    "vllm" lets vLLM's dashboards work unchanged.
+    "vllm" lets vLLM's dashboards work unchanged. tool_parser: the format of the model's tool calls,
+    one of PARSERS; auto goes by its chat template. reasoning: tell it from the answer, where the
+    chat template marks it.
     """
 
     name: str
@@ -35,6 +39,8 @@ class ServerSettings:
     timeout: float = 600.0
     drain: float = 60.0
     metrics_prefix: str = "paceline"
+    tool_parser: str = "auto"
+    reasoning: bool = True
 
     def __post_init__(self) -> None:
         if not all((self.name, *self.aliases)):
@@ -48,6 +54,10 @@ class ServerSettings:
         for name, low, high in bounds:
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must lie from {low:g} to {high:g}")
+        if self.tool_parser not in PARSERS:
+            raise ConfigError(
+                f"tool_parser must be one of {', '.join(PARSERS)}, not {self.tool_parser!r}"
+            )
         if not self.metrics_prefix.isidentifier():
             raise ConfigError(f"metrics_prefix must be a plain name, not {self.metrics_prefix!r}")
 

@@ -6,6 +6,7 @@ change here and nowhere else in the answering.
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -15,7 +16,10 @@ from typing import TypeAlias
 from paceline import Event
 from paceline.server.asking import Ask
 from paceline.server.generation import Text
-from paceline.server.pieces import Offsets, Pieces
+from paceline.server.pieces import Offsets, Pieces, followed
+from paceline.server.reading import PartReader, Reading
+from paceline.server.reasoning import reasoning_tokens
+from paceline.server.tool_formats import Part
 
 Json: TypeAlias = dict[str, object]
 
@@ -35,10 +39,18 @@ class Shape(ABC):
         self._id, self._created = f"{self.id_prefix}-{uuid.uuid4().hex}", int(time.time())
         self._model, self._fingerprint = model, fingerprint
 
-    def whole(self, texts: Sequence[Text], usage: Json) -> Json:
+    def whole(self, texts: Sequence[Text], ask: Ask) -> Json:
         """The answer in one piece."""
         choices = [self._choice(text) for text in texts]
-        return self._frame(self.whole_object, choices) | {"usage": usage}
+        return self._frame(self.whole_object, choices) | {"usage": self.usage(ask, texts)}
+
+    def usage(self, ask: Ask, texts: Sequence[Text]) -> Json:
+        """Token counts, once all is read."""
+        return usage(ask, texts, sum(map(self.reasoning_tokens, texts)))
+
+    def reasoning_tokens(self, text: Text) -> int:
+        """How many of a text's tokens are reasoning, once it is read."""
+        return 0
 
     def chunk(self, choices: list[Json]) -> Json:
         """A piece of a stream; without choices it is the one that carries the usage."""
@@ -77,7 +89,9 @@ class CompletionShape(Shape):
         self._offsets: dict[int, Offsets] = {}
 
     def opening(self, text: Text) -> list[Json]:
-        return [self._entry(text, text.echo, None, False)] if text.echo else []
+        if not text.echo and text.prompt_logprobs is None:
+            return []
+        return [self._entry(text, text.echo, self._prompt(text), False)]
 
     def piece(self, text: Text, event: Event) -> list[Json]:
         logprobs = None
@@ -89,10 +103,16 @@ class CompletionShape(Shape):
         return [self._entry(text, event.text, logprobs, event.finish is not None)]
 
     def _choice(self, text: Text) -> Json:
-        logprobs = None
+        logprobs = self._prompt(text)
         if text.logprobs:
-            logprobs = self._pieces.completion(text.logprobs, Offsets(len(text.echo)))
+            written = self._pieces.completion(text.logprobs, Offsets(len(text.echo)))
+            logprobs = written if logprobs is None else followed(logprobs, written)
         return self._entry(text, text.echo + text.text, logprobs, True)
+
+    def _prompt(self, text: Text) -> Json | None:
+        if text.prompt_logprobs is None:
+            return None
+        return self._pieces.prompt(text.prompt, text.prompt_logprobs, Offsets())
 
     def _entry(self, text: Text, shown: str, logprobs: Json | None, last: bool) -> Json:
         entry: Json = {"text": shown, "index": text.index, "logprobs": logprobs}
@@ -105,25 +125,91 @@ class ChatShape(Shape):
     id_prefix = "chatcmpl"
     whole_object, chunk_object = "chat.completion", "chat.completion.chunk"
 
+    def __init__(self, model: str, pieces: Pieces, fingerprint: str, reading: Reading) -> None:
+        super().__init__(model, pieces, fingerprint)
+        self._reading = reading
+        self._readers: dict[int, PartReader] = {}
+
     def opening(self, text: Text) -> list[Json]:
-        return [self._delta(text, {"role": "assistant", "content": ""}, None, False)]
+        return [self._delta(text, {"role": "assistant", "content": ""}, None)]
 
     def piece(self, text: Text, event: Event) -> list[Json]:
+        reader = self._reader(text)
+        parts = reader.feed(event.text, last=event.finish is not None)
+        deltas = [self._told(text, part) for part in parts]
         logprobs = self._pieces.chat(event.logprobs) if event.logprobs else None
-        chunks = []
-        if event.text or logprobs is not None:
-            chunks.append(self._delta(text, {"content": event.text}, logprobs, False))
+        if logprobs is not None and not deltas:
+            deltas.append({"content": ""})
+        # The round's log-probabilities stand with the first that came of it.
+        chunks = [
+            self._delta(text, delta, None if place else logprobs)
+            for place, delta in enumerate(deltas)
+        ]
         if event.finish is not None:
-            chunks.append(self._delta(text, {}, None, True))
+            chunks.append(self._delta(text, {}, None) | self._end(text, reader))
         return chunks
 
-    def _delta(self, text: Text, delta: Json, logprobs: Json | None, last: bool) -> Json:
-        return {"index": text.index, "delta": delta, "logprobs": logprobs} | _ending(text, last)
+    def reasoning_tokens(self, text: Text) -> int:
+        reader, marks = self._readers.get(text.index), self._reading.marks
+        if reader is None or marks is None or not reader.reasoned:
+            return 0
+        return reasoning_tokens(marks, [self._pieces.raw(token) for token in text.token_ids])
+
+    def _reader(self, text: Text) -> PartReader:
+        return self._readers.setdefault(text.index, PartReader(self._reading))
+
+    def _told(self, text: Text, part: Part) -> Json:
+        """A part as a stream's delta."""
+        if part.kind in ("content", "reasoning"):
+            return {"content" if part.kind == "content" else "reasoning_content": part.text}
+        call: Json = {"index": part.index}
+        if part.kind == "call":
+            function: Json = {"name": part.text, "arguments": ""}
+            call |= {"id": self._call_id(text, part.index), "type": "function"}
+        else:
+            function = {"arguments": part.text}
+        return {"tool_calls": [call | {"function": function}]}
+
+    def _call_id(self, text: Text, call: int) -> str:
+        digest = hashlib.sha256(f"{self._id} {text.index} {call}".encode()).hexdigest()
+        size = self._reading.id_size
+        return f"call_{digest[:24]}" if size is None else digest[:size]
+
+    def _delta(self, text: Text, delta: Json, logprobs: Json | None) -> Json:
+        return {
+            "index": text.index, "delta": delta, "logprobs": logprobs, "finish_reason": None,
+        }  # fmt: skip
 
     def _choice(self, text: Text) -> Json:
+        reader = self._reader(text)
+        content, reasoning, calls = "", "", list[Json]()
+        for part in reader.feed(text.text, last=True):
+            if part.kind == "content":
+                content += part.text
+            elif part.kind == "reasoning":
+                reasoning += part.text
+            elif part.kind == "call":
+                function: Json = {"name": part.text, "arguments": ""}
+                name = self._call_id(text, part.index)
+                calls.append({"id": name, "type": "function", "function": function})
+            else:
+                function["arguments"] = f"{function['arguments']}{part.text}"
+        shown = content if content or not (reader.reasoned or calls) else None
+        message: Json = {"role": "assistant", "content": shown, "refusal": None}
+        if reader.reasoned:
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = calls
         logprobs = self._pieces.chat(text.logprobs) if text.logprobs else None
-        message: Json = {"role": "assistant", "content": text.text, "refusal": None}
-        return {"index": text.index, "message": message, "logprobs": logprobs} | _ending(text, True)
+        choice: Json = {"index": text.index, "message": message, "logprobs": logprobs}
+        return choice | self._end(text, reader)
+
+    @staticmethod
+    def _end(text: Text, reader: PartReader) -> Json:
+        end = _ending(text, True)
+        if reader.calls and text.finish == "stop":
+            end["finish_reason"] = "tool_calls"
+        return end
 
 
 def _ending(text: Text, last: bool) -> Json:
@@ -133,7 +219,7 @@ def _ending(text: Text, last: bool) -> Json:
     return {"finish_reason": _FINISH[text.finish], "stop_reason": reason}
 
 
-def usage(ask: Ask, texts: Sequence[Text]) -> Json:
+def usage(ask: Ask, texts: Sequence[Text], reasoning: int) -> Json:
     """Token counts. rejected_prediction_tokens: those of the prediction that are not in the text
     by way of it (OpenAI's definition)."""
     written = sum(text.tokens for text in texts)
@@ -144,7 +230,7 @@ def usage(ask: Ask, texts: Sequence[Text]) -> Json:
         "completion_tokens": written,
         "total_tokens": ask.prompt_tokens + written,
         "completion_tokens_details": {
-            "reasoning_tokens": 0,
+            "reasoning_tokens": reasoning,
             "audio_tokens": 0,
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": max(0, expected - accepted),

@@ -20,6 +20,7 @@ _Count: TypeAlias = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 _Token: TypeAlias = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 # A long list is given up at its first fault: a report of a million costs minutes and gigabytes.
 _Tokens: TypeAlias = Annotated[list[_Token], Field(fail_fast=True)]
+_Name: TypeAlias = Annotated[str, Field(pattern="^[a-zA-Z0-9_.-]{1,64}$")]
 _Texts: TypeAlias = Annotated[list[str], Field(fail_fast=True)]
 
 
@@ -59,19 +60,90 @@ class Prediction(Wire):
     content: str | Annotated[list[Part], Field(fail_fast=True)]
 
 
+class CalledFunction(Wire):
+    """arguments: JSON as text, as the model wrote it."""
+
+    name: _Name
+    arguments: str = "{}"
+
+
+class ToolCall(Wire):
+    """A call that an earlier answer made."""
+
+    id: Annotated[str, Field(max_length=256)] | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(Wire):
+    """One message. An assistant's may have tool_calls instead of content; a tool's answers one."""
+
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
-    tool_calls: list[object] | None = None
+    reasoning_content: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128, fail_fast=True)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
+    name: Annotated[str, Field(max_length=256)] | None = None
+
+
+class Function(Wire):
+    """A function that the model may call; parameters: the JSON schema of its arguments."""
+
+    name: _Name
+    description: str | None = None
+    parameters: dict[str, object] | None = None
+    strict: bool | None = None
+
+
+class Tool(Wire):
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenFunction(Wire):
+    name: _Name
+
+
+class ToolChoice(Wire):
+    """The function that is to be called."""
+
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+_Tools: TypeAlias = Annotated[list[Tool], Field(max_length=128, fail_fast=True)]
+
+
+class JsonSchema(Wire):
+    """A schema with its name; `strict` is taken and changes nothing: every schema binds."""
+
+    name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: Annotated[dict[str, object] | None, Field(alias="schema")] = None
+    strict: bool | None = None
 
 
 class ResponseFormat(Wire):
-    type: str
+    """OpenAI's: what the text must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(Wire):
+    """vLLM's, beyond OpenAI's: exactly one of them. grammar: in Lark's notation."""
+
+    json_: Annotated[dict[str, object] | str | None, Field(alias="json")] = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = None
+    grammar: str | None = None
 
 
 class Generating(Wire):
     """What both APIs share. top_k, min_p, repetition_penalty, min_tokens, ignore_eos,
-    stop_token_ids, priority (higher goes first) and speculative go beyond OpenAI's."""
+    stop_token_ids, skip_special_tokens, priority (higher goes first), speculative and
+    structured_outputs go beyond OpenAI's."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     max_tokens: _Count | None = None
@@ -96,12 +168,20 @@ class Generating(Wire):
     ) = None
     stop_token_ids: Annotated[list[_Token], Field(max_length=64, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     prediction: Prediction | None = None
     speculative: Speculative | None = None
     priority: Annotated[int, Field(ge=-(1 << 31), le=1 << 31)] | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    # Older names of the same, refused by name: ignored, they would leave a text unbound.
+    guided_json: object = None
+    guided_regex: object = None
+    guided_choice: object = None
+    guided_grammar: object = None
+    logprobs_mode: Literal["raw_logprobs"] | None = None
 
 
 class CompletionBody(Generating):
@@ -110,6 +190,7 @@ class CompletionBody(Generating):
     prompt: (
         str | _Texts | _Tokens | Annotated[list[_Tokens], Field(max_length=2048, fail_fast=True)]
     )
+    max_tokens: _Token | None = None  # 0 to read a prompt alone, with echo
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -117,14 +198,19 @@ class CompletionBody(Generating):
 
 
 class ChatBody(Generating):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions. separate_reasoning (default true: reasoning goes into
+    reasoning_content) and chat_template_kwargs (such as {"enable_thinking": false}) go beyond
+    OpenAI's."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: _Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[object] | None = None
-    tool_choice: object = None
+    tools: _Tools | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    separate_reasoning: bool | None = None
+    chat_template_kwargs: dict[str, object] | None = None
     functions: list[object] | None = None
     function_call: object = None
     modalities: list[str] | None = None
@@ -136,6 +222,8 @@ class WarmBody(Wire):
     model: Annotated[str, Field(min_length=1, max_length=512)]
     prompt: str | _Tokens | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    tools: _Tools | None = None
+    chat_template_kwargs: dict[str, object] | None = None
 
 
 _Body = TypeVar("_Body", bound=Wire)

@@ -6,6 +6,7 @@ Wraps the fast tokenizer of a Hugging Face checkpoint. Owns every question about
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -157,10 +158,24 @@ class Tokenizer:
         token = self.token(token_id) or ""
         return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
+    def chat_template(self, tools: bool = False) -> str:
+        """The template of chats, or of chats with tools; empty where there is none."""
+        if not self.has_chat_template:
+            return ""
+        try:
+            template: str = self._fast.get_chat_template(tools=[{}] if tools else None)
+        except ValueError:  # several templates, and none of them the default one
+            return ""
+        return template
+
     def chat(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Return the ids of a chat, ready for the assistant's answer.
+        """Return the ids of a chat, ready for the assistant's answer. options: variables of the
+        template's own, such as `enable_thinking`.
 
         Raises RequestError where the tokenizer has no chat template or the template refuses the
         messages.
@@ -172,12 +187,19 @@ class Tokenizer:
             )
         if not messages:
             raise RequestError("no messages; a chat needs at least one")
+        own = inspect.signature(self._fast.apply_chat_template).parameters
+        for name in options or ():
+            if name in own:  # the client's own template among them
+                raise RequestError(f"{name!r} is not a chat template's variable; leave it out")
         try:
             text = self._fast.apply_chat_template(
                 [dict(message) for message in messages],
-                tools=[dict(tool) for tool in tools] if tools else None,
-                tokenize=False,
-                add_generation_prompt=True,
+                **{
+                    **(options or {}),
+                    "tools": [dict(tool) for tool in tools] if tools else None,
+                    "tokenize": False,
+                    "add_generation_prompt": True,
+                },
             )
         # A template is a program of the checkpoint's author: it raises what it likes.
         except Exception as error:

@@ -1,0 +1,58 @@
+"""What the target makes of a text that is given: its logits, or every token's log-probability.
+
+Draws nothing, and uses caches of its own: the running texts' slots and pages are not touched. A
+long text is read in pieces, so that rounds of others come in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from paceline.kv.pools import KVPool
+from paceline.models.decoder import Decoder
+from paceline.ops.attention import BLOCK
+from paceline.speculation.sampling import top_logprobs
+from paceline.types import TokenLogprob, Window
+
+PIECE = 256  # tokens a pass: their logits [PIECE, V] are held at once
+
+
+class Scorer:
+    """One text read from its beginning on. Belongs to the engine's thread."""
+
+    def __init__(self, target: Decoder, ids: Sequence[int], device: torch.device) -> None:
+        """ids: the whole text, at least one token."""
+        self._target, self._ids = target, list(ids)
+        self._text = torch.tensor([self._ids], device=device)  # [1, L]
+        count = -(-len(self._ids) // BLOCK)
+        self._pages = torch.arange(count, device=device).unsqueeze(0)
+        self._pool = KVPool(target.spec, count, BLOCK, device)
+        self._done = 0
+
+    def logits(self, size: int) -> Tensor:
+        """Raw logits [n, V] after each of the next n <= size tokens."""
+        start, stop = self._done, min(self._done + size, len(self._ids))
+        place = torch.arange(start, stop, device=self._text.device).unsqueeze(0)
+        text = self._text[:, start:stop]
+        window = Window(text, place, place, place >= 0, (stop,), self._pages, BLOCK)
+        self._done = stop
+        return self._target.head(self._target.forward(window, self._pool)[0])
+
+    def logprobs(self, top: int) -> list[TokenLogprob]:
+        """The next tokens' log-probabilities, with the `top` most likely at each place. The text's
+        first token has none; an empty list says that there are no more."""
+        start = self._done
+        if start >= len(self._ids) - 1:
+            return []
+        logits = self.logits(min(PIECE, len(self._ids) - 1 - start))
+        tokens = self._ids[start + 1 : self._done + 1]
+        after = self._text[:, start + 1 : self._done + 1]
+        found = top_logprobs(logits.unsqueeze(0), after, min(top, logits.shape[-1]))
+        chosen, ids, values = (x[0].tolist() for x in (found.chosen, found.top_ids, found.top))
+        return [
+            TokenLogprob(token, chosen[i], tuple(zip(ids[i], values[i], strict=True)))
+            for i, token in enumerate(tokens)
+        ]

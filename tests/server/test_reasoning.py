@@ -1,0 +1,123 @@
+"""Reasoning told from the answer: split at every place, in streams, with a bound answer behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.server.test_tools import says
+from tests.server.tools import CHAT, Call
+
+from paceline import Engine
+from paceline.server.reasoning import Marks, ReasoningReader, marks_of, reasoning_tokens
+
+MARKS = Marks("<think>", "</think>")
+# The mini pair's template, and one that leaves the mark open in the prompt.
+PLAIN = "{% for m in messages %}{{ m.content }}\n{% endfor %}{# </think> #}"
+OPEN = PLAIN + "{% if not off %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}"
+
+__all__ = ["says"]
+
+
+def read(pieces: list[str], opened: bool) -> tuple[str, str, bool]:
+    reader = ReasoningReader(MARKS, opened)
+    both = [*map(reader.feed, pieces), reader.end()]
+    return "".join(a for a, _ in both), "".join(b for _, b in both), reader.found
+
+
+@pytest.mark.parametrize(
+    ("text", "opened", "wanted"),
+    [
+        ("<think>\nso  it\nis\n</think>\n\nYes.\n", False, ("so  it\nis", "Yes.\n", True)),
+        ("\nso it is\n</think>\n\nYes </think>", True, ("so it is", "Yes </think>", True)),
+        ("Yes. <think>x</think>", False, ("", "Yes. <think>x</think>", False)),
+        ("  <think>a < b </thin> c</think>d", False, ("a < b </thin> c", "d", True)),
+        ("<think>\n\n</think>\n\nYes.", False, ("", "Yes.", True)),
+        ("<think>cut <", False, ("cut <", "", True)),
+        ("cut  ", True, ("cut", "", True)),
+        ("<thin", False, ("", "<thin", False)),
+        (" \n", False, ("", " \n", False)),
+        ("", True, ("", "", True)),
+    ],
+)
+def test_reasoning_is_split_alike_wherever_the_text_is(
+    text: str, opened: bool, wanted: tuple[str, str, bool]
+) -> None:
+    assert read([text], opened) == wanted
+    assert read(list(text), opened) == wanted
+    for at in range(len(text)):
+        assert read([text[:at], text[at:]], opened) == wanted, at
+
+
+def test_marks_are_found_and_tokens_counted() -> None:
+    assert marks_of(PLAIN) == MARKS
+    assert marks_of("[THINK]…[/THINK]") == Marks("[THINK]", "[/THINK]")
+    assert marks_of("none") is None
+    pieces = [b"<think>", b"so", b" it </th", b"ink>", b"Yes", b"</think>"]
+    assert reasoning_tokens(MARKS, pieces) == 4
+    assert reasoning_tokens(MARKS, pieces[:3]) == 3
+
+
+def chat(call: Call, **body: Any) -> Any:
+    answer = call("POST", "/v1/chat/completions", {"model": "mini", "messages": CHAT, **body})
+    assert answer.status == 200, answer.body
+    return answer
+
+
+def test_an_answer_with_reasoning(
+    says: Callable[[str], None],
+    engine: Engine,
+    app: Callable[..., Call],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", PLAIN)
+    says("<think>\nLet me see.\n</think>\n\nYes.")
+    call = app()
+    whole = chat(call).json
+    message = whole["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("Let me see.", "Yes.")
+    used = whole["usage"]
+    counted = used["completion_tokens_details"]["reasoning_tokens"]
+    assert 8 < counted < used["completion_tokens"] - 2
+    stream = chat(call, stream=True, stream_options={"include_usage": True})
+    deltas = [chunk["choices"][0]["delta"] for chunk in stream.chunks if chunk["choices"]]
+    assert "".join(d.get("reasoning_content") or "" for d in deltas) == "Let me see."
+    assert "".join(d.get("content") or "" for d in deltas) == "Yes."
+    assert stream.chunks[-1]["usage"] == used
+    for answer in (chat(call, separate_reasoning=False), chat(app(reasoning=False))):
+        message = answer.json["choices"][0]["message"]
+        assert message["content"] == "<think>\nLet me see.\n</think>\n\nYes."
+        assert "reasoning_content" not in message
+
+
+def test_a_template_that_opens_it(
+    engine: Engine, app: Callable[..., Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", OPEN)
+    call, options = app(), {"max_tokens": 12, "min_tokens": 12, "seed": 1}
+    whole = chat(call, **options).json
+    message = whole["choices"][0]["message"]
+    assert message["content"] is None  # the mini pair knows no end mark
+    assert message["reasoning_content"]
+    assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] == 12
+    off = chat(call, **options, chat_template_kwargs={"off": True}).json["choices"][0]["message"]
+    assert off["content"]
+    assert "reasoning_content" not in off
+
+
+def test_what_the_answer_must_be_binds_behind_the_reasoning(
+    engine: Engine, app: Callable[..., Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"],
+              "additionalProperties": False}  # fmt: skip
+    form = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", OPEN)
+    call, options = app(), {"max_tokens": 30, "seed": 1, "response_format": form}
+    free = chat(call, **options).json["choices"][0]["message"]
+    assert free["reasoning_content"]
+    assert free["content"] is None
+    bound = chat(call, **options, chat_template_kwargs={"off": True}).json["choices"][0]
+    assert type(json.loads(bound["message"]["content"])["a"]) is bool
+    assert bound["finish_reason"] == "stop"
