@@ -69,6 +69,7 @@ def serve(
     metrics_prefix: Annotated[
         str, _option("--metrics-prefix", "What begins names in /metrics; vllm fits its boards.")
     ] = "paceline",
+    page: Annotated[bool, _option("--page/--no-page", "Serve the page at /.")] = True,
 ) -> None:  # fmt: skip
     """Serve OpenAI's API: chat, completions, streaming, predicted outputs.
 
@@ -101,6 +102,7 @@ def serve(
         timeout=timeout,
         drain=drain,
         metrics_prefix=metrics_prefix,
+        page=page,
     )
     listening = server.bind(host, port)
     with listening, open_engine(options) as engine:

@@ -23,7 +23,7 @@ class ServerSettings:
     a request. queue: texts that may wait for a slot; beyond that clients are told to come again.
     timeout: seconds from a request's arrival to the end of its text. drain: seconds that running
     requests have after a SIGTERM. metrics_prefix: what stands before the names in /metrics;
-    "vllm" lets vLLM's dashboards work unchanged.
+    "vllm" lets vLLM's dashboards work unchanged. page: whether `/` is the page.
     """
 
     name: str
@@ -35,6 +35,7 @@ class ServerSettings:
     timeout: float = 600.0
     drain: float = 60.0
     metrics_prefix: str = "paceline"
+    page: bool = True
 
     def __post_init__(self) -> None:
         if not all((self.name, *self.aliases)):

@@ -63,6 +63,10 @@ class Shape(ABC):
         """What one event adds, as choices of a chunk each; none where there is nothing to show."""
 
     @abstractmethod
+    def silence(self, text: Text) -> Json:
+        """A choice that adds nothing, for a chunk that says something else."""
+
+    @abstractmethod
     def _choice(self, text: Text) -> Json: ...
 
 
@@ -87,6 +91,9 @@ class CompletionShape(Shape):
         if not event.text and logprobs is None and event.finish is None:
             return []
         return [self._entry(text, event.text, logprobs, event.finish is not None)]
+
+    def silence(self, text: Text) -> Json:
+        return self._entry(text, "", None, False)
 
     def _choice(self, text: Text) -> Json:
         logprobs = None
@@ -116,6 +123,9 @@ class ChatShape(Shape):
         if event.finish is not None:
             chunks.append(self._delta(text, {}, None, True))
         return chunks
+
+    def silence(self, text: Text) -> Json:
+        return self._delta(text, {"content": ""}, None, False)
 
     def _delta(self, text: Text, delta: Json, logprobs: Json | None, last: bool) -> Json:
         return {"index": text.index, "delta": delta, "logprobs": logprobs} | _ending(text, last)

@@ -1,0 +1,101 @@
+"""Draw the pictures of the page in docs/: a server of the bundled pair, a browser, two looks at it.
+
+    pip install 'paceline[server]' playwright
+    python docs/page_shots.py [--out docs] [--chromium /usr/bin/chromium] [--seconds 20]
+
+The figures in them are what this machine wrote while the pictures were taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+from paceline import Engine
+from paceline.server.serving import Server, ServerSettings, address, bind
+
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+PREDICTION = '''    counts = {}
+    for word in text.split():
+        counts[word] = counts.get(word, 0) + 1
+    return counts
+'''
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """The bundled pair with drafts in every round, and its address."""
+    pair = {"draft": "mini-draft", "drafter": "predicted+ngram+model", "adaptive": False}
+    with Engine("mini-target", k=4, max_length=1024, **pair) as engine, bind("127.0.0.1", 0) as at:
+        server = Server(engine, ServerSettings(name="mini-target"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield address(at)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def run(page: Page, seconds: float) -> None:
+    """Run what is asked and wait until it is told how it went."""
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#status[data-kind=busy]")
+    page.wait_for_selector("#status:not([data-kind=busy])", timeout=1e3 * seconds)
+    assert page.is_hidden("#problem"), page.inner_text("#problem")
+
+
+def side_by_side(page: Page, url: str, seconds: float) -> None:
+    page.goto(url)
+    page.wait_for_selector("#state[data-state=good]")
+    page.check("#race")
+    for _ in range(3):
+        run(page, 30 + seconds)
+    time.sleep(seconds)
+    run(page, 30 + seconds)
+    page.wait_for_timeout(1500)
+
+
+def one_stream(page: Page, url: str, seconds: float) -> None:
+    page.goto(url)
+    page.wait_for_selector("#state[data-state=good]")
+    page.click("#expect summary")
+    page.fill("#prediction", PREDICTION)
+    run(page, 30 + seconds)
+    page.wait_for_timeout(1500)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--chromium", default="/usr/bin/chromium")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of load to be seen")
+    given = parser.parse_args()
+    looks = (
+        ("page_light.png", side_by_side, "light", {"width": 1440, "height": 900}),
+        ("page_dark.png", one_stream, "dark", {"width": 390, "height": 844}),
+    )
+    with served() as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=given.chromium, args=list(FLAGS))
+        for name, look, scheme, size in looks:
+            page = browser.new_page(color_scheme=scheme, viewport=size)  # type: ignore[arg-type]
+            look(page, url, given.seconds)
+            page.screenshot(path=given.out / name, full_page=True)
+            page.close()
+            print(given.out / name, (given.out / name).stat().st_size)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+// The server's load over the last minutes: asked once a second while somebody can see it.
+
+import { getJson } from "./api.js";
+import { ceiling, chart } from "./plot.js";
+import { number, share } from "./tally.js";
+
+const CHARTS = [
+  { title: "Texts", series: [["running", "being written", "one filled"], ["waiting", "waiting", "two"]] },
+  { title: "Tokens a second", series: [["tokens_per_second", "handed out", "one filled"]], digits: 1 },
+  { title: "Drafts accepted", series: [["acceptance", "of those tested", "one filled"]], top: 1 },
+  { title: "Chosen K", series: [["k", "on average", "one filled"]], digits: 1 },
+  { title: "Pages", series: [["pages_used", "held by texts", "one filled"], ["pages_cached", "kept for later", "two"]], whole: "pages" },
+];
+
+export class Load {
+  /** told(problem): what went wrong, or null once an answer is there again. */
+  constructor(root, note, told) {
+    this.note = note;
+    this.told = told;
+    this.columns = {};
+    this.count = 0;
+    this.id = null;
+    this.figures = CHARTS.map((kind) => new Figure(kind));
+    root.replaceChildren(...this.figures.map((figure) => figure.root));
+    document.addEventListener("visibilitychange", () => this.#wake());
+  }
+
+  #timer = 0;
+
+  #wake() {
+    clearTimeout(this.#timer);
+    if (!document.hidden) this.#ask();
+  }
+
+  start() {
+    this.#wake();
+  }
+
+  /** The most texts that were being written at once since sample number `count`. */
+  busiest(count) {
+    const running = this.columns.running ?? [];
+    return Math.max(0, ...running.slice(running.length - Math.max(0, this.count - count)));
+  }
+
+  async #ask() {
+    let wait = 1000;
+    try {
+      this.#take(await getJson(`v1/paceline/load?after=${this.count}`));
+      this.told(null);
+    } catch (problem) {
+      this.told(problem);
+      wait = problem.kind === "key" ? Infinity : 3000; // a key is entered, not waited for
+    }
+    clearTimeout(this.#timer);
+    if (!document.hidden && wait < Infinity) this.#timer = setTimeout(() => this.#ask(), wait);
+  }
+
+  #take(load) {
+    if (load.id !== this.id) {
+      const known = this.id !== null;
+      [this.id, this.columns, this.count] = [load.id, {}, 0];
+      if (known && load.samples.running.length < load.count) return; // asked for all next time
+    }
+    for (const [name, values] of Object.entries(load.samples)) {
+      this.columns[name] = [...(this.columns[name] ?? []), ...values].slice(-load.kept);
+    }
+    this.count = load.count;
+    this.note.textContent = `The last ${Math.round((load.kept * load.interval) / 60)} minutes, ` +
+      `a sample a second. Drafting: ${load.speculation}.`;
+    for (const figure of this.figures) figure.draw(this.columns, load);
+  }
+}
+
+class Figure {
+  constructor(kind) {
+    this.kind = kind;
+    this.root = document.createElement("figure");
+    this.root.className = "chart";
+    const caption = document.createElement("figcaption");
+    const title = document.createElement("strong");
+    title.textContent = kind.title;
+    this.scale = document.createElement("span");
+    this.scale.className = "scale";
+    caption.append(title, this.scale);
+    this.plot = document.createElement("div");
+    this.plot.className = "plot";
+    this.now = document.createElement("ul");
+    this.root.append(caption, this.plot, this.now);
+  }
+
+  draw(columns, load) {
+    const { title, series, digits = 0 } = this.kind;
+    const whole = this.kind.whole ? load[this.kind.whole] : null;
+    const show = (value) => (this.kind.top === 1 ? share(value ?? null) : number(value, digits));
+    const lines = series.map(([name, , kind]) => ({ values: columns[name] ?? [], kind }));
+    const most = Math.max(0, ...lines.flatMap((line) => line.values.map((v) => v ?? 0)));
+    const top = this.kind.top ?? ceiling(most);
+    const said = series.map(([name, words]) => `${show(columns[name]?.at(-1))} ${words}`);
+    const label = `${title}, last ${load.kept} seconds: now ${said.join(", ")}; highest ${show(most)}`;
+    this.plot.replaceChildren(chart(lines, { room: load.kept, top, label }));
+    this.scale.textContent = `to ${show(top)}${whole ? ` of ${whole}` : ""}`;
+    this.now.replaceChildren(
+      ...series.map(([, , kind], at) => {
+        const item = document.createElement("li");
+        item.className = kind;
+        item.textContent = said[at];
+        return item;
+      }),
+    );
+  }
+}
