@@ -24,10 +24,11 @@ FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-PREDICTION = '''    counts = {}
-    for word in text.split():
-        counts[word] = counts.get(word, 0) + 1
-    return counts
+PREDICTION = '''        if os.path.isdir(folder):
+            for file in names:
+                if os.path.exists(file):
+                    found.append(file)
+    return found
 '''
 
 
@@ -84,14 +85,14 @@ def main() -> None:
     given = parser.parse_args()
     looks = (
         ("page_light.png", side_by_side, "light", {"width": 1440, "height": 900}),
-        ("page_dark.png", one_stream, "dark", {"width": 390, "height": 844}),
+        ("page_dark.png", one_stream, "dark", {"width": 390, "height": 1020}),
     )
     with served() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=given.chromium, args=list(FLAGS))
         for name, look, scheme, size in looks:
             page = browser.new_page(color_scheme=scheme, viewport=size)  # type: ignore[arg-type]
             look(page, url, given.seconds)
-            page.screenshot(path=given.out / name, full_page=True)
+            page.screenshot(path=given.out / name, full_page=scheme == "light")
             page.close()
             print(given.out / name, (given.out / name).stat().st_size)
         browser.close()

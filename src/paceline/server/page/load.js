@@ -65,8 +65,9 @@ export class Load {
       this.columns[name] = [...(this.columns[name] ?? []), ...values].slice(-load.kept);
     }
     this.count = load.count;
+    const { speculation } = load;
     this.note.textContent = `The last ${Math.round((load.kept * load.interval) / 60)} minutes, ` +
-      `a sample a second. Drafting: ${load.speculation}.`;
+      `a sample a second. ${speculation.charAt(0).toUpperCase()}${speculation.slice(1)}.`;
     for (const figure of this.figures) figure.draw(this.columns, load);
   }
 }
@@ -91,14 +92,15 @@ class Figure {
   draw(columns, load) {
     const { title, series, digits = 0 } = this.kind;
     const whole = this.kind.whole ? load[this.kind.whole] : null;
-    const show = (value) => (this.kind.top === 1 ? share(value ?? null) : number(value, digits));
+    const show = (value) => (this.kind.top === 1 ? share(value ?? null) : number(value, value ? digits : 0));
     const lines = series.map(([name, , kind]) => ({ values: columns[name] ?? [], kind }));
     const most = Math.max(0, ...lines.flatMap((line) => line.values.map((v) => v ?? 0)));
     const top = this.kind.top ?? ceiling(most);
     const said = series.map(([name, words]) => `${show(columns[name]?.at(-1))} ${words}`);
     const label = `${title}, last ${load.kept} seconds: now ${said.join(", ")}; highest ${show(most)}`;
     this.plot.replaceChildren(chart(lines, { room: load.kept, top, label }));
-    this.scale.textContent = `to ${show(top)}${whole ? ` of ${whole}` : ""}`;
+    const end = this.kind.top === 1 ? share(top) : number(top, top < 1 ? 1 : 0);
+    this.scale.textContent = `to ${end}${whole ? `, of ${whole}` : ""}`;
     this.now.replaceChildren(
       ...series.map(([, , kind], at) => {
         const item = document.createElement("li");

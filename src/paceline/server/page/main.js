@@ -8,8 +8,15 @@ import { number, seconds } from "./tally.js";
 
 const by = (id) => document.getElementById(id);
 const PROMPTS = {
-  completion: 'def word_counts(text):\n    """Return a dict of the words in text and how often each occurs."""\n',
-  chat: "Write a Python function that counts the words in a text.",
+  completion: `import os
+
+
+def find_files(root, suffix):
+    """Return the paths of all files under root that end with suffix."""
+    found = []
+    for folder, _, names in os.walk(root):
+`,
+  chat: "Write a Python function that returns the paths of all files under a folder.",
 };
 const ENDS = {
   stop: "it ended by itself",
@@ -18,7 +25,8 @@ const ENDS = {
 };
 const AGAIN = 3000; // milliseconds between attempts to reach the server
 
-const panels = { one: new Panel("Speculative"), plain: new Panel("Plain") };
+const panels = { plain: new Panel("Plain"), one: new Panel("Speculative") };
+panels.plain.root.classList.add("plain");
 const load = new Load(by("charts"), by("load-note"), (problem) => heard(problem));
 let about = null;
 let running = null; // an AbortController while something runs
@@ -34,7 +42,13 @@ function say(text, kind = "") {
 function show(problem) {
   by("problem").hidden = !problem;
   by("problem").textContent = problem?.message ?? "";
-  if (problem?.kind === "key") by("key-field").hidden = false;
+}
+
+/** A key is missing or wrong: there is where to enter it. */
+function asks(problem) {
+  show(problem);
+  by("key-field").hidden = false;
+  by("key").focus();
 }
 
 function state(text, kind) {
@@ -55,7 +69,8 @@ async function connect() {
   try {
     about = await getJson("v1/paceline");
   } catch (problem) {
-    show(problem);
+    if (problem.kind === "key") asks(problem);
+    else show(problem);
     heard(problem);
     if (problem.kind === "away") setTimeout(connect, AGAIN);
     return;
@@ -114,6 +129,7 @@ function checked() {
 /** One panel or two, empty. */
 function lay() {
   const both = by("race").checked;
+  panels.one.name(about?.k === 0 || (!both && by("k").value === "0") ? "Plain" : "Speculative");
   const shown = both ? [panels.plain, panels.one] : [panels.one];
   by("panels").replaceChildren(...shown.map((panel) => panel.root));
   by("panels").classList.toggle("both", both);
@@ -136,14 +152,16 @@ async function run(work) {
   running = new AbortController();
   buttons();
   show(null);
+  const { top, bottom } = by("status").getBoundingClientRect();
+  if (top < 0 || bottom > innerHeight) by("status").scrollIntoView({ block: "start" });
   try {
     await work(running.signal);
   } catch (problem) {
     if (problem.name === "AbortError") say("Stopped; what came is kept.");
     else {
-      say("It did not finish.", "bad");
-      show(problem);
-      if (!problem.kind) throw problem; // a fault of this page: the console may have it
+      say(problem.kind ? problem.message : "This page failed; its console says why.", "bad");
+      if (problem.kind === "key") asks(problem);
+      if (!problem.kind) throw problem;
     }
   } finally {
     running = null;
@@ -220,7 +238,10 @@ document.addEventListener("keydown", (event) => {
   } else if (event.key === "Escape") running?.abort();
 });
 by("race").addEventListener("change", () => (running?.abort(), lay()));
-by("k").addEventListener("change", () => by("k").setCustomValidity(""));
+by("k").addEventListener("change", () => {
+  by("k").setCustomValidity("");
+  if (!running && !by("race").checked) lay();
+});
 by("key-use").addEventListener("click", enter);
 by("key").addEventListener("keydown", (event) => {
   if (event.key === "Enter") {

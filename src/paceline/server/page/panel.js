@@ -2,7 +2,7 @@
 // knows, a round at a time.
 
 import { Tally, number, seconds, share } from "./tally.js";
-import { ceiling, chart } from "./plot.js";
+import { chart } from "./plot.js";
 
 const SOURCES = new Map([
   ["target", "target"],
@@ -27,12 +27,19 @@ export class Panel {
     const copy = document.getElementById("panel").content.cloneNode(true);
     this.root = copy.firstElementChild;
     this.part = (selector) => this.root.querySelector(selector);
-    this.title = title;
+    this.name(title);
+    this.part("details").addEventListener("toggle", () => this.#rounds());
+    const text = this.part(".text");
+    text.addEventListener("scroll", () => {
+      this.#follows = text.scrollHeight - text.scrollTop - text.clientHeight < 40;
+    });
+    this.clear("");
+  }
+
+  name(title) {
     this.part("h3").textContent = title;
     this.root.setAttribute("aria-label", title);
     this.part(".text").setAttribute("aria-label", `The text, ${title}`);
-    this.part("details").addEventListener("toggle", () => this.#rounds());
-    this.clear("");
   }
 
   /** Empty, but for the prompt that the text goes on from. */
@@ -44,11 +51,13 @@ export class Panel {
     text.replaceChildren();
     if (prompt) text.append(element("span", { class: "prompt", text: prompt }));
     this.part(".clock").textContent = "";
+    this.#follows = true;
     this.#draw();
   }
 
   #waiting = [];
   #frame = 0;
+  #follows = true; // the end of the text, until somebody scrolls away from it
 
   /** Add a round; it is on the screen with the next frame. */
   add(part) {
@@ -61,11 +70,10 @@ export class Panel {
     cancelAnimationFrame(this.#frame);
     this.#frame = 0;
     const text = this.part(".text");
-    const follows = text.scrollHeight - text.scrollTop - text.clientHeight < 40;
     const parts = this.#waiting.splice(0);
     const round = this.tally.rounds.length - parts.length;
     parts.forEach((part, at) => text.append(...tokens(part, round + at + 1)));
-    if (follows) text.scrollTop = text.scrollHeight;
+    if (this.#follows) text.scrollTop = text.scrollHeight;
     this.#draw();
   }
 
@@ -115,7 +123,7 @@ export class Panel {
       item.append(element("span", { class: `token ${kind(name)}`, text: SOURCES.get(name) ?? name }));
       if (total) {
         const count = sources.get(name);
-        item.append(element("span", { class: "count", text: `${count} (${share(count / total)})` }));
+        item.append(" ", element("span", { class: "count", text: `${count} (${share(count / total)})` }));
       }
       return item;
     });
@@ -144,12 +152,12 @@ export class Panel {
     this.part(".places tbody").replaceChildren(...rows);
     const last = ks.slice(-SHOWN_ROUNDS);
     const mean = ks.reduce((a, b) => a + b, 0) / ks.length;
-    const top = ceiling(Math.max(...last));
+    const top = Math.max(1, ...last);
     const label = `K of the last ${last.length} rounds: now ${last.at(-1)}, on average ${number(mean, 1)}`;
     const lines = [{ values: last, kind: "one filled" }];
     this.part(".plot").replaceChildren(chart(lines, { room: Math.max(20, last.length), top, label }));
-    this.part(".ks figcaption").textContent =
-      `Chosen K by round: now ${last.at(-1)}, mean ${number(mean, 1)}, axis to ${top}`;
+    this.part(".ks .note").textContent =
+      `now ${last.at(-1)}, mean ${number(mean, 1)}; the scale ends at ${top}`;
   }
 
   /** The table of rounds, once somebody looks at it. */
