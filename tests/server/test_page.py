@@ -183,7 +183,9 @@ def test_the_load_of_the_last_minutes() -> None:
     assert load.told()["samples"]["running"] == []  # type: ignore[index]
     report = RoundReport(k=4, drafted=4, evaluated=2, accepted=1, drafter="model", seconds=0.1)
     load.saw(Event("r", (1, 2), "ab", ("model", "target"), round=report))
-    load.saw(Event("r", (3,), "c", ("target",), round=replace(report, k=1, evaluated=0, accepted=0)))
+    load.saw(
+        Event("r", (3,), "c", ("target",), round=replace(report, k=1, evaluated=0, accepted=0))
+    )
     load.saw(Event("r", (), "", (), finish="cancelled"))
     load.sample()
     load.sample()

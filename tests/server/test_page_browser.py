@@ -16,15 +16,17 @@ import pytest
 from tests.server.test_page import contrast
 from tests.server.tools import Served, serve_in_thread, until
 
-from paceline import Engine
+from paceline import Engine, SamplingParams
 from paceline.server.settings import ServerSettings
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = os.environ.get("PACELINE_CHROMIUM") or shutil.which("chromium") or ""
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get install chromium")
 
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
+FLAGS = [
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 WIDTHS = {390: 844, 1440: 900}
 PATIENCE = 60e3  # milliseconds: a busy machine is slow, and no test is of speed
 
@@ -131,7 +133,7 @@ def test_a_prompt_is_typed_and_a_text_comes(
     page.fill("#max-tokens", "24")
     page.click("#run")
     assert "24 tokens in" in ended(page)
-    (own,) = engine.generate(prompt, page_params(24))
+    (own,) = engine.generate(prompt, SamplingParams(max_tokens=24))
     shown = panel(page, "Speculative")
     assert shown["prompt"] == prompt
     assert text_of(shown) == own.text
@@ -141,7 +143,9 @@ def test_a_prompt_is_typed_and_a_text_comes(
     assert figures["k"] == str(engine.config.k)
     assert float(figures["speed"]) > 0
     assert re.fullmatch(r"[\d.]+ m?s", figures["first"])
-    assert figures["accepted"] == f"{own.stats.accepted / own.stats.evaluated:.0%}".replace("%", " %")
+    rate = own.stats.acceptance_rate
+    assert rate is not None
+    assert figures["accepted"] == f"{int(100 * rate + 0.5)} %"
     tested = [int(place.split("\t")[-1]) for place in shown["places"]]
     assert tested == own.stats.evaluated_by_position
     assert [line.split()[0] for line in shown["legend"]] == ["target", "draft"]
@@ -158,12 +162,6 @@ def test_a_prompt_is_typed_and_a_text_comes(
     labels = page.eval_on_selector_all(".chart svg", "all => all.map(s => s.ariaLabel)")
     assert len(labels) == 5
     assert all("now" in label for label in labels)
-
-
-def page_params(most: int) -> Any:
-    from paceline import SamplingParams
-
-    return SamplingParams(max_tokens=most)
 
 
 def hexed(colour: str) -> str:
