@@ -13,7 +13,8 @@ const CHARTS = [
 ];
 
 export class Load {
-  /** told(problem): what went wrong, or null once an answer is there again. */
+  /** told(problem, anew): what went wrong, or null once an answer is there again; anew: it comes
+   * from a server that was started since. */
   constructor(root, note, told) {
     this.note = note;
     this.told = told;
@@ -26,6 +27,7 @@ export class Load {
   }
 
   #timer = 0;
+  #turn = 0; // of the question whose answer is awaited: an older one's is late
 
   #wake() {
     clearTimeout(this.#timer);
@@ -43,23 +45,28 @@ export class Load {
   }
 
   async #ask() {
+    const turn = (this.#turn += 1);
     let wait = 1000;
     try {
-      this.#take(await getJson(`v1/paceline/load?after=${this.count}`));
-      this.told(null);
+      const load = await getJson(`v1/paceline/load?after=${this.count}`);
+      if (turn !== this.#turn) return;
+      const anew = this.id !== null && this.id !== load.id;
+      this.#take(load, anew);
+      this.told(null, anew);
     } catch (problem) {
-      this.told(problem);
+      if (turn !== this.#turn) return;
+      this.told(problem, false);
       wait = problem.kind === "key" ? Infinity : 3000; // a key is entered, not waited for
     }
     clearTimeout(this.#timer);
     if (!document.hidden && wait < Infinity) this.#timer = setTimeout(() => this.#ask(), wait);
   }
 
-  #take(load) {
-    if (load.id !== this.id) {
-      const known = this.id !== null;
-      [this.id, this.columns, this.count] = [load.id, {}, 0];
-      if (known && load.samples.running.length < load.count) return; // asked for all next time
+  #take(load, anew) {
+    this.id = load.id;
+    if (anew) {
+      [this.columns, this.count] = [{}, 0];
+      return; // this was asked for from the middle: next time for all
     }
     for (const [name, values] of Object.entries(load.samples)) {
       this.columns[name] = [...(this.columns[name] ?? []), ...values].slice(-load.kept);

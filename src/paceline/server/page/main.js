@@ -27,7 +27,10 @@ const AGAIN = 3000; // milliseconds between attempts to reach the server
 
 const panels = { plain: new Panel("Plain"), one: new Panel("Speculative") };
 panels.plain.root.classList.add("plain");
-const load = new Load(by("charts"), by("load-note"), (problem) => heard(problem));
+const load = new Load(by("charts"), by("load-note"), (problem, anew) => {
+  heard(problem);
+  if (anew) connect(); // another server may be another model
+});
 let about = null;
 let running = null; // an AbortController while something runs
 let last = null; // the race that can be shown again
@@ -205,6 +208,7 @@ async function again(signal) {
 }
 
 function finished() {
+  if (!last) return; // the switch was turned meanwhile
   for (const panel of [panels.plain, panels.one]) {
     panel.clock(panel.tally.last);
     if (last.at >= 0) panel.mark(last.at);
