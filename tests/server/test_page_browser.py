@@ -236,8 +236,10 @@ def test_a_key_is_asked_for(look: Look, locked: Served) -> None:
     page.press("#key", "Enter")
     ready(page)
     assert page.is_hidden("#problem")
+    page.wait_for_selector("#prompt:focus")
     page.fill("#max-tokens", "8")
-    page.click("#run")
+    assert page.is_hidden("#key-field")
+    page.press("#prompt", "Control+Enter")
     assert "8 tokens" in ended(page)
     page.reload()  # kept in this tab
     ready(page)

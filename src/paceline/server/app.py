@@ -24,11 +24,11 @@ from paceline.server.document import described
 from paceline.server.errors import ApiError, told
 from paceline.server.gate import Gate
 from paceline.server.metrics import Metrics
-from paceline.server.page import Page
 from paceline.server.pieces import Pieces
 from paceline.server.record import Record, log_failure
 from paceline.server.settings import ServerSettings
 from paceline.server.shapes import ChatShape, CompletionShape, Shape
+from paceline.server.static import Page
 from paceline.server.watch import Watch
 from paceline.server.wire import ChatBody, CompletionBody, Generating, WarmBody, Wire, parse
 

@@ -68,6 +68,7 @@ function heard(problem) {
 
 // --- what the server is ---
 
+/** Ask what is served; whether there was an answer. */
 async function connect() {
   try {
     about = await getJson("v1/paceline");
@@ -76,11 +77,13 @@ async function connect() {
     else show(problem);
     heard(problem);
     if (problem.kind === "away") setTimeout(connect, AGAIN);
-    return;
+    return false;
   }
   show(null);
+  by("key-field").hidden = true;
   describe();
   load.start();
+  return true;
 }
 
 function describe() {
@@ -88,15 +91,17 @@ function describe() {
   by("about").textContent = `${about.model} · ${about.device}, ${about.dtype} · ${drafts}`;
   by("kind-chat").disabled = !about.chat;
   by("max-tokens").max = about.max_length - 1;
-  const first = about.adaptive ? `chosen, up to ${about.k}` : `${about.k}, as served`;
+  const first = about.adaptive ? "auto" : `${about.k}, as served`;
   const options = [new Option(first, "")];
   for (let k = 0; k <= about.k; k += 1) {
     options.push(new Option(k ? `${about.adaptive ? "at most " : ""}${k}` : "0, plain", k));
   }
+  const chosen = by("k").value;
   by("k").replaceChildren(...options);
+  if (options.some((option) => option.value === chosen)) by("k").value = chosen;
   by("race").disabled = !about.k;
   if (!about.k) by("race-note").textContent = "This server was opened without a drafter.";
-  lay();
+  if (!running) lay();
 }
 
 // --- what is asked ---
@@ -248,16 +253,16 @@ by("k").addEventListener("change", () => {
 });
 by("key-use").addEventListener("click", enter);
 by("key").addEventListener("keydown", (event) => {
-  if (event.key === "Enter") {
+  if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) {
     event.preventDefault();
     event.stopPropagation();
     enter();
   }
 });
 
-function enter() {
+async function enter() {
   useKey(by("key").value);
-  connect();
+  if (await connect()) by("prompt").focus();
 }
 
 let shown = "completion"; // whose prompt the box holds
