@@ -402,6 +402,43 @@ def test_texts_that_part_and_every_source(look: Look) -> None:
     assert [row.split("\t")[0] for row in rows] == ["1", "2", "3", "4", "5"]
 
 
+def test_what_the_parts_reckon(look: Look) -> None:
+    """The page's modules alone: where texts part, speeds, and who else was served in a race."""
+    page = ready(look())
+    told = page.evaluate(
+        """async () => {
+          const { Tally, parting } = await import("/page/tally.js");
+          const { ceiling } = await import("/page/plot.js");
+          const { Load } = await import("/page/load.js");
+          const tally = (...rounds) => {
+            const made = new Tally();
+            for (const [seconds, pieces] of rounds)
+              made.add({ seconds, tokens: pieces.length, sources: pieces.map(() => "target"),
+                         pieces, round: null });
+            return made;
+          };
+          const one = tally([1, ["a", "b"]], [2, ["c"]], [4, ["d"]]);
+          const load = new Load(document.createElement("div"), null, () => {});
+          load.count = 3;
+          load.columns.running = [1, 3, 1];
+          return {
+            same: parting(one, tally([9, ["a", "b", "c", "d"]])),
+            other: parting(one, tally([1, ["a", "B"]])),
+            shorter: parting(one, tally([1, ["a", "b"]])),
+            speed: one.speed, pace: one.pace, none: tally([1, ["a"]]).speed, empty: tally().pace,
+            tops: [0, 0.3, 1, 3, 7, 12, 501].map(ceiling),
+            others: [1, 2, 3].map(count => load.busiest(count)),
+          };
+        }"""
+    )
+    assert told == {
+        "same": -1, "other": 1, "shorter": 2,
+        "speed": pytest.approx(2 / 3), "pace": 1, "none": None, "empty": None,
+        "tops": [1, pytest.approx(0.5), 1, 5, 10, 20, 1000],
+        "others": [3, 1, 0],
+    }  # fmt: skip
+
+
 def test_a_token_is_text_and_never_markup(look: Look) -> None:
     page = ready(look())
     evil = "<img src=x onerror=alert(1)><script>alert(2)</script>"
