@@ -318,7 +318,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class RoundReport:
-    """What one round did for one request. k: draft tokens that it was to verify, as was chosen (what
+    """What one round did for one request. k: draft tokens that it was to verify, as chosen (what
     a grammar forces is not); drafted: those that there were; evaluated, accepted: of these, up to
     the end of the text, as in `SequenceStats`; drafter: who proposed them, or None where there were
     none; seconds: wall clock, from its launch, or from the end of the round before it, until the
