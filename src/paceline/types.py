@@ -325,12 +325,30 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundReport:
+    """What one round did for one request. k: draft tokens that it was to verify, as chosen (what
+    a grammar forces is not); drafted: those that there were; evaluated, accepted: of these, up to
+    the end of the text, as in `SequenceStats`; drafter: who proposed them, or None where there were
+    none; seconds: wall clock, from its launch, or from the end of the round before it, until the
+    host had its tokens."""
+
+    k: int
+    drafted: int
+    evaluated: int
+    accepted: int
+    drafter: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """A piece of one request's text: the tokens that one round committed.
 
     sources: per token the drafter that proposed it, or "target". finish is None until the last
     event, whose `text` may be longer or shorter than its tokens (text held back for a stop
-    string; a stop text not shown).
+    string; a stop text not shown). pieces: `text` split by token; a token that completes no
+    character has an empty one, and what it began belongs to the token that completes it. round:
+    None for an event without a round, the end of a text that was ended from outside.
     """
 
     request_id: str
@@ -340,6 +358,8 @@ class Event:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish: FinishReason | None = None
     stop_reason: str | int | None = None
+    pieces: tuple[str, ...] = ()
+    round: RoundReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

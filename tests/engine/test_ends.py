@@ -184,7 +184,8 @@ def byte_tokenizer() -> Tokenizer:
 
 def read_in_rounds(
     ids: list[int], params: SamplingParams, tokenizer: Tokenizer, sizes: list[int]
-) -> tuple[list[int], str, object, object]:
+) -> tuple[list[int], str, object, object, list[str]]:
+    """Ids, text, finish, stop reason, and the text split by token."""
     reader = Reader(Request("r", (1,), params, 0), tokenizer, frozenset({EOS}), SequenceStats())
     at = 0
     for size in sizes:
@@ -195,7 +196,10 @@ def read_in_rounds(
         committed = Committed(tuple(part), "x", 0, 0, 0, at >= len(ids), False)
         stand = reader.take(committed)
         assert 0 <= stand <= len(part)
-    return reader.token_ids, "".join(reader._pieces), reader.finish, reader.stop_reason
+    text, pieces = "".join(reader._pieces), [p for e in reader.events for p in e.pieces]
+    assert "".join(pieces) == text
+    assert all(len(e.pieces) == len(e.token_ids) == len(e.sources) for e in reader.events)
+    return reader.token_ids, text, reader.finish, reader.stop_reason, pieces
 
 
 def test_replayed_answers_end_with_the_text(free: Result, opened: Callable[..., Engine]) -> None:

@@ -53,6 +53,35 @@ def test_a_handle_is_written_without_being_read(engine: Engine) -> None:
     assert clean(engine)
 
 
+def test_events_tell_what_their_rounds_did(engine: Engine) -> None:
+    """Round by round they add up to the counts of the whole text."""
+    handles = [
+        engine.submit(prompt(n), replace(PARAMS, seed=n), k=k) for n, k in enumerate((3, 2, 0))
+    ]
+    for handle, k in zip(handles, (3, 2, 0), strict=True):
+        events, stats = list(handle.events()), handle.result(60).stats
+        rounds = [event.round for event in events if event.round is not None]
+        assert len(rounds) == len(events) == stats.rounds
+        assert {r.k for r in rounds} <= set(range(k + 1))
+        assert max(r.k for r in rounds) == k
+        assert all(r.accepted <= r.evaluated <= r.drafted <= r.k for r in rounds)
+        assert all((r.drafter is None) == (r.drafted == 0) for r in rounds)
+        assert sum(r.drafted for r in rounds) == stats.drafted
+        assert sum(r.evaluated for r in rounds) == stats.evaluated
+        assert sum(r.accepted for r in rounds) == stats.accepted
+        assert sum(r.seconds for r in rounds) == pytest.approx(stats.decode_seconds)
+        assert all(e.sources.count("target") == len(e.token_ids) - e.round.accepted
+                   for e in events if e.round is not None)  # fmt: skip
+        assert ["".join(event.pieces) for event in events] == [event.text for event in events]
+
+
+def test_an_event_without_a_round(engine: Engine) -> None:
+    handle = engine.submit(prompt(1), LONG)
+    handle.cancel()
+    *_, last = handle.events()
+    assert (last.finish, last.round, last.pieces, last.token_ids) == ("cancelled", None, (), ())
+
+
 def test_events_in_threads_and_event_loops_at_once(engine: Engine) -> None:
     cases = [Case(prompt(n), replace(PARAMS, seed=n)) for n in range(6)]
     wanted = together(engine, cases)

@@ -77,6 +77,7 @@ def serve(
         bool, _option("--reasoning/--no-reasoning", "Tell reasoning from the answer, where the "
                       "chat template marks it.")
     ] = True,
+    page: Annotated[bool, _option("--page/--no-page", "Serve the page at /.")] = True,
 ) -> None:  # fmt: skip
     """Serve OpenAI's API: chat, completions, streaming, predicted outputs.
 
@@ -111,6 +112,7 @@ def serve(
         metrics_prefix=metrics_prefix,
         tool_parser=tool_parser,
         reasoning=reasoning,
+        page=page,
     )
     listening = server.bind(host, port)
     with listening, open_engine(options) as engine:

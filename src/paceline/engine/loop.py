@@ -267,17 +267,18 @@ class Loop:
         """Read a round and book it. A row whose sequence has ended since is left out."""
         with self.ledger.all_or_none(launched.rows):
             sources = (*self.machine.drafter.sources, FORCED)
+            began, asked = max(launched.at, self._settled_at), launched.launch.asked
             try:
                 outcome = launched.pending.wait()
-                rows = committed(outcome.report, sources, launched.rows)
+                now = time.perf_counter()
+                rows = committed(outcome.report, sources, launched.rows, asked, now - began)
             except Exception:
                 for sequence in launched.rows:
                     self.scheduler.settled(sequence, ())
                 raise
             for sequence, row in zip(launched.rows, rows, strict=True):
                 self.scheduler.settled(sequence, row.token_ids)
-            began = max(launched.at, self._settled_at)
-            self._settled_at = now = time.perf_counter()
+            self._settled_at = now
             self._round_seconds = outcome.verify_seconds + outcome.draft_seconds
             self.pilot.settled(
                 launched.tracks,

@@ -10,7 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from paceline.text import Detokenizer, StopStrings, Tokenizer
-from paceline.types import Completion, Event, FinishReason, Request, SequenceStats, TokenLogprob
+from paceline.types import (
+    Completion,
+    Event,
+    FinishReason,
+    Request,
+    RoundReport,
+    SequenceStats,
+    TokenLogprob,
+)
 
 # Prompt tokens a detokenizer is shown, so that it knows whether a word goes on.
 _CONTEXT = 8
@@ -19,7 +27,8 @@ _CONTEXT = 8
 @dataclass(frozen=True, slots=True)
 class Committed:
     """One row of a verdict, on the host. Token ids in order; drafted and accepted count draft
-    tokens of the window; ended: the device closed the row (a stop token or the limit)."""
+    tokens of the window; ended: the device closed the row (a stop token or the limit); k, seconds:
+    as in `RoundReport`."""
 
     token_ids: tuple[int, ...]
     source: str
@@ -29,6 +38,19 @@ class Committed:
     ended: bool
     failed: bool
     logprobs: tuple[TokenLogprob, ...] | None = None
+    k: int = 0
+    seconds: float = 0.0
+
+    def report(self, stand: int) -> RoundReport:
+        """What the round did for the request, where `stand` of its tokens stand."""
+        return RoundReport(
+            k=self.k,
+            drafted=self.drafted,
+            evaluated=min(self.evaluated, stand),
+            accepted=min(self.accepted, stand),
+            drafter=self.source if self.drafted else None,
+            seconds=self.seconds,
+        )
 
 
 @dataclass(slots=True)
@@ -69,24 +91,30 @@ class Reader:
             self.stop_reason = None if closing in self.eos_ids else closing
         elif row.ended:
             self.finish = "length"
-        text = ""
+        pieces, rest = [""] * len(ids), ""
         if self._text is not None:
             shown = ids[:-1] if closing is not None else ids
             unchecked = max(0, params.min_tokens - len(self.token_ids))
-            text, kept, hit = self._text.take(shown, unchecked)
+            texts, hit = self._text.take(shown, unchecked)
+            pieces[: len(texts)] = texts
             if hit is not None:
-                ids, self.finish, self.stop_reason = ids[:kept], "stop", hit
+                ids, self.finish, self.stop_reason = ids[: len(texts)], "stop", hit
+                del pieces[len(ids) :]
             elif self.finish is not None:
-                text += self._text.rest()
+                rest = self._text.rest()
+                if pieces:
+                    pieces[-1], rest = pieces[-1] + rest, ""
         sources = [row.source if i < row.accepted else "target" for i in range(len(ids))]
-        self._emit(ids, text, sources, None if row.logprobs is None else row.logprobs[: len(ids)])
+        logprobs = None if row.logprobs is None else row.logprobs[: len(ids)]
+        self._emit(ids, pieces, sources, logprobs, row.report(len(ids)), rest)
         return len(ids)
 
     def close(self, finish: FinishReason, error: Exception | None = None) -> None:
         """End the request from outside: cancelled, or failed with `error`."""
         if self.finish is None:
             self.finish, self.error = finish, error
-            self._emit([], "" if self._text is None else self._text.rest(), [], None)
+            rest = "" if self._text is None else self._text.rest()
+            self._emit([], [], [], None, None, rest)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -98,10 +126,14 @@ class Reader:
     def _emit(
         self,
         ids: list[int],
-        text: str,
+        pieces: list[str],
         sources: list[str],
         logprobs: Sequence[TokenLogprob] | None,
+        report: RoundReport | None,
+        rest: str,
     ) -> None:
+        """rest: text of no token of this event."""
+        text = "".join(pieces) + rest
         self.token_ids += ids
         self.sources += sources
         self.logprobs += logprobs or ()
@@ -116,6 +148,8 @@ class Reader:
                 logprobs=None if logprobs is None else tuple(logprobs),
                 finish=self.finish,
                 stop_reason=self.stop_reason,
+                pieces=tuple(pieces),
+                round=report,
             )
         )
         self.closed = self.finish is not None
@@ -148,15 +182,15 @@ class _TextEnd:
         self._stops = StopStrings(request.params.stop)
         self._searching = bool(request.params.stop)
 
-    def take(self, ids: list[int], unchecked: int) -> tuple[str, int, str | None]:
+    def take(self, ids: list[int], unchecked: int) -> tuple[list[str], str | None]:
         """Add tokens, the first `unchecked` of which may not complete a stop string.
 
-        Returns the text that may be shown, how many tokens stand, and the stop string that was
-        met. Token by token where stop strings matter, so that which tokens stand does not depend
-        on how many a round brought.
+        Returns the text that may be shown, an entry for each token that stands, and the stop string
+        that was met. Token by token, so that neither which tokens stand nor how the text is split
+        depends on how many a round brought.
         """
         if not self._searching:
-            return self._detokenizer.push(ids), len(ids), None
+            return [self._detokenizer.push((token,)) for token in ids], None
         shown = []
         for place, token in enumerate(ids):
             text = self._detokenizer.push([token])
@@ -166,8 +200,8 @@ class _TextEnd:
             safe, hit = self._stops.feed(text)
             shown.append(safe)
             if hit is not None:
-                return "".join(shown), place + 1, hit
-        return "".join(shown), len(ids), None
+                return shown, hit
+        return shown, None
 
     def rest(self) -> str:
         """What was held back, at the end of the text.

@@ -31,8 +31,15 @@ def flags(running: list[Sequence]) -> SamplingFlags:
     )
 
 
-def committed(report: Report, sources: tuple[str, ...], running: list[Sequence]) -> list[Committed]:
-    """A round's rows as the readers take them."""
+def committed(
+    report: Report,
+    sources: tuple[str, ...],
+    running: list[Sequence],
+    asked: tuple[int, ...],
+    seconds: float,
+) -> list[Committed]:
+    """A round's rows as the readers take them. asked: per row, the draft tokens that its window
+    was to hold; seconds: that the round took."""
     rows = []
     for row, sequence in enumerate(running):
         wanted, n = sequence.request.params.logprobs, report.n[row]
@@ -45,6 +52,8 @@ def committed(report: Report, sources: tuple[str, ...], running: list[Sequence])
                 accepted=report.accepted[row],
                 ended=bool(report.ended[row]),
                 failed=bool(report.failed[row]),
+                k=asked[row],
+                seconds=seconds,
                 logprobs=None if wanted is None else _logprobs(report, row, n, wanted),
             )
         )

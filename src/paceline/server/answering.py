@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from paceline import Engine, Event
+from paceline.server import details
 from paceline.server.asking import Ask
 from paceline.server.body import GONE
 from paceline.server.errors import ApiError, busy, told
@@ -36,9 +37,10 @@ class Exchange:
         ask: Ask,
         timeout: float,
         ended: Callable[[Generation], None],
+        seen: Callable[[Event], None],
     ) -> None:
-        """Take a place and submit. ended: told of every generation once, at its end. Raises
-        ApiError and the engine's errors, and then holds nothing."""
+        """Take a place and submit. ended: told of every generation once, at its end; seen: of
+        every event. Raises ApiError and the engine's errors, and then holds nothing."""
         self.record = Record.of(request.scope)
         self.ask = ask
         gate.enter(ask.texts)
@@ -47,7 +49,7 @@ class Exchange:
         except BaseException:
             gate.leave(ask.texts)
             raise
-        self._gate, self._ended, self._open = gate, ended, True
+        self._gate, self._ended, self._seen, self._open = gate, ended, seen, True
         self._watcher = asyncio.create_task(self._watch(request.receive))
 
     async def _watch(self, receive: Receive) -> None:
@@ -63,6 +65,7 @@ class Exchange:
         try:
             async with aclosing(self.generation.events()) as events:
                 async for text, event in events:
+                    self._seen(event)
                     if event.finish != "error":
                         yield text, event
         except Exception as error:
@@ -130,17 +133,15 @@ async def _chunks(
 
     def frames(text: Text, event: Event) -> bytes:
         choices = shape.piece(text, event)
-        if text.index not in opened:
-            opened.add(text.index)
-            choices = shape.opening(text) + choices
-        chunks = [shape.chunk([choice]) for choice in choices]
-        if timed and chunks:
+        if timed and not choices:  # tokens that complete no character have their chunk, too
+            choices = [shape.silence(text)]
+        opening = [] if text.index in opened else shape.opening(text)
+        opened.add(text.index)
+        chunks = [shape.chunk([choice]) for choice in opening + choices]
+        if timed:
             # The round's figures go with its text, which comes before the finish.
-            chunks[0 if len(chunks) == 1 else -1 - bool(event.finish)]["paceline"] = {
-                "seconds": round(time.monotonic() - exchange.generation.began, 6),
-                "tokens": len(event.token_ids),
-                "sources": list(event.sources),
-            }
+            seconds = time.monotonic() - exchange.generation.began
+            chunks[len(opening)][details.KEY] = details.details(event, seconds)
         if counted:
             for chunk in chunks:
                 chunk["usage"] = None

@@ -30,8 +30,10 @@ from paceline.server.pieces import Pieces
 from paceline.server.record import Record, log_failure
 from paceline.server.settings import ServerSettings
 from paceline.server.shapes import ChatShape, CompletionShape, Shape
+from paceline.server.static import Page
 from paceline.server.structured import bound
 from paceline.server.tools import ChatFormat
+from paceline.server.watch import Watch
 from paceline.server.wire import ChatBody, CompletionBody, Generating, WarmBody, Wire, parse
 
 _INLINE = 16 << 10  # bytes of a body that are read and tokenized without leaving the event loop
@@ -46,6 +48,7 @@ class Api:
         self.engine, self.settings = engine, settings
         self.gate = Gate(engine.config.slots, settings.queue)
         self.metrics = Metrics(engine.stats, self.gate, settings.metrics_prefix, settings.name)
+        self.watch = Watch(engine, settings)
         self._pieces = Pieces(engine.tokenizer)
         self._formats = ChatFormat.of(engine, settings.tool_parser, settings.reasoning)
         with contextlib.suppress(RequestError):  # not installed, which whoever asks is told
@@ -131,9 +134,9 @@ class Api:
         return await answer_whole(exchange, shape)
 
     def _exchange(self, request: Request, ask: Ask) -> Exchange:
-        timeout, ended = self.settings.timeout, self.metrics.ended
+        timeout, ended, seen = self.settings.timeout, self.metrics.ended, self.watch.load.saw
         try:
-            return Exchange(request, self.engine, self.gate, ask, timeout, ended)
+            return Exchange(request, self.engine, self.gate, ask, timeout, ended, seen)
         except EngineClosedError as error:
             if not self.gate.draining:
                 self.gate.broken = str(error)
@@ -195,11 +198,17 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
         ("GET", "/health/live", api.live, None),
         ("GET", "/health/ready", api.ready, None),
         ("GET", "/metrics", api.figures, None),
+        ("GET", "/v1/paceline", api.watch.about, None),
+        ("GET", "/v1/paceline/load", api.watch.figures, None),
     )
     for method, path, handler, body in routes:
         app.add_api_route(
             path, handler, methods=[method], response_model=None, openapi_extra=described(body)
         )
+    if settings.page:
+        page = Page()
+        app.add_api_route("/", page.root, include_in_schema=False)
+        app.add_api_route("/page/{name}", page.file, include_in_schema=False)
     for kind in (ApiError, RequestError, ConfigError, EngineClosedError):
         app.add_exception_handler(kind, _told)
     app.add_exception_handler(HTTPException, _unrouted)

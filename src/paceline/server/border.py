@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from paceline.server.errors import ApiError, told
 from paceline.server.record import Record, log_failure
 
-_QUIET = ("/health/live", "/health/ready", "/metrics")  # asked every few seconds: not logged
+# Asked every few seconds: not logged.
+_QUIET = ("/health/live", "/health/ready", "/metrics", "/v1/paceline/load")
 
 
 class Recorded:

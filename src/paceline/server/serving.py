@@ -76,12 +76,19 @@ class Server(uvicorn.Server):
         self._patience = settings.drain
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._sampling: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._sampling = self._loop.create_task(self.api.watch.load.keep())
         await super().startup(sockets)
         if self.started and sockets:
             tell("ready", url=address(sockets[0]), models=list(self.api.settings.names))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._sampling is not None:
+            self._sampling.cancel()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the next one stops. Nothing is raised again at the end: a

@@ -27,7 +27,7 @@ class ServerSettings:
     requests have after a SIGTERM. metrics_prefix: what stands before the names in /metrics;
     "vllm" lets vLLM's dashboards work unchanged. tool_parser: the format of the model's tool calls,
     one of PARSERS; auto goes by its chat template. reasoning: tell it from the answer, where the
-    chat template marks it.
+    chat template marks it. page: whether `/` is the page.
     """
 
     name: str
@@ -41,6 +41,7 @@ class ServerSettings:
     metrics_prefix: str = "paceline"
     tool_parser: str = "auto"
     reasoning: bool = True
+    page: bool = True
 
     def __post_init__(self) -> None:
         if not all((self.name, *self.aliases)):

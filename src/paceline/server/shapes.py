@@ -75,6 +75,10 @@ class Shape(ABC):
         """What one event adds, as choices of a chunk each; none where there is nothing to show."""
 
     @abstractmethod
+    def silence(self, text: Text) -> Json:
+        """A choice that adds nothing, for a chunk that says something else."""
+
+    @abstractmethod
     def _choice(self, text: Text) -> Json: ...
 
 
@@ -101,6 +105,9 @@ class CompletionShape(Shape):
         if not event.text and logprobs is None and event.finish is None:
             return []
         return [self._entry(text, event.text, logprobs, event.finish is not None)]
+
+    def silence(self, text: Text) -> Json:
+        return self._entry(text, "", None, False)
 
     def _choice(self, text: Text) -> Json:
         logprobs = self._prompt(text)
@@ -148,6 +155,9 @@ class ChatShape(Shape):
         if event.finish is not None:
             chunks.append(self._delta(text, {}, None) | self._end(text, reader))
         return chunks
+
+    def silence(self, text: Text) -> Json:
+        return self._delta(text, {"content": ""}, None)
 
     def reasoning_tokens(self, text: Text) -> int:
         reader, marks = self._readers.get(text.index), self._reading.marks

@@ -31,8 +31,8 @@ class Wire(BaseModel):
 
 
 class StreamOptions(Wire):
-    """include_usage: a last chunk with the counts. include_timing: in every chunk its tokens'
-    sources and the seconds since the request came."""
+    """include_usage: a last chunk with the counts. include_timing: in every chunk, under
+    `paceline`, what its round did: see `details`."""
 
     include_usage: bool | None = None
     include_timing: bool | None = None

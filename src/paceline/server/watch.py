@@ -1,0 +1,51 @@
+"""What the page asks beside OpenAI's API: what this server is, and its load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from paceline import Engine, __version__
+from paceline.server.errors import refused
+from paceline.server.load import Load
+from paceline.server.settings import ServerSettings
+
+
+class Watch:
+    """The handlers under /v1/paceline."""
+
+    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+        self._engine, self._settings = engine, settings
+        self.load = Load(engine.stats)
+
+    async def about(self, request: Request) -> Response:
+        """What is served and within what limits; k 0 where nothing can be drafted."""
+        config, limits = self._engine.config, self._engine.limits
+        adaptive = config.rule == "match" if config.adaptive is None else config.adaptive
+        return JSONResponse(
+            {
+                "object": "server",
+                "version": __version__,
+                "model": self._settings.name,
+                "chat": self._engine.tokenizer.has_chat_template,
+                "target": Path(config.target).name,
+                "drafter": config.drafter,
+                "draft": None if config.draft is None else Path(config.draft).name,
+                "k": 0 if config.drafter == "none" else config.k,
+                "adaptive": adaptive,
+                "rule": config.rule,
+                "device": config.device,
+                "dtype": config.dtype,
+                "slots": config.slots,
+                "max_length": limits.max_length,
+            }
+        )
+
+    async def figures(self, request: Request) -> Response:
+        """The load; `?after=N` leaves out the samples up to number N."""
+        given = request.query_params.get("after", "0")
+        if not (given.isascii() and given.isdecimal() and len(given) < 16):
+            raise refused("after must be the number of a sample", "after", "invalid_value")
+        return JSONResponse(self.load.told(int(given)), headers={"cache-control": "no-store"})
