@@ -284,7 +284,7 @@ class Engine:
         return self._driver.ask(passed)
 
     def stats(self) -> EngineStats:
-        """Counts over all finished requests (rounds: the engine's own), and how things stand."""
+        """Counts over all requests, round by round, and how things stand. From any thread."""
         return self._loop.stats()
 
     @property

@@ -5,10 +5,12 @@ Host only; moves nothing on the device and decides nothing.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from copy import copy
+from dataclasses import fields, replace
 
 from paceline.engine.outbox import Committed
 from paceline.engine.report import Report
+from paceline.engine.rounds import Outcome
 from paceline.engine.sequence import Sequence
 from paceline.types import SamplingFlags, SequenceStats, TokenLogprob
 
@@ -88,7 +90,6 @@ def count(stats: SequenceStats, row: Committed, stand: int) -> None:
     evaluated and come before the end are counted.
     """
     evaluated, accepted = min(row.evaluated, stand), min(row.accepted, stand)
-    stats.rounds += 1
     stats.drafted += row.drafted
     stats.evaluated += evaluated
     stats.accepted += accepted
@@ -99,24 +100,34 @@ def count(stats: SequenceStats, row: Committed, stand: int) -> None:
         stats.evaluated_by_position[place] += 1
         stats.accepted_by_position[place] += place < accepted
     if row.drafted:
-        previous = stats.accepted_by_source.get(row.source, 0)
-        stats.accepted_by_source[row.source] = previous + accepted
+        for counts, value in (
+            (stats.drafted_by_source, row.drafted),
+            (stats.evaluated_by_source, evaluated),
+            (stats.accepted_by_source, accepted),
+        ):
+            counts[row.source] = counts.get(row.source, 0) + value
 
 
-def add(total: SequenceStats, part: SequenceStats) -> None:
-    """Add a finished sequence's counts to the engine's. Rounds are the engine's own count. Another
-    thread may be adding to `part`: its lists are read once."""
-    for name in ("drafted", "evaluated", "accepted", "emitted", "prompt_tokens"):
-        setattr(total, name, getattr(total, name) + getattr(part, name))
-    for name in ("prefill_seconds", "decode_seconds", "draft_seconds", "verify_seconds"):
-        setattr(total, name, getattr(total, name) + getattr(part, name))
-    for mine, theirs in (
-        (total.evaluated_by_position, part.evaluated_by_position),
-        (total.accepted_by_position, part.accepted_by_position),
-    ):
-        values = tuple(theirs)
-        mine += [0] * (len(values) - len(mine))
-        for place, value in enumerate(values):
-            mine[place] += value
-    for source, value in tuple(part.accepted_by_source.items()):
-        total.accepted_by_source[source] = total.accepted_by_source.get(source, 0) + value
+def spend(
+    stats: SequenceStats,
+    outcome: Outcome,
+    seconds: float,
+    drafted: int,
+    accepted: int,
+    rows: int = 1,
+) -> None:
+    """Book a round's time. seconds: all of it; drafted, accepted: of `rows` together, to whose
+    account it goes. Wasted is the share of what was drafted, and of the window's positions, that
+    was not accepted."""
+    stats.verify_seconds += outcome.verify_seconds
+    stats.draft_seconds += outcome.draft_seconds
+    stats.decode_seconds += seconds
+    if lost := drafted - accepted:
+        stats.wasted_seconds += outcome.draft_seconds * lost / drafted
+        stats.wasted_seconds += outcome.verify_seconds * lost / (drafted + rows)
+
+
+def copied(stats: SequenceStats, into: SequenceStats) -> None:
+    """Copy counts, while another thread may count on."""
+    for item in fields(SequenceStats):
+        setattr(into, item.name, copy(getattr(stats, item.name)))
