@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 
-from paceline import Engine, Event, Handle, TokenLogprob
+from paceline import Engine, Event, Handle, SequenceStats, TokenLogprob
 from paceline.server.asking import Ask
 
 PREDICTED = "predicted"  # the drafter that proposes what a request predicts
@@ -22,6 +22,8 @@ class Text:
 
     index: int
     echo: str
+    stats: SequenceStats = field(default_factory=SequenceStats)  # the engine's own, as it goes
+    submitted: float = field(default_factory=time.monotonic)
     pieces: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     tokens: int = 0
@@ -83,6 +85,7 @@ class Generation:
                         deadline=left,
                     )
                     self._handles.append(handle)
+                    self.texts[-1].stats = handle.stats
         except Exception:
             self.cancel()
             raise

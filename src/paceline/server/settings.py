@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from paceline import ConfigError
 
 KEYS_VARIABLE = "PACELINE_API_KEYS"
+LogForm: TypeAlias = Literal["json", "text"]
 _Bound: TypeAlias = tuple[str, float, float]
 
 
@@ -23,7 +24,7 @@ class ServerSettings:
     a request. queue: texts that may wait for a slot; beyond that clients are told to come again.
     timeout: seconds from a request's arrival to the end of its text. drain: seconds that running
     requests have after a SIGTERM. metrics_prefix: what stands before the names in /metrics;
-    "vllm" lets vLLM's dashboards work unchanged.
+    "vllm" lets vLLM's dashboards work unchanged. log_format: json or text, a line an event.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ServerSettings:
     timeout: float = 600.0
     drain: float = 60.0
     metrics_prefix: str = "paceline"
+    log_format: LogForm = "json"
 
     def __post_init__(self) -> None:
         if not all((self.name, *self.aliases)):
@@ -48,6 +50,8 @@ class ServerSettings:
         for name, low, high in bounds:
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must lie from {low:g} to {high:g}")
+        if self.log_format not in get_args(LogForm):
+            raise ConfigError(f"log_format must be json or text, not {self.log_format!r}")
         if not self.metrics_prefix.isidentifier():
             raise ConfigError(f"metrics_prefix must be a plain name, not {self.metrics_prefix!r}")
 
