@@ -104,6 +104,7 @@ class Server(uvicorn.Server):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._patience):
                 await self.api.gate.emptied()
-        self.finished = self.api.gate.inside == 0
+        if not self.force_exit:  # else texts have been broken off, and it is told already
+            self.finished = self.api.gate.inside == 0
         self.should_exit = True
         tell("stopping", unfinished=self.api.gate.inside)
