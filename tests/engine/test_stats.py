@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -59,3 +60,18 @@ def test_they_count_while_a_text_is_written(engine: Engine) -> None:
     handle.cancel()
     handle.wait_closed()
     assert engine.stats().emitted - before.emitted == handle.stats.emitted
+
+
+def test_what_was_read_does_not_change(engine: Engine) -> None:
+    """Whoever reads figures has lists of his own, and may be in another thread."""
+    engine.generate(PROMPT, sampling_params(max_tokens=8))
+    before = engine.stats()
+    kept = dataclasses.replace(
+        before,
+        evaluated_by_position=[*before.evaluated_by_position],
+        drafted_by_source={**before.drafted_by_source},
+        rounds_by_k=[*before.rounds_by_k],
+    )
+    engine.generate(PROMPT, sampling_params(max_tokens=8))
+    assert before == kept
+    assert engine.stats().rounds_by_k != kept.rounds_by_k

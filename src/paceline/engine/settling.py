@@ -5,7 +5,6 @@ Host only; moves nothing on the device and decides nothing.
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import fields, replace
 
 from paceline.engine.outbox import Committed
@@ -130,4 +129,5 @@ def spend(
 def copied(stats: SequenceStats, into: SequenceStats) -> None:
     """Copy counts, while another thread may count on."""
     for item in fields(SequenceStats):
-        setattr(into, item.name, copy(getattr(stats, item.name)))
+        value = getattr(stats, item.name)
+        setattr(into, item.name, value.copy() if isinstance(value, list | dict) else value)

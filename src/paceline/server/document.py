@@ -31,7 +31,7 @@ def described(body: type[Wire] | None, path: str) -> dict[str, object]:
     kinds = [_PLAIN if path == "/metrics" else _JSON]
     if body is not None and issubclass(body, Generating):
         kinds.append(_STREAM)
-    content = {kind: {"schema": {}} for kind in kinds}
+    content: dict[str, object] = {kind: {"schema": {}} for kind in kinds}
     answers = {
         "200": {"description": "The answer", "content": content},
         "default": {"description": "An error", "content": {_JSON: {"schema": _ERROR}}},
