@@ -112,7 +112,10 @@ class EngineConfig:
 
 
 def load_toml(path: str | Path, **overrides: Any) -> EngineConfig:
-    """Read an engine's options from a TOML file, one key each; `overrides` win over the file."""
+    """Read an engine's options from a TOML file, one key each; `overrides` win over the file.
+
+    A table [server] is left to `paceline serve`.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -122,6 +125,8 @@ def load_toml(path: str | Path, **overrides: Any) -> EngineConfig:
         options = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    if isinstance(options.get("server"), dict):
+        del options["server"]
     try:
         return EngineConfig.make(**(options | overrides))
     except ConfigError as error:

@@ -384,6 +384,9 @@ class SequenceStats:
 
     accepted / evaluated is the acceptance rate (evaluated: drafted tokens whose predecessors
     were all accepted); accepted / drafted the draft efficiency; emitted / rounds tokens a round.
+    queue_seconds: until it had a slot for the first time. wasted_seconds: of draft_seconds the
+    share of the draft tokens that were not accepted, and of verify_seconds that of the window
+    positions which held them.
     """
 
     rounds: int = 0
@@ -392,10 +395,12 @@ class SequenceStats:
     accepted: int = 0
     emitted: int = 0
     prompt_tokens: int = 0
+    queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
+    wasted_seconds: float = 0.0
     evaluated_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
     accepted_by_source: dict[str, int] = field(default_factory=dict)
@@ -420,9 +425,11 @@ class SequenceStats:
 
 @dataclass(slots=True)
 class EngineStats(SequenceStats):
-    """The counts over all finished requests, and how things stand. rounds are the engine's own.
+    """The counts over all requests, round by round, and how things stand.
 
-    finished, waiting, running: requests; preemptions: how often one gave its pages back.
+    rounds and seconds are the engine's own: those of a round count once, however many texts it
+    serves. rounds_by_k[k]: rounds that verified up to k draft tokens a text. finished, waiting,
+    running: requests; preemptions: how often one gave its pages back.
     cache_tokens: positions that the caches hold; cache_texts: in texts of the longest. pages: of
     the cache, in all; used: held by requests; cached: kept for later ones. prefix_asked,
     prefix_hits: prompt tokens looked up in the prefix cache, and found there. speculation: what is
@@ -440,4 +447,5 @@ class EngineStats(SequenceStats):
     pages_cached: int = 0
     prefix_asked: int = 0
     prefix_hits: int = 0
+    rounds_by_k: list[int] = field(default_factory=list)
     speculation: str = ""

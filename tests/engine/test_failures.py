@@ -6,7 +6,7 @@ text that holds it has logits that are not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -18,14 +18,12 @@ from tests.engine.tools import Case, Pair, RandomDrafter, prompt, same, together
 
 from paceline import Engine, Event, NumericsError, SamplingParams
 from paceline.drafters.base import Drafter, Draw
-from paceline.engine.settling import add
 from paceline.errors import PacelineError, StepError
 from paceline.types import (
     Draft,
     Needs,
     Request,
     Rows,
-    SequenceStats,
     TargetOut,
     Verdict,
     Window,
@@ -299,25 +297,6 @@ def test_what_an_engine_that_stopped_says_of_itself(opened: Callable[..., Engine
     assert engine._driver.broken is not None
     stats = engine.stats()
     assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
-
-
-def test_counts_are_read_while_they_grow() -> None:
-    """`stats` is asked for by other threads, and the engine's goes on counting."""
-
-    class Growing(list[int]):
-        """Is added to while it is read."""
-
-        def __iter__(self) -> Iterator[int]:
-            for place in range(list.__len__(self)):
-                yield self[place]
-            self.append(1)
-            yield self[-1]
-
-    total, part = SequenceStats(), SequenceStats()
-    part.evaluated_by_position, part.accepted_by_position = Growing([3]), Growing([2])
-    add(total, part)
-    assert total.evaluated_by_position == [3, 1]
-    assert total.accepted_by_position == [2, 1]
 
 
 def test_a_round_that_cannot_be_read_holds_nothing(opened: Callable[..., Engine]) -> None:

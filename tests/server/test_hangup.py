@@ -6,9 +6,18 @@ import time
 from typing import Any
 
 import pytest
-from tests.server.tools import PROMPT, Served, connected, request_bytes, until
+from tests.server.tools import (
+    PROMPT,
+    Served,
+    connected,
+    request_bytes,
+    serve_in_thread,
+    until,
+)
 
 from paceline import Engine
+from paceline.server.generation import Generation
+from paceline.server.settings import ServerSettings
 
 LONG: dict[str, Any] = {
     "model": "mini",
@@ -57,6 +66,64 @@ def test_while_it_waits_for_a_slot(served: Served, engine: Engine) -> None:
     assert engine.stats().running == 4
     first.close()
     until(lambda: empty(served, engine))
+
+
+@pytest.fixture
+def cancelled(monkeypatch: pytest.MonkeyPatch) -> list[Generation]:
+    """The generations that the server has told the engine to end."""
+    told: list[Generation] = []
+    real = Generation.cancel
+
+    def cancel(self: Generation) -> None:
+        real(self)
+        told.append(self)
+
+    monkeypatch.setattr(Generation, "cancel", cancel)
+    return told
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/warm"])
+def test_while_its_prompt_is_read(path: str, cancelled: list[Generation]) -> None:
+    """The engine is held between two steps, each of which reads a little of the prompt."""
+    body = {"model": "mini", "prompt": "".join(f"a{n} = {n}\n" for n in range(70))}
+    opened = Engine("mini-target", threads=1, dtype="float32", max_length=512, prefill_chunk=64)
+    with opened as engine, serve_in_thread(engine, ServerSettings(name="mini")) as served:
+        with engine._driver.held() as step, connected(served.url) as connection:
+            connection.sendall(request_bytes(path, body))
+            until(lambda: served.api.gate.inside == 1)
+            step()
+            step()
+            assert engine.stats().running == 1
+            connection.close()
+            until(lambda: len(cancelled) > 0)
+            step()  # before anything else it does what was asked of it
+            assert engine.stats().running == engine.stats().pages_used == 0
+        until(lambda: empty(served, engine))
+        stats = engine.stats()
+    assert (stats.finished, stats.rounds, stats.emitted) == (1, 0, 0)
+    assert stats.pages_cached  # what was read is not lost
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_it_stops_within_two_rounds(
+    stream: bool, served: Served, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted from when the server sees the client gone."""
+    until(lambda: empty(served, engine))
+    seen: list[int] = []
+    real = Generation.cancel
+
+    def cancel(self: Generation) -> None:
+        seen.append(engine.stats().rounds)
+        real(self)
+
+    monkeypatch.setattr(Generation, "cancel", cancel)
+    connection = connected(served.url)
+    connection.sendall(request_bytes("/v1/completions", {**LONG, "stream": stream}))
+    until(lambda: engine.stats().running == 1)
+    connection.close()
+    until(lambda: empty(served, engine))
+    assert engine.stats().rounds - seen[0] <= 2
 
 
 def test_a_request_that_never_comes_whole(served: Served, engine: Engine) -> None:

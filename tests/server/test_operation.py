@@ -79,7 +79,7 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"queue": -1}, {"timeout": 0.0}, {"max_body": 0}, {"drain": -1}, {"metrics_prefix": "a-b"},
-     {"aliases": ("",)}],
+     {"aliases": ("",)}, {"log_format": "xml"}],
 )  # fmt: skip
 def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
@@ -265,6 +265,8 @@ def test_the_log_tells_of_each_request(
     assert good["request_id"] == "abc-1"
     assert (good["method"], good["path"], good["status"]) == ("POST", "/v1/completions", 200)
     assert (good["prompt_tokens"], good["tokens"], good["finish"]) == (6, 4, "length")
+    assert 0 < good["queue"] < good["ttft"]
+    assert 0 <= good["accepted"] <= good["drafted"]
     assert 0 < good["ttft"] <= good["seconds"] < time.monotonic() - began
     assert bad["status"] == 400
     assert bad["request_id"] == made.headers["x-request-id"]
@@ -295,6 +297,19 @@ def test_the_figures(app: Callable[..., Call], engine: Engine) -> None:
     assert values[f"vllm:verify_seconds_total{label}"] > 0
     assert values[f"vllm:time_to_first_token_seconds_count{label}"] == 1
     assert values[f"vllm:request_time_per_output_token_seconds_count{label}"] == 1
+    assert (
+        0 < values[f"vllm:wasted_seconds_total{label}"] < stats.draft_seconds + stats.verify_seconds
+    )
+    by_k = "vllm:spec_decode_num_rounds_per_k_total"
+    assert sum(value for name, value in values.items() if name.startswith(by_k)) == stats.rounds
+    for name in ("queue", "prefill", "decode"):
+        assert values[f"vllm:request_{name}_time_seconds_count{label}"] == 1
+    for counts, kind in (
+        (stats.drafted_by_source, "draft"),
+        (stats.evaluated_by_source, "evaluated"),
+    ):
+        name = f"vllm:spec_decode_num_{kind}_tokens_per_drafter_total"
+        assert values[f'{name}{{drafter="model",model_name="mini"}}'] == counts["model"]
     assert values['vllm:request_success_total{finished_reason="length",model_name="mini"}'] == 1
     assert values['vllm:http_requests_total{path="/v1/completions",status="400"}'] == 1
     states = ("used", "cached", "free")

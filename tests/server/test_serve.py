@@ -9,13 +9,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from tests.server.tools import PROMPT, until
+from typer.testing import CliRunner
 
-from paceline.server.serving import bind
+from paceline.cli import app
+from paceline.server.serving import bind, settle
 
 LONG: dict[str, Any] = {
     "model": "code",
@@ -73,6 +77,111 @@ def test_sigterm_under_load(process: subprocess.Popen[bytes]) -> None:
     assert events.index("draining") < events.index("stopping")
     assert next(line for line in log if line["event"] == "stopping")["unfinished"] == 0
     assert "sk-test" not in json.dumps(log)
+
+
+@contextmanager
+def started(*options: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "paceline", "serve", *options]
+    environment = {**os.environ, "PACELINE_API_KEYS": ""}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def ready_url(process: subprocess.Popen[bytes]) -> str:
+    assert process.stderr is not None
+    ready = json.loads(process.stderr.readline())
+    assert ready["event"] == "ready", ready
+    url: str = ready["url"]
+    return url
+
+
+def test_killed_and_started_again_then_told_twice_to_stop(tmp_path: Path) -> None:
+    """Nothing that a killed server leaves behind is in the next one's way: not its port either."""
+    port = free_port()
+    file = tmp_path / "paceline.toml"
+    file.write_text(
+        'target = "mini-target"\ndrafter = "none"\ndtype = "float32"\nthreads = 1\n'
+        f'[server]\nport = {port}\nname = "code"\ndrain = 50\nqueue = 3\n'
+    )
+    url = f"http://127.0.0.1:{port}"
+    with httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
+        with started("--config", str(file)) as first:
+            assert ready_url(first) == url
+            with client.stream("POST", "/v1/completions", json=LONG) as stream:
+                chunks = stream.iter_raw()
+                next(chunks)
+                first.send_signal(signal.SIGKILL)
+                with pytest.raises(httpx2.HTTPError):
+                    list(chunks)
+            assert first.wait(20) == -signal.SIGKILL
+        with started("--config", str(file)) as second:
+            assert ready_url(second) == url
+            assert client.get("/health/ready").status_code == 200
+            short = client.post("/v1/completions", json={**LONG, "stream": False, "max_tokens": 3})
+            assert short.json()["usage"]["completion_tokens"] == 3
+            with client.stream("POST", "/v1/completions", json={**LONG, "max_tokens": 1900}) as cut:
+                next(cut.iter_raw())
+                second.send_signal(signal.SIGTERM)
+                until(lambda: client.get("/health/ready").status_code == 503)
+                second.send_signal(signal.SIGTERM)
+                assert second.wait(20) == 1
+            assert second.stderr is not None
+            last = second.stderr.read().splitlines()[-1]
+    assert last.startswith(b"error: stopped with texts unfinished"), last
+
+
+def free_port() -> int:
+    with bind("127.0.0.1", 0) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+MISTAKES = [
+    ('targt = "mini-target"', "targt"),
+    ('target = "mini-target"\nk = "many"', "k must be"),
+    ('target = "mini-target"\n[server]\nprot = 8000', "did you mean 'port'"),
+    ('target = "mini-target"\n[server]\nport = "http"', "server.port must be of type int"),
+    ('target = "mini-target"\n[server]\nport = 70000', "port must lie from"),
+    ('target = "mini-target"\n[server]\nqueue = -1', "queue must lie from"),
+    ('target = "mini-target"\n[server]\ncors = [5]', "server.cors"),
+    ('target = "mini-target"\n[server]\nlog_format = "xml"', "json or text"),
+    ('target = "mini-target"\n[server]\napi_keys = "none.txt"', "none.txt: cannot be read"),
+    ('target = "mini-target"\nserver = 5', "server"),
+    ('target = "no/such/model"\n[server]\nport = 0', "no/such/model"),
+    ("target = ", "not valid TOML"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), MISTAKES, ids=lambda value: repr(value)[:40])
+def test_a_mistake_in_the_file_is_one_line(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "paceline.toml"
+    file.write_text(text + "\n")
+    result = CliRunner().invoke(app, ["serve", "--config", str(file)])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    file, keys = tmp_path / "paceline.toml", tmp_path / "keys"
+    keys.write_text("sk-1\n")
+    file.write_text(
+        'target = "a"\n[server]\nname = ["x", "y"]\nhost = "0.0.0.0"\nport = 1\nqueue = 5\n'
+        'api_keys = "keys"\ncors = "*"\ntimeout = 5\nlog_format = "text"\n'
+    )
+    settings, host, port = settle(file, {"port": 2, "name": [], "queue": None}, "a")
+    assert (host, port) == ("0.0.0.0", 2)
+    assert settings.names == ("x", "y")
+    assert (settings.queue, settings.timeout, settings.drain) == (5, 5, 60)
+    assert (settings.api_keys, settings.cors) == (("sk-1",), ("*",))
+    assert settings.log_format == "text"
+    settings, host, port = settle(None, {"name": ["z"]}, "a")
+    assert (settings.names, host, port) == (("z",), "127.0.0.1", 8000)
+    assert settle(None, {}, "a")[0].name == "a"
 
 
 def test_a_port_that_is_taken_is_told_before_models_are_read() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,31 @@ def test_round_trip_and_sizes(tmp_path: Path) -> None:
     assert loaded.eos_ids == (257,)
     assert loaded.decode([*loaded.encode("a"), 257]) == "a"
     assert loaded.decode([*loaded.encode("a"), 257], skip_special_tokens=False) == "a<|eos|>"
+
+
+def test_a_long_text_leaves_the_lock_to_others(tmp_path: Path) -> None:
+    loaded = Tokenizer.load(tiny_tokenizer(tmp_path))
+    text = "def f(x):\n    return x\n" * 40_000
+    gaps, done = [0.0], threading.Event()
+
+    def other() -> None:
+        last = time.perf_counter()
+        while not done.is_set():
+            time.sleep(0.001)
+            gaps.append(time.perf_counter() - last)
+            last += gaps[-1]
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    began = time.perf_counter()
+    ids = loaded.encode(text)
+    taken = time.perf_counter() - began
+    done.set()
+    thread.join()
+    assert max(gaps) < 0.7 * taken, "nobody else ran while the text was read"
+    short = "def f(x):\n    return x\n" * 10
+    assert ids[: len(short)] == loaded.encode(short)
+    assert loaded.decode(ids) == text
 
 
 def test_token_bytes_agree_with_the_library(tmp_path: Path) -> None:

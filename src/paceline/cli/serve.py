@@ -47,8 +47,13 @@ def serve(
                      "cost and how many stand.", rich_help_panel="Models",
                      show_default="adaptive where it cannot change a text"),
     ] = None,
-    host: Annotated[str, _option("--host", "Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, _option("--port", "Port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    host: Annotated[
+        str | None, _option("--host", "Address to listen on.", show_default="127.0.0.1")
+    ] = None,
+    port: Annotated[
+        int | None,
+        _option("--port", "Port; 0 takes a free one.", min=0, max=65535, show_default="8000"),
+    ] = None,
     name: Annotated[
         list[str] | None,
         _option("--name", "The model's name for clients; repeatable.", show_default="the target's"),
@@ -60,29 +65,48 @@ def serve(
     cors: Annotated[
         list[str] | None, _option("--cors", "Origin of web pages that may ask, or *; repeatable.")
     ] = None,
-    queue: Annotated[int, _option("--queue", "Texts that may wait; beyond it 429.")] = 256,
-    max_body: Annotated[int, _option("--max-body", "Bytes of a request.")] = 4 << 20,
-    timeout: Annotated[float, _option("--timeout", "Seconds a request may take.")] = 600.0,
+    queue: Annotated[
+        int | None,
+        _option("--queue", "Texts that may wait; beyond it 429.", show_default="256"),
+    ] = None,
+    max_body: Annotated[
+        int | None, _option("--max-body", "Bytes of a request.", show_default="4194304")
+    ] = None,
+    timeout: Annotated[
+        float | None, _option("--timeout", "Seconds a request may take.", show_default="600")
+    ] = None,
     drain: Annotated[
-        float, _option("--drain", "Seconds that running requests have after SIGTERM.")
-    ] = 60.0,
+        float | None,
+        _option("--drain", "Seconds that running requests have after SIGTERM.", show_default="60"),
+    ] = None,
     metrics_prefix: Annotated[
-        str, _option("--metrics-prefix", "What begins names in /metrics; vllm fits its boards.")
-    ] = "paceline",
+        str | None,
+        _option("--metrics-prefix", "What begins names in /metrics; vllm fits its boards.",
+                show_default="paceline"),
+    ] = None,
+    log_format: Annotated[
+        str | None,
+        _option("--log-format", "json or text, a line an event.", show_default="json"),
+    ] = None,
     tool_parser: Annotated[
-        str, _option("--tool-parser", "Format of the model's tool calls: auto (by its chat "
-                     "template), hermes, llama, mistral or none.")
-    ] = "auto",
+        str | None,
+        _option("--tool-parser", "Format of the model's tool calls: auto (by its chat template), "
+                "hermes, llama, mistral or none.", show_default="auto"),
+    ] = None,
     reasoning: Annotated[
-        bool, _option("--reasoning/--no-reasoning", "Tell reasoning from the answer, where the "
-                      "chat template marks it.")
-    ] = True,
-    page: Annotated[bool, _option("--page/--no-page", "Serve the page at /.")] = True,
+        bool | None,
+        _option("--reasoning/--no-reasoning", "Tell reasoning from the answer, where the chat "
+                "template marks it.", show_default="reasoning"),
+    ] = None,
+    page: Annotated[
+        bool | None, _option("--page/--no-page", "Serve the page at /.", show_default="page")
+    ] = None,
 ) -> None:  # fmt: skip
     """Serve OpenAI's API: chat, completions, streaming, predicted outputs.
 
     Logs are JSON lines on standard error. SIGTERM refuses new requests, finishes those that run
-    and ends with status 0.
+    and ends with status 0. The file of --config may have a table [server] with the options of that
+    name below.
     """
     server = _server()
     given = {
@@ -99,24 +123,16 @@ def serve(
     else:
         chosen = {key: value for key, value in given.items() if value is not None}
         options["adaptive"] = load_toml(config, **chosen).adaptive
-    names = tuple(name or [Path(str(options["target"])).name])
-    settings = server.ServerSettings(
-        name=names[0],
-        aliases=names[1:],
-        api_keys=server.read_keys(api_keys),
-        cors=tuple(cors or ()),
-        max_body=max_body,
-        queue=queue,
-        timeout=timeout,
-        drain=drain,
-        metrics_prefix=metrics_prefix,
-        tool_parser=tool_parser,
-        reasoning=reasoning,
-        page=page,
-    )
-    listening = server.bind(host, port)
+    said = {
+        "host": host, "port": port, "name": name, "api_keys": api_keys, "cors": cors,
+        "max_body": max_body, "queue": queue, "timeout": timeout, "drain": drain,
+        "metrics_prefix": metrics_prefix, "log_format": log_format,
+        "tool_parser": tool_parser, "reasoning": reasoning, "page": page,
+    }  # fmt: skip
+    settings, at, door = server.settle(config, said, Path(str(options["target"])).name)
+    listening = server.bind(at, door)
     with listening, open_engine(options) as engine:
-        server.log_to_stderr()
+        server.log_to_stderr(settings.log_format, settings.api_keys)
         finished = server.run(engine, settings, listening)
     if not finished:
         raise _Unfinished("stopped with texts unfinished; give --drain more seconds")

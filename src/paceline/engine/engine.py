@@ -350,7 +350,7 @@ class Engine:
         self._driver.ask(exchange)
 
     def stats(self) -> EngineStats:
-        """Counts over all finished requests (rounds: the engine's own), and how things stand."""
+        """Counts over all requests, round by round, and how things stand. From any thread."""
         return self._loop.stats()
 
     @property

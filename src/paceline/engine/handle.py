@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from paceline.engine.outbox import Reader
-from paceline.types import Completion, Event, FinishReason
+from paceline.types import Completion, Event, FinishReason, SequenceStats
 
 _Future: TypeAlias = "asyncio.Future[None]"
 
@@ -42,6 +42,11 @@ class Handle:
     def finish(self) -> FinishReason | None:
         """Why the text ended, or None while it is being written."""
         return self._reader.finish if self._reader.closed else None
+
+    @property
+    def stats(self) -> SequenceStats:
+        """The counts so far; they stay as they are once `finish` is there."""
+        return self._reader.stats
 
     def events(self) -> Events:
         """The request's events, for `for` and for `async for`; the last one has a finish."""

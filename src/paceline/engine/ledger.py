@@ -6,6 +6,7 @@ The host's side of a round's outcome. Decides nothing about rounds; `engine.loop
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ from typing import TypeVar
 from paceline.engine.acceptance import Track
 from paceline.engine.outbox import Committed, Reader
 from paceline.engine.round import Machine
+from paceline.engine.rounds import Outcome
 from paceline.engine.scheduling import Scheduler
 from paceline.engine.sequence import Sequence, Status
-from paceline.engine.settling import add, count
+from paceline.engine.settling import copied, count, spend
 from paceline.errors import NumericsError, PacelineError, StepError
 from paceline.types import EngineStats, FinishReason, SequenceStats
 
@@ -27,22 +29,25 @@ _T = TypeVar("_T")
 
 @dataclass(slots=True)
 class Live:
-    """What belongs to a sequence while it is not finished."""
+    """What belongs to a sequence while it is not finished. asked: when it came."""
 
     reader: Reader
     track: Track
     error: Exception | None = None  # why its next round will fail, where that is known
+    asked: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(slots=True)
 class Ledger:
-    """The requests that are not finished, and the counts over those that are."""
+    """The requests that are not finished, and the counts over all there were. totals: what rounds
+    were made of, and the engine's seconds in them."""
 
     machine: Machine
     scheduler: Scheduler
     live: dict[Sequence, Live] = field(default_factory=dict)
     totals: SequenceStats = field(default_factory=SequenceStats)
     finished: int = 0
+    rounds_by_k: list[int] = field(default_factory=list)
 
     def drop(
         self, sequence: Sequence, finish: FinishReason, error: Exception | None = None
@@ -75,7 +80,11 @@ class Ledger:
                 ),
             )
         else:
-            count(sequence.stats, row, reader.take(row))
+            stand = reader.take(row)
+            count(sequence.stats, row, stand)
+            count(self.totals, row, stand)
+            sequence.stats.rounds += 1
+            self.totals.emitted += stand
             if sequence.request.constraint is not None:
                 sequence.request.constraint.commit(row.token_ids)
         if reader.finish is not None:
@@ -90,7 +99,15 @@ class Ledger:
         finally:  # whatever the device or a drafter says: nobody else may find it running
             self.scheduler.finish(sequence, keep)
             self.finished += 1
-            add(self.totals, sequence.stats)
+
+    def book_round(self, k: int, outcome: Outcome, seconds: float) -> None:
+        """Book a round of all rows, whose windows had room for k draft tokens, and its time."""
+        report = outcome.report
+        drafted, accepted = sum(report.drafted), sum(report.accepted)
+        self.totals.rounds += 1
+        spend(self.totals, outcome, seconds, drafted, accepted, len(report.n))
+        self.rounds_by_k += [0] * (k + 1 - len(self.rounds_by_k))
+        self.rounds_by_k[k] += 1
 
     @contextmanager
     def all_or_none(self, sequences: list[Sequence]) -> Iterator[None]:
@@ -137,10 +154,10 @@ class Ledger:
             pages_cached=counts.pages_cached,
             prefix_asked=counts.prefix_asked,
             prefix_hits=counts.prefix_hits,
+            rounds_by_k=list(self.rounds_by_k),
             speculation=speculation,
         )
-        add(stats, self.totals)
-        stats.rounds = self.totals.rounds
+        copied(self.totals, into=stats)
         return stats
 
 

@@ -17,13 +17,13 @@ from paceline.engine.acceptance import Seen, Track
 from paceline.engine.constrain import FORCED, Constrainer
 from paceline.engine.feeding import Feeder
 from paceline.engine.ledger import Ledger, Live, step_error
-from paceline.engine.outbox import Reader
+from paceline.engine.outbox import Committed, Reader
 from paceline.engine.policy import Launch
 from paceline.engine.round import Machine, Plan
 from paceline.engine.rounds import Outcome, Pending, Rounds
 from paceline.engine.scheduling import Grant, Scheduler
 from paceline.engine.sequence import Sequence
-from paceline.engine.settling import committed, flags, unforced
+from paceline.engine.settling import committed, flags, spend, unforced
 from paceline.engine.slots import Batch
 from paceline.errors import PacelineError
 from paceline.ops.upload import upload
@@ -103,6 +103,7 @@ class Loop:
             reader.close("error", error)
             return
         sequence.stats.prompt_tokens = len(sequence.request.prompt)
+        self.ledger.totals.prompt_tokens += len(sequence.request.prompt)
         remaining = min(params.max_tokens, sequence.limit - len(sequence.tokens))
         self.ledger.live[sequence] = Live(reader, self.pilot.track(sequence.k, remaining))
 
@@ -144,6 +145,9 @@ class Loop:
     def _admit(self, sequence: Sequence, tokens: list[int]) -> None:
         slots, request, live = self.machine.slots, sequence.request, self.ledger.live[sequence]
         live.track.waiting = 0
+        if not sequence.preemptions:
+            sequence.stats.queue_seconds = time.perf_counter() - live.asked
+            self.ledger.totals.queue_seconds += sequence.stats.queue_seconds
         stop_ids = tuple(sorted(live.reader.stop_ids))
         written = tokens[len(request.prompt) :]
         slots.admit(sequence.slot, request, stop_ids, sequence.k, written)
@@ -167,7 +171,9 @@ class Loop:
                     left, fed = left - tokens, True
                 if sequence.prefilled == len(sequence.tokens) - 1:
                     self._start(sequence)
-                sequence.stats.prefill_seconds += time.perf_counter() - began
+                seconds = time.perf_counter() - began
+                sequence.stats.prefill_seconds += seconds
+                self.ledger.totals.prefill_seconds += seconds
             if left <= 0 or (fed and busy is not None and self.feeder.max_gap is not None):
                 break
         return fed
@@ -288,21 +294,26 @@ class Loop:
                 draft_seconds=outcome.draft_seconds,
                 wall_seconds=now - began if launched.alone else None,
             )
-        self.ledger.totals.rounds += 1
+        self.ledger.book_round(launched.launch.k, outcome, now - began)
         self.feeder.learn()
         booked = [
             (sequence, row)
             for sequence, row, follows in zip(launched.rows, rows, launched.follows, strict=True)
-            if sequence in self.ledger.live and self._timed(sequence, outcome, now - began, follows)
+            if sequence in self.ledger.live
+            and self._timed(sequence, row, outcome, now - began, follows)
         ]
         self.ledger.each(booked, self.ledger.book)
 
-    def _timed(self, sequence: Sequence, outcome: Outcome, seconds: float, follows: bool) -> bool:
+    def _timed(
+        self,
+        sequence: Sequence,
+        row: Committed,
+        outcome: Outcome,
+        seconds: float,
+        follows: bool,
+    ) -> bool:
         """Count a round's time to a sequence, and what its drafter has seen."""
-        stats = sequence.stats
-        stats.verify_seconds += outcome.verify_seconds
-        stats.draft_seconds += outcome.draft_seconds
-        stats.decode_seconds += seconds
+        spend(sequence.stats, outcome, seconds, row.drafted, row.accepted)
         if follows:
             sequence.observed = len(sequence.tokens)
         return True

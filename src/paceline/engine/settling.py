@@ -5,10 +5,11 @@ Host only; moves nothing on the device and decides nothing.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from paceline.engine.outbox import Committed
 from paceline.engine.report import Report
+from paceline.engine.rounds import Outcome
 from paceline.engine.sequence import Sequence
 from paceline.types import SamplingFlags, SequenceStats, TokenLogprob
 
@@ -97,7 +98,6 @@ def count(stats: SequenceStats, row: Committed, stand: int) -> None:
     evaluated and come before the end are counted.
     """
     evaluated, accepted = min(row.evaluated, stand), min(row.accepted, stand)
-    stats.rounds += 1
     stats.drafted += row.drafted
     stats.evaluated += evaluated
     stats.accepted += accepted
@@ -116,25 +116,27 @@ def count(stats: SequenceStats, row: Committed, stand: int) -> None:
             counts[row.source] = counts.get(row.source, 0) + value
 
 
-def add(total: SequenceStats, part: SequenceStats) -> None:
-    """Add a finished sequence's counts to the engine's. Rounds are the engine's own count. Another
-    thread may be adding to `part`: its lists are read once."""
-    for name in ("drafted", "evaluated", "accepted", "emitted", "prompt_tokens"):
-        setattr(total, name, getattr(total, name) + getattr(part, name))
-    for name in ("prefill_seconds", "decode_seconds", "draft_seconds", "verify_seconds"):
-        setattr(total, name, getattr(total, name) + getattr(part, name))
-    for mine, theirs in (
-        (total.evaluated_by_position, part.evaluated_by_position),
-        (total.accepted_by_position, part.accepted_by_position),
-    ):
-        values = tuple(theirs)
-        mine += [0] * (len(values) - len(mine))
-        for place, value in enumerate(values):
-            mine[place] += value
-    for counts, added in (
-        (total.drafted_by_source, part.drafted_by_source),
-        (total.evaluated_by_source, part.evaluated_by_source),
-        (total.accepted_by_source, part.accepted_by_source),
-    ):
-        for source, value in tuple(added.items()):
-            counts[source] = counts.get(source, 0) + value
+def spend(
+    stats: SequenceStats,
+    outcome: Outcome,
+    seconds: float,
+    drafted: int,
+    accepted: int,
+    rows: int = 1,
+) -> None:
+    """Book a round's time. seconds: all of it; drafted, accepted: of `rows` together, to whose
+    account it goes. Wasted is the share of what was drafted, and of the window's positions, that
+    was not accepted."""
+    stats.verify_seconds += outcome.verify_seconds
+    stats.draft_seconds += outcome.draft_seconds
+    stats.decode_seconds += seconds
+    if lost := drafted - accepted:
+        stats.wasted_seconds += outcome.draft_seconds * lost / drafted
+        stats.wasted_seconds += outcome.verify_seconds * lost / (drafted + rows)
+
+
+def copied(stats: SequenceStats, into: SequenceStats) -> None:
+    """Copy counts, while another thread may count on."""
+    for item in fields(SequenceStats):
+        value = getattr(stats, item.name)
+        setattr(into, item.name, value.copy() if isinstance(value, list | dict) else value)

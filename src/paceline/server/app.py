@@ -203,7 +203,11 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     )
     for method, path, handler, body in routes:
         app.add_api_route(
-            path, handler, methods=[method], response_model=None, openapi_extra=described(body)
+            path,
+            handler,
+            methods=[method],
+            response_model=None,
+            openapi_extra=described(body, path),
         )
     if settings.page:
         page = Page()

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from paceline import Engine, Event, Handle, TokenLogprob
+from paceline import Engine, Event, Handle, SequenceStats, TokenLogprob
 from paceline.server.asking import Ask
 from paceline.types import FinishReason
 
@@ -28,6 +28,8 @@ class Text:
     echo: str
     prompt: tuple[int, ...] = ()
     prompt_logprobs: list[TokenLogprob] | None = None
+    stats: SequenceStats = field(default_factory=SequenceStats)  # the engine's own, as it goes
+    submitted: float = field(default_factory=time.monotonic)
     pieces: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
@@ -95,6 +97,7 @@ class Generation:
                         grammar=ask.grammar,
                     )
                     self._handles.append(handle)
+                    self.texts[-1].stats = handle.stats
         except Exception:
             self.cancel()
             raise

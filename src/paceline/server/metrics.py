@@ -1,7 +1,7 @@
 """Prometheus figures: the engine's own counts read at every scrape, and times per request.
 
 Names are vLLM's where the meaning is the same, behind a prefix of the operator's choice. Counts
-of tokens and drafts are of finished texts.
+of tokens and drafts go up with every round, histograms with every text that ends by itself.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ _TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2
 _WHOLE = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0,
           60.0, 120.0, 240.0, 480.0, 960.0)  # fmt: skip
 _REASONS = {"cancelled": "abort"}  # vLLM's word for it
+_DRAFTED = {
+    "draft": "Tokens drafted",
+    "evaluated": "Draft tokens tested",
+    "accepted": "Draft tokens accepted",
+}
 _TOKENS = tuple(float(1 << power) for power in range(15))
 
 
@@ -77,7 +82,12 @@ class EngineCollector(Collector):
             ("draft", stats.draft_seconds),
             ("verify", stats.verify_seconds),
         ):
-            yield counter(f"{name}_seconds", f"Seconds spent in {name}", seconds)
+            yield counter(f"{name}_seconds", f"The engine's seconds in {name}", seconds)
+        yield counter(
+            "wasted_seconds",
+            "Of the seconds in draft and verify, the share of draft tokens not accepted",
+            stats.wasted_seconds,
+        )
         yield self._labelled(
             "requests_refused", "Requests refused", "reason", self._gate.refused.items()
         )
@@ -105,11 +115,22 @@ class EngineCollector(Collector):
                 "position",
                 [(str(place), count) for place, count in enumerate(counts)],
             )
+        for name, by_source in (
+            ("draft", stats.drafted_by_source),
+            ("evaluated", stats.evaluated_by_source),
+            ("accepted", stats.accepted_by_source),
+        ):
+            yield self._labelled(
+                f"spec_decode_num_{name}_tokens_per_drafter",
+                f"{_DRAFTED[name]}, by the drafter that proposed them",
+                "drafter",
+                sorted(by_source.items()),
+            )
         yield self._labelled(
-            "spec_decode_num_accepted_tokens_per_drafter",
-            "Draft tokens accepted, by the drafter that proposed them",
-            "drafter",
-            sorted(stats.accepted_by_source.items()),
+            "spec_decode_num_rounds_per_k",
+            "Rounds by the draft tokens chosen for them; 0 is plain decoding",
+            "k",
+            [(str(k), count) for k, count in enumerate(stats.rounds_by_k)],
         )
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
@@ -153,6 +174,9 @@ class Metrics:
             "request_time_per_output_token_seconds", "Seconds a token after the first", _TOKEN
         )
         self._whole = histogram("e2e_request_latency_seconds", "From request to end", _WHOLE)
+        self._queue = histogram("request_queue_time_seconds", "Until there was a slot", _WHOLE)
+        self._prefill = histogram("request_prefill_time_seconds", "Slot to text", _WHOLE)
+        self._decode = histogram("request_decode_time_seconds", "First text to last", _WHOLE)
         self._prompt = histogram("request_prompt_tokens", "Tokens of a prompt", _TOKENS)
         self._written = histogram("request_generation_tokens", "Tokens of a text", _TOKENS)
         self._success = Counter(
@@ -173,6 +197,10 @@ class Metrics:
             self._first.observe(text.first_at - generation.began)
             self._whole.observe(text.last_at - generation.began)
             self._written.observe(text.tokens)
+            queued = text.stats.queue_seconds
+            self._queue.observe(queued)
+            self._prefill.observe(max(0.0, text.first_at - text.submitted - queued))
+            self._decode.observe(text.last_at - text.first_at)
             if text.token_seconds is not None:
                 self._token.observe(text.token_seconds)
         for prompt in generation.ask.prompts:

@@ -1,6 +1,7 @@
-"""What the log says of one request, and the log itself: one JSON object a line.
+"""What the log says of one request, and the log itself: a JSON object or a text, one a line.
 
-Never a header, a query, a prompt or a key.
+Never a header, a query, a prompt or a key; a key that a client puts where none belongs (a path, a
+request's id) is struck out.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
 from paceline.server.generation import Text
+from paceline.server.settings import LogForm
 
 log = logging.getLogger("paceline.server")
 
 _NAME = "paceline.record"  # in the scope
+_SHORTEST = 4  # characters of a key that is no part of common words
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -35,6 +38,9 @@ class Record:
     prompt_tokens: int | None = None
     tokens: int | None = None
     ttft: float | None = None
+    queue: float | None = None
+    drafted: int | None = None
+    accepted: int | None = None
     finish: str | None = None
     error: str | None = None
 
@@ -56,6 +62,9 @@ class Record:
         """Book what the request's texts came to."""
         self.prompt_tokens, self.tokens = prompt_tokens, sum(text.tokens for text in texts)
         self.ttft = min((t.first_at - self.began for t in texts if t.first_at), default=None)
+        self.queue = max((text.stats.queue_seconds for text in texts), default=None)
+        self.drafted = sum(text.stats.drafted for text in texts)
+        self.accepted = sum(text.stats.accepted for text in texts)
         self.finish = ",".join(dict.fromkeys(text.finish or "cancelled" for text in texts))
 
     def tell(self) -> None:
@@ -69,6 +78,9 @@ class Record:
             "prompt_tokens": self.prompt_tokens,
             "tokens": self.tokens,
             "ttft": None if self.ttft is None else round(self.ttft, 6),
+            "queue": None if self.queue is None else round(self.queue, 6),
+            "drafted": self.drafted,
+            "accepted": self.accepted,
             "finish": self.finish,
             "error": self.error,
         }
@@ -86,28 +98,64 @@ def log_failure(record: Record, error: Exception) -> None:
     log.error("failure", extra={"fields": fields}, exc_info=error)
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a record: time, level, event, and the event's fields."""
+class Lines(logging.Formatter):
+    """A line a record, its event's fields behind it; keys are struck out wherever they stand."""
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        """keys: what no line may show."""
+        super().__init__()
+        # The longest first: one key may begin with another. As JSON writes them, too.
+        spelled = {form for key in keys for form in (key, json.dumps(key)[1:-1])}
+        spelled = {form for form in spelled if len(form) >= _SHORTEST}
+        self._keys = sorted(spelled, key=len, reverse=True)
 
     def format(self, record: logging.LogRecord) -> str:
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = self.line(record)
+        for key in self._keys:
+            line = line.replace(key, "***")
+        return line
+
+    def line(self, record: logging.LogRecord) -> str:
+        """`time level event name=value …`, for the eye; a trace takes lines of its own."""
+        fields = " ".join(
+            f"{name}={json.dumps(value, ensure_ascii=False, default=str)}"
+            for name, value in _fields(record).items()
+        )
+        words = (_time(record), record.levelname.lower(), " ".join(record.getMessage().split()))
+        trace = "\n" + self.formatException(record.exc_info) if record.exc_info else ""
+        return " ".join((*words, fields)).rstrip() + trace
+
+
+class JsonLines(Lines):
+    """One JSON object a record: time, level, event, and the event's fields."""
+
+    def line(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
-            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "time": _time(record),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        fields = getattr(record, "fields", None)
-        if isinstance(fields, dict):
-            line |= fields
+        line |= _fields(record)
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def log_to_stderr() -> None:
-    """Send what the server, the engine and uvicorn have to say to standard error as JSON lines."""
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, dict) else {}
+
+
+def _time(record: logging.LogRecord) -> str:
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{seconds}.{int(record.msecs):03d}Z"
+
+
+def log_to_stderr(form: LogForm = "json", keys: Iterable[str] = ()) -> None:
+    """Send what the server, the engine and uvicorn have to say to standard error. keys: what no
+    line may show."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonLines(keys) if form == "json" else Lines(keys))
     for name, level in (("paceline", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]

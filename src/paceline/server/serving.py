@@ -11,10 +11,11 @@ import uvicorn
 
 from paceline import ConfigError, Engine
 from paceline.server.app import Api, create_app
+from paceline.server.file import settle
 from paceline.server.record import log_to_stderr, tell
-from paceline.server.settings import ServerSettings, read_keys
+from paceline.server.settings import ServerSettings
 
-__all__ = ["Server", "ServerSettings", "address", "bind", "log_to_stderr", "read_keys", "run"]
+__all__ = ["Server", "address", "bind", "log_to_stderr", "run", "settle"]
 
 _KEEP_ALIVE = 75  # seconds an idle connection is kept: longer than the proxies in front keep theirs
 _LAST_BYTES = 5  # seconds that answers have to leave once every text is written
@@ -94,6 +95,7 @@ class Server(uvicorn.Server):
         """The first signal drains, the next one stops. Nothing is raised again at the end: a
         server that was told to stop, and did, ends with status 0."""
         if self.api.gate.draining or self._loop is None:
+            self.finished = self.api.gate.inside == 0
             self.should_exit = self.force_exit = True
         else:
             self._loop.call_soon_threadsafe(self.drain)
@@ -109,6 +111,7 @@ class Server(uvicorn.Server):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._patience):
                 await self.api.gate.emptied()
-        self.finished = self.api.gate.inside == 0
+        if not self.force_exit:  # else texts have been broken off, and it is told already
+            self.finished = self.api.gate.inside == 0
         self.should_exit = True
         tell("stopping", unfinished=self.api.gate.inside)

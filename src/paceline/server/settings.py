@@ -6,13 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from paceline import ConfigError
 from paceline.server.tool_families import FAMILIES
 
 KEYS_VARIABLE = "PACELINE_API_KEYS"
 PARSERS = ("auto", "none", *FAMILIES)
+LogForm: TypeAlias = Literal["json", "text"]
 _Bound: TypeAlias = tuple[str, float, float]
 
 
@@ -27,7 +28,8 @@ class ServerSettings:
     requests have after a SIGTERM. metrics_prefix: what stands before the names in /metrics;
     "vllm" lets vLLM's dashboards work unchanged. tool_parser: the format of the model's tool calls,
     one of PARSERS; auto goes by its chat template. reasoning: tell it from the answer, where the
-    chat template marks it. page: whether `/` is the page.
+    chat template marks it. page: whether `/` is the page. log_format: json or text, a line an
+    event.
     """
 
     name: str
@@ -42,6 +44,7 @@ class ServerSettings:
     tool_parser: str = "auto"
     reasoning: bool = True
     page: bool = True
+    log_format: LogForm = "json"
 
     def __post_init__(self) -> None:
         if not all((self.name, *self.aliases)):
@@ -59,6 +62,8 @@ class ServerSettings:
             raise ConfigError(
                 f"tool_parser must be one of {', '.join(PARSERS)}, not {self.tool_parser!r}"
             )
+        if self.log_format not in get_args(LogForm):
+            raise ConfigError(f"log_format must be json or text, not {self.log_format!r}")
         if not self.metrics_prefix.isidentifier():
             raise ConfigError(f"metrics_prefix must be a plain name, not {self.metrics_prefix!r}")
 

@@ -19,6 +19,10 @@ Message = Mapping[str, Any]
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
+# Characters from which on a text is encoded as a batch of one: that lets go of Python's lock, so
+# that other threads (an event loop, the engine) go on meanwhile.
+_LONG = 1 << 12
+
 # Texts that two tokenizers must split alike: words, indentation, digits, scripts, odd bytes.
 _PROBES = (
     "def load(path: str) -> dict[str, int]:\n    return {'a': 1}\n\n\t# 3.14 == 0x1F\r\n",
@@ -130,7 +134,11 @@ class Tokenizer:
                 f"the text has a lone surrogate at character {error.start}, which no tokenizer "
                 "can read; decode it as UTF-8 with errors='replace'"
             ) from None
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        if len(text) < _LONG:
+            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        else:
+            [encoding] = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
