@@ -24,10 +24,10 @@ from paceline.cli import common
 from paceline.cli.bench_tables import show
 from paceline.cli.common import stderr, write_json
 from paceline.lab import workloads
-from paceline.lab.bench import BenchOptions
 from paceline.lab.bench import Progress as Report
 from paceline.lab.bench import run as run_bench
 from paceline.lab.bench_json import plain
+from paceline.lab.bench_options import BenchOptions
 from paceline.lab.bench_record import Sampling
 from paceline.lab.bench_result import read_summary
 from paceline.lab.bench_spec import parse_contestants, parse_load
