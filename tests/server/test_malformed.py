@@ -78,7 +78,7 @@ def test_fifty_megabytes_are_refused_whole_or_in_chunks(served: Served) -> None:
 
 REQUESTS = [
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),  # TLS at a plain port
-    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET /nothing HTTP/9.9\r\n\r\n",
     b"\r\n" * 5000,
     post(b"{}", "/v1/completions", "content-length: -5"),
     post(b"{}", "/v1/completions", "content-length: 99999999999999999999999"),
