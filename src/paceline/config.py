@@ -19,8 +19,7 @@ from paceline.errors import ConfigError, did_you_mean
 from paceline.models.opening import parse_dtype
 from paceline.types import RuleName, SamplingParams
 
-# The widest windows, k + 2 nodes with `mix`, are what attention's kernel on a GPU takes: 64.
-MAX_K = 62
+MAX_K = 64
 MAX_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
 # Below this the logits divided by it leave float32's range; greedy is meant.

@@ -25,8 +25,8 @@ def test_defaults_and_values() -> None:
     [
         ({"kk": 5}, "did you mean 'k'"),
         ({"drafer": "ngram"}, "did you mean 'drafter'"),
-        ({"k": -1}, "k must be a whole number from 0 to 62, not -1"),
-        ({"k": 1000}, "k must be a whole number from 0 to 62, not 1000"),
+        ({"k": -1}, "k must be a whole number from 0 to 64, not -1"),
+        ({"k": 1000}, "k must be a whole number from 0 to 64, not 1000"),
         ({"k": 2.0}, "k must be"),
         ({"k": True}, "k must be"),
         ({"rule": "matches"}, "did you mean 'match'"),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from paceline.ops import device_attention
 from paceline.ops.device_attention import (
     DeviceAttention,
     DevicePlanner,
@@ -274,8 +275,9 @@ def test_a_node_does_not_feel_what_comes_after_it(part: str, value: float, shape
 
 
 @pytest.mark.parametrize("shape", [Shape(4, 2), Shape(2, 1, sliding=20)], ids=str)
-def test_not_a_number_in_prefill(shape: Shape) -> None:
+def test_not_a_number_in_prefill(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows before it and other texts are as ever; those that see it are told."""
+    monkeypatch.setattr(device_attention, "NARROW", 64)  # a chunk need not be long
     layer = Layer(shape, texts=2)
     whole = [layer.expected(text, 80) for text in (0, 1)]
     layer.qkv[0, 70, -1] = NAN
@@ -390,8 +392,9 @@ def test_bfloat16() -> None:
     near(layer.run([(0, 79)], 1)[0], whole[79:80], 3e-2)
 
 
-def test_plans_keep_their_buffers() -> None:
+def test_plans_keep_their_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A captured launch holds addresses, so a plan of one size has the same ones every time."""
+    monkeypatch.setattr(device_attention, "NARROW", 64)
     layer = Layer(Shape(4, 2), texts=2)
     plans = [layer.planner.plan(layer.window([(0, 9), (1, 5)], width)) for width in (6, 2, 6)]
     for plan in plans:

@@ -195,7 +195,8 @@ class CapturedRounds:
         with torch.inference_mode():
             # Compiles what is not compiled yet and makes the buffers that are kept.
             for done, plan in enumerate(plans.values(), 1):
-                run_round(machine, plan, lambda verdict: None)
+                if on_gpu:  # elsewhere recording runs it
+                    run_round(machine, plan, lambda verdict: None)
                 if progress is not None:
                     progress(done, 2 * len(plans))
             run = time.perf_counter() - began

@@ -69,7 +69,8 @@ class CapturedReadings:
         record, count = recorder(limits.device), 2 * len(self.widths)
         with torch.inference_mode():
             for done, width in enumerate(reversed(self.widths), 1):
-                rehearse(machine, width, self._place)
+                if limits.device.type == "cuda":  # elsewhere recording runs it
+                    rehearse(machine, width, self._place)
                 if progress is not None:
                     progress(done, count)
             for done, width in enumerate(reversed(self.widths), 1 + len(self.widths)):
