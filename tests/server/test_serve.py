@@ -122,7 +122,9 @@ def test_killed_and_started_again_then_told_twice_to_stop(tmp_path: Path) -> Non
             assert client.get("/health/ready").status_code == 200
             short = client.post("/v1/completions", json={**LONG, "stream": False, "max_tokens": 3})
             assert short.json()["usage"]["completion_tokens"] == 3
-            with client.stream("POST", "/v1/completions", json={**LONG, "max_tokens": 1900}) as cut:
+            with client.stream(
+                "POST", "/v1/completions", json={**LONG, "max_tokens": 1900, "n": 6}
+            ) as cut:
                 next(cut.iter_raw())
                 second.send_signal(signal.SIGTERM)
                 until(lambda: client.get("/health/ready").status_code == 503)
