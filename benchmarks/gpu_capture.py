@@ -1,17 +1,19 @@
 """Part `capture` of `gpu_round.py`: recorded rounds against the same rounds run eagerly.
 
 The bundled pair, requests of all kinds side by side that come and go, some dropped half way; the
-same requests in both engines, every token compared.
+same requests in recorded and in eager engines, every token compared.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
-from gpu_common import Bench, digits, first_difference, free, say, steer
+from gpu_common import Bench, digits, first_difference, say, steer
 from gpu_speed import mini_prompts
 
 from paceline import Engine, Event, SamplingParams
@@ -22,15 +24,24 @@ K = 5
 
 
 def capture(bench: Bench) -> dict[str, Any]:
-    """Both engines, one after the other, over the same requests."""
+    """The recorded engine over all requests, and beside it eager ones in processes of their own,
+    each over a share of the same requests."""
     o = bench.options
-    recorded, count, rounds = _run(bench, True, o.capture_rounds, None)
-    free(bench)
-    say(f"  recorded: {rounds} rounds, {count} requests")
-    eager, _, eager_rounds = _run(bench, False, 0, count)
+    numbers, device = range(o.capture_requests), str(bench.device)
+    with ProcessPoolExecutor(o.eager_shares, get_context("spawn")) as pool:
+        shares = [numbers[i :: o.eager_shares] for i in range(o.eager_shares)]
+        waiting = [pool.submit(_run, device, False, share) for share in shares]
+        recorded, rounds = _run(device, True, numbers)
+        say(f"  recorded: {rounds} rounds, {len(recorded)} requests")
+        eager, eager_rounds = dict[int, _Text](), 0
+        for share in waiting:
+            texts, count = share.result()
+            eager |= texts
+            eager_rounds += count
     say(f"  eager: {eager_rounds} rounds")
     differ, tokens, shapes, logprobs, worst = [], 0, 0, 0, 0.0
-    for number, (a, b) in enumerate(zip(recorded, eager, strict=True)):
+    for number in numbers:
+        a, b = recorded[number], eager[number]
         cancelled = _request(number)[3] is not None
         place = first_difference(a.ids, b.ids)
         if cancelled and place == min(len(a.ids), len(b.ids)):
@@ -47,7 +58,7 @@ def capture(bench: Bench) -> dict[str, Any]:
         "identical": not differ,
         "rounds_recorded": rounds,
         "rounds_eager": eager_rounds,
-        "requests": count,
+        "requests": len(numbers),
         "tokens_compared": tokens,
         "requests_with_the_same_rounds": shapes,
         "logprobs_compared": logprobs,
@@ -71,33 +82,25 @@ class _Text:
         self.logprobs += [entry.logprob for entry in event.logprobs or ()]
 
 
-def _run(
-    bench: Bench, recorded: bool, rounds: int, requests: int | None
-) -> tuple[list[_Text], int, int]:
-    """Write texts until so many rounds have run, or so many requests; all that began end."""
-    options: dict[str, Any] = {"threads": 1} if not bench.cuda else {}
+def _run(device: str, recorded: bool, numbers: Sequence[int]) -> tuple[dict[int, _Text], int]:
+    """Write the requests' texts, some side by side; and how many rounds that took."""
+    options: dict[str, Any] = {"threads": 1} if device == "cpu" else {}
     began = time.perf_counter()
     engine = Engine(
-        "mini-target", draft="mini-draft", device=str(bench.device), capture=recorded, k=K,
+        "mini-target", draft="mini-draft", device=device, capture=recorded, k=K,
         slots=SIDE_BY_SIDE, max_length=1024, seed=1, **options,
     )  # fmt: skip
     steer(engine, FixedK(K))  # of the widths there are, those that the requests ask for
     say(f"  opened in {time.perf_counter() - began:.1f} s")
-    prompts, texts = mini_prompts(), []
+    prompts, texts = mini_prompts(), dict[int, _Text]()
     running: list[tuple[int, Iterator[Event], int | None]] = []
-
-    def more() -> bool:
-        if requests is not None:
-            return len(texts) < requests
-        return engine.stats().rounds < rounds
-
     with engine:
-        while running or more():
-            while len(running) < SIDE_BY_SIDE and more():
-                number = len(texts)
+        while running or len(texts) < len(numbers):
+            while len(running) < SIDE_BY_SIDE and len(texts) < len(numbers):
+                number = numbers[len(texts)]
                 place, params, k, drop = _request(number)
                 ids = engine.tokenizer.encode(prompts[place % len(prompts)])[-300:]
-                texts.append(_Text())
+                texts[number] = _Text()
                 running.append((number, engine.stream(ids, params, k=k), drop))
             for entry in list(running):
                 number, events, drop = entry
@@ -108,7 +111,7 @@ def _run(
                     events.close()  # type: ignore[attr-defined]
                     running.remove(entry)
         counted = engine.stats().rounds
-    return texts, len(texts), counted
+    return texts, counted
 
 
 def _request(number: int) -> tuple[int, SamplingParams, int, int | None]:

@@ -36,7 +36,7 @@ SMALL = {
     "contexts": [24, 40], "batches": [1, 2], "parts_ks": [0, 2], "curve_contexts": [24],
     "most_tokens": 6, "prompts": 2, "other_prompts": 1, "repeats": 1, "prompt_tokens": 20,
     "new_tokens": 12, "k": 2, "ks": [1, 2], "graph_repeats": 2, "host_rounds": 6,
-    "guarded_rounds": 3, "capture_rounds": 40, "mini_prompts": 2, "check_contexts": [24],
+    "guarded_rounds": 3, "capture_requests": 8, "eager_shares": 2, "mini_prompts": 2, "check_contexts": [24],
     "check_tokens": 8, "text_prompts": 2, "text_tokens": 12, "startup_requests": 6,
 }  # fmt: skip
 
@@ -67,7 +67,8 @@ def parse() -> argparse.Namespace:
     add("--check-tokens", type=int, default=64, help="part check: tokens behind each context")
     add("--text-prompts", type=int, default=6, help="part check: prompts of the text comparison")
     add("--text-tokens", type=int, default=256, help="part check: tokens of each")
-    add("--capture-rounds", type=int, default=10000)
+    add("--capture-requests", type=int, default=1200, help="some nine rounds each")
+    add("--eager-shares", type=int, default=8, help="part capture: processes beside the recorded")
     add("--mini-texts", default="", help="part mini: the file that gpu_mini_texts.py wrote")
     add("--mini-prompts", type=int, default=12, help="part mini: prompts timed in bfloat16")
     add("--startup-requests", type=int, default=100)
