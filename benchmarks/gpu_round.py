@@ -36,8 +36,9 @@ SMALL = {
     "contexts": [24, 40], "batches": [1, 2], "parts_ks": [0, 2], "curve_contexts": [24],
     "most_tokens": 6, "prompts": 2, "other_prompts": 1, "repeats": 1, "prompt_tokens": 20,
     "new_tokens": 12, "k": 2, "ks": [1, 2], "graph_repeats": 2, "host_rounds": 6,
-    "guarded_rounds": 3, "capture_requests": 8, "eager_shares": 2, "mini_prompts": 2, "check_contexts": [24],
+    "guarded_rounds": 3, "capture_requests": 8, "mini_prompts": 2, "check_contexts": [24],
     "check_tokens": 8, "text_prompts": 2, "text_tokens": 12, "startup_requests": 6,
+    "eager_shares": 2,
 }  # fmt: skip
 
 

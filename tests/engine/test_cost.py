@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.engine.cost import CostTable
-from paceline.engine.cost_grid import Kind, Point
+from paceline.engine.cost_grid import CatchUp, Kind, Point
 
 KS = (0, 1, 2, 4, 8)
 
@@ -37,7 +37,8 @@ def test_measured_points_come_back_and_straight_lines_lie_between() -> None:
     assert costs.draft(4, 4) == pytest.approx(4.8e-3)
     assert costs.draft(4, 0) == 0
     assert costs.verify(32, 1) == pytest.approx(11.2e-3)  # beyond: in proportion
-    assert costs.catch_up(640) == pytest.approx(640 * 1.05e-3 / 64)  # a guess: nobody measured it
+    # A guess, as nobody measured it.
+    assert costs.catching_up([640]) == pytest.approx(1.05e-3 + 640 * 1.05e-3 / 64)
 
 
 def test_a_round_is_its_parts() -> None:
@@ -144,11 +145,20 @@ def test_what_the_host_takes_is_part_of_a_round() -> None:
     assert costs.rounds(4)[2] == pytest.approx(drafting + 4e-4, rel=0.01)
 
 
-def test_bringing_up_to_date_is_learned() -> None:
-    costs = table(catch_up=0.0)
-    assert costs.catch_up(100) == 0
+def test_bringing_up_to_date_takes_a_pass_a_row() -> None:
+    assert table(catch_up=CatchUp()).catching_up([100, 3]) == 0
+    costs = table(catch_up=CatchUp(1e-3, 1e-5))
+    assert costs.catching_up([100, 0, 3, 0]) == pytest.approx(2e-3 + 103e-5)
+    assert costs.catching_up([]) == 0
+
+
+def test_rounds_without_drafts_say_nothing_about_drafting() -> None:
+    """Such a round's draft takes a few microseconds, whatever the context."""
+    points = [Point("verify", 1, k, c, 4e-3) for k in (0, 8) for c in (64, 1024)]
+    points += [Point("draft", 1, 8, c, 6e-3 + 1e-6 * c) for c in (64, 1024)]
+    costs = CostTable(points, (0, 1, 8))
+    before = costs.rounds(1, 500.0)
+    assert costs.draft(1, 0, 500.0) == 0
     for _ in range(100):
-        costs.saw_catch_up(50, 1e-3)
-    assert costs.catch_up(100) == pytest.approx(2e-3, rel=0.01)
-    costs.saw_catch_up(0, 1.0)
-    assert costs.catch_up_rate == pytest.approx(2e-5, rel=0.01)
+        costs.saw("draft", 1, 0, 500.0, 5e-6)
+    assert costs.rounds(1, 500.0) == before

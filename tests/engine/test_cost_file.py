@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from paceline.engine.cost_file import Saved, cache_folder, cost_path, load_costs, save_costs
-from paceline.engine.cost_grid import Point
+from paceline.engine.cost_grid import NO_CATCH_UP, CatchUp, Point
 
 KEY = {"device": "abacus", "target": "two beads"}
 POINTS = (Point("verify", 1, 0, 64, 4e-3), Point("draft", 8, 5, 64, 1.5e-3))
@@ -18,15 +18,15 @@ POINTS = (Point("verify", 1, 0, 64, 4e-3), Point("draft", 8, 5, 64, 1.5e-3))
 def test_what_was_kept_comes_back(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "here"
     assert load_costs(KEY, folder) is None
-    save_costs(KEY, POINTS, 2e-6, folder)
-    assert load_costs(KEY, folder) == Saved(POINTS, 2e-6)
-    save_costs(KEY, POINTS[:1], None, folder)
-    assert load_costs(KEY, folder) == Saved(POINTS[:1], None)
+    save_costs(KEY, POINTS, CatchUp(1e-3, 2e-6), folder)
+    assert load_costs(KEY, folder) == Saved(POINTS, CatchUp(1e-3, 2e-6))
+    save_costs(KEY, POINTS[:1], NO_CATCH_UP, folder)
+    assert load_costs(KEY, folder) == Saved(POINTS[:1], NO_CATCH_UP)
     assert [path.name for path in folder.iterdir()] == [cost_path(KEY, folder).name]
     assert load_costs(KEY | {"device": "another"}, folder) is None
 
 
-GOOD = {"format": 1, "key": KEY, "points": [["verify", 1, 0, 64, 0.004]], "catch_up": None}
+GOOD = {"format": 2, "key": KEY, "points": [["verify", 1, 0, 64, 0.004]], "catch_up": [0.001, 0]}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,8 @@ GOOD = {"format": 1, "key": KEY, "points": [["verify", 1, 0, 64, 0.004]], "catch
         json.dumps(GOOD | {"points": [["verify", 1, 0, 64, float("nan")]]}),
         json.dumps(GOOD | {"points": [["verify", 1, 0, 64, "0.004"]]}),
         json.dumps(GOOD | {"catch_up": -1}),
+        json.dumps(GOOD | {"catch_up": [1, 2, 3]}),
+        json.dumps(GOOD | {"catch_up": [1, None]}),
     ],
 )
 def test_a_broken_file_is_as_none(
@@ -58,14 +60,14 @@ def test_a_broken_file_is_as_none(
     with caplog.at_level(logging.WARNING):
         assert load_costs(KEY, tmp_path) is None
     assert "measured again" in caplog.text
-    save_costs(KEY, POINTS, None, tmp_path)
-    assert load_costs(KEY, tmp_path) == Saved(POINTS, None)
+    save_costs(KEY, POINTS, NO_CATCH_UP, tmp_path)
+    assert load_costs(KEY, tmp_path) == Saved(POINTS, NO_CATCH_UP)
 
 
 def test_a_folder_that_cannot_be_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING):
-        save_costs(KEY, POINTS, None, tmp_path / "file")
+        save_costs(KEY, POINTS, NO_CATCH_UP, tmp_path / "file")
     assert "the next start measures again" in caplog.text
 
 

@@ -53,7 +53,7 @@ def device_engine(
         "paceline.models.decoder.make_ops",
         lambda dtype, device, steady=True: _DeviceOps(dtype, steady),
     )
-    monkeypatch.setattr("paceline.models.decoder.packs", lambda dtype, device: False)
+    monkeypatch.setattr("paceline.models.decoder.packed_dtype", lambda dtype, device: None)
     monkeypatch.setattr(
         "paceline.engine.build.make_chooser", lambda device: FusedChooser(native=False)
     )

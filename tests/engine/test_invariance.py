@@ -31,7 +31,7 @@ from tests.engine.tools import (
 from paceline import Engine, SamplingParams
 from paceline.drafters.base import Drafter
 from paceline.drafters.replay import ReplayDrafter, ReplayOptions
-from paceline.ops.linear import packs
+from paceline.ops.linear import packed_dtype
 
 MAX_K = 8
 TOKENS = 26
@@ -184,7 +184,7 @@ def test_prefill_chunk(chunk: int, pair: Pair, opened: Callable[..., Engine]) ->
         pytest.param(
             dtype,
             marks=pytest.mark.skipif(
-                not packs(getattr(torch, dtype), torch.device("cpu")),
+                packed_dtype(getattr(torch, dtype), torch.device("cpu")) is None,
                 reason=f"oneDNN packs no {dtype} on this processor",
             ),
         )

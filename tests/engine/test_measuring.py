@@ -56,7 +56,7 @@ def test_every_cell_is_measured_and_the_slots_are_as_before(
     assert all(p.seconds > 0 for p in points)
     assert seen[-1] == (3 * 4 + 3 * 2, 3 * 4 + 3 * 2)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert measure_catch_up(machine, engine._loop.feeder.readings) > 0
+    assert sum(measure_catch_up(machine, engine._loop.feeder.readings)) > 0
 
 
 def test_a_text_is_the_same_after_measuring(opened: Callable[..., Engine], pair: Pair) -> None:
@@ -82,7 +82,7 @@ def test_without_time_the_corners_are_measured(opened: Callable[..., Engine], pa
 
 def test_a_drafter_without_a_cache_is_never_behind(opened: Callable[..., Engine]) -> None:
     engine = opened(drafter="ngram", k=4, slots=1)
-    assert measure_catch_up(engine._loop.machine, engine._loop.feeder.readings) == 0
+    assert measure_catch_up(engine._loop.machine, engine._loop.feeder.readings) == (0, 0)
     assert {p.kind for p in measure(rig(engine), 60.0)} == {"verify", "draft"}
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from paceline.engine.acceptance import Track
 from paceline.engine.cost import CostTable
-from paceline.engine.cost_grid import Point
+from paceline.engine.cost_grid import NO_CATCH_UP, CatchUp, Point
 from paceline.engine.policy import Governor
 
 Chances = Sequence[float]  # by draft position, each given that those before it stood
@@ -34,11 +34,11 @@ def line(points: Sequence[tuple[float, float]], x: float) -> float:
 
 @dataclass(frozen=True)
 class Device:
-    """True seconds. verify(rows, k), draft(rows, k); catch_up: a token."""
+    """True seconds. verify(rows, k), draft(rows, k)."""
 
     verify: Callable[[int, int], float]
     draft: Callable[[int, int], float]
-    catch_up: float = 0.0
+    catch_up: CatchUp = NO_CATCH_UP
     observe: float = 0.0  # what the drafter takes in every round, whatever K
 
 
@@ -53,11 +53,11 @@ def _h200(rows: int, k: int) -> float:
 
 
 # An 8B target and a 1B draft; the bundled pair on two cores.
-H200 = Device(_h200, lambda rows, k: k * line(_DRAFT, rows) / 1e3, catch_up=3e-6)
+H200 = Device(_h200, lambda rows, k: k * line(_DRAFT, rows) / 1e3, catch_up=CatchUp(6.5e-4, 7e-6))
 CPU = Device(
     lambda rows, k: (2.1 + 0.26 * (rows * (k + 1) - 1)) / 1e3,
     lambda rows, k: k * (0.35 + 0.04 * (rows - 1)) / 1e3,
-    catch_up=2e-5,
+    catch_up=CatchUp(1e-4, 2e-5),
 )
 
 
@@ -181,7 +181,8 @@ def play(
             row.left -= accepted + 1
             drafts = next_k if launch is None else launch.drafts[place]
             if drafts:
-                seconds += device.catch_up * row.behind
+                behind = row.behind > 0
+                seconds += behind * device.catch_up.row + device.catch_up.token * row.behind
             row.behind = 0 if drafts else row.behind + accepted + 1
             for name, value in (
                 ("n", accepted + 1), ("drafted", drafted), ("source", 0), ("accepted", accepted),

@@ -7,14 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paceline.ops.linear import DenseLinear, Linear, PackedLinear, make_linear, packs
+from paceline.ops.linear import (
+    CastLinear,
+    DenseLinear,
+    Linear,
+    PackedLinear,
+    make_linear,
+    packed_dtype,
+)
 
 CPU = torch.device("cpu")
 PACKED = [
     pytest.param(
         dtype,
         marks=pytest.mark.skipif(
-            not packs(dtype, CPU), reason=f"oneDNN packs no {dtype} on this processor"
+            packed_dtype(dtype, CPU) is None, reason=f"oneDNN packs no {dtype} on this processor"
         ),
     )
     for dtype in (torch.bfloat16, torch.float32)
@@ -65,7 +72,8 @@ def test_a_steady_product(shape: tuple[int, int], biased: bool, dtype: torch.dty
     weight = numbers(*shape, dtype=dtype)
     bias = numbers(shape[0], seed=1, dtype=dtype) if biased else None
     linear = make_linear(weight, bias)
-    assert isinstance(linear, DenseLinear if dtype is torch.float64 else PackedLinear)
+    kinds = {None: DenseLinear, dtype: PackedLinear}  # and what stands in for bfloat16
+    assert isinstance(linear, kinds.get(packed_dtype(dtype, CPU), CastLinear))
     check(linear, weight, bias, dtype)
 
 
@@ -125,7 +133,7 @@ def test_a_drafts_product(shape: tuple[int, int], biased: bool, dtype: torch.dty
 
 def test_a_drafts_product_keeps_what_is_not_finite() -> None:
     """A draft that is not finite must not look like one that is."""
-    if not packs(torch.float32, CPU):
+    if packed_dtype(torch.float32, CPU) is None:
         pytest.skip("oneDNN packs no float32 on this processor")
     weight = numbers(20, 12)
     linear = make_linear(weight.clone(), steady=False)

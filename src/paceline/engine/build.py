@@ -26,8 +26,9 @@ from paceline.engine.feeding import Feeder
 from paceline.engine.fixed import FixedK
 from paceline.engine.ledger import Ledger
 from paceline.engine.loop import Loop, Pilot
-from paceline.engine.measuring import Rig, cost_table, costs_of, keep, powers, practise
+from paceline.engine.measuring import Rig, cost_table, costs_of, keep, powers
 from paceline.engine.policy import Governor
+from paceline.engine.practice import practise
 from paceline.engine.prefill import warm_up
 from paceline.engine.readings import (
     WIDTHS,
@@ -141,13 +142,18 @@ def open_machine(
     rounds, readings = _ready(config, machine, k, progress)
     if device.type == "cpu" and config.threads is None:
         progress("choosing threads", 0, 0)
+    practised = _make_loop(config, machine, rounds, readings, k, FixedK(k))
+    if device.type == "cuda":
+        practise(practised, tokenizer)
     threads = _set_threads(config, machine)
     rig = _make_rig(machine, rounds, readings, k)
     pilot, keep_costs = _make_pilot(config, machine, rig, k, progress)
     every_eos = {*model.eos_token_ids, *tokenizer.eos_ids}
+    loop = _make_loop(config, machine, rounds, readings, k, pilot)
+    loop.feeder.paces |= practised.feeder.paces
     return Opened(
         tokenizer,
-        _make_loop(config, machine, rounds, readings, k, pilot),
+        loop,
         budget,
         # A tokenizer may name more tokens than the model has.
         frozenset(token for token in every_eos if token < model.vocab_size),
@@ -242,7 +248,6 @@ def _ready(
     began = time.perf_counter()
     warm_up(machine, chunk, WIDTHS[-1])
     torch.cuda.synchronize(device)
-    practise(machine, rounds, readings, k)
     log.info("read prompts of every size in %.1f s", time.perf_counter() - began)
     return rounds, readings
 

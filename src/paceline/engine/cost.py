@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from paceline.engine.cost_grid import KINDS, Grid, Kind, Point
+from paceline.engine.cost_grid import KINDS, CatchUp, Grid, Kind, Point
 
 _RECENT = 5  # live rounds of which the median counts, so that a single slow one says nothing
 _GAIN = 0.04  # how fast a cell follows that median
@@ -67,13 +67,13 @@ class CostTable:
         *,
         sizes: Sequence[int] = (),
         most: Callable[[int], int] | None = None,
-        catch_up: float | None = None,
+        catch_up: CatchUp | None = None,
     ) -> None:
         """ks: the draft lengths a round may have. sizes: where rounds are recorded for these
         numbers of rows alone, so that each runs as the next larger one; empty where any number
         runs as it is. most(rows): the longest draft that rounds of so many rows are made for.
-        catch_up: seconds a token to bring a drafter up to date that rested, 0 where it need not
-        be (it keeps nothing, or sees every window anyway), None for a guess."""
+        catch_up: of a drafter that rested; zeros where it need not be (it keeps nothing, or sees
+        every window anyway), None for a guess."""
         self.points = tuple(points)
         self.ks = tuple(sorted(set(ks)))
         self._most = most
@@ -85,9 +85,8 @@ class CostTable:
         self._cells: dict[tuple[str, int, int], _Cell] = {}
         self._shared = {kind: _Cell() for kind in KINDS}
         self._lines: dict[int, _Line] = {}
-        self._catch_up = _Cell()
-        guess = self._grids["draft"].at(1, 1)[0] / 64 if catch_up is None else catch_up
-        self._catch_up.own = guess
+        step = self._grids["draft"].at(1, 1)[0]
+        self.catch_up = CatchUp(step, step / 64) if catch_up is None else catch_up
 
     # --- asking ---
 
@@ -103,9 +102,10 @@ class CostTable:
         """Seconds that a round takes beside verifying and drafting, as live rounds say."""
         return self._cell("host", rows, int(k > 0)).own
 
-    def catch_up(self, tokens: int) -> float:
-        """Seconds to bring a drafter up to date with `tokens` tokens, all rows together."""
-        return self._catch_up.own * tokens
+    def catching_up(self, behind: Iterable[int]) -> float:
+        """Seconds to bring a drafter up to date with rows that lie so many tokens behind."""
+        row, token = self.catch_up
+        return sum(row + token * tokens for tokens in behind if tokens > 0)
 
     def rounds(self, rows: int, context: float = 0.0) -> list[float]:
         """Seconds of a round that verifies and drafts k tokens a row, for each k of `ks`;
@@ -138,22 +138,12 @@ class CostTable:
         """A live round of k took `seconds` beside verifying and drafting (negative is noise)."""
         self._follow(self._cell("host", rows, int(k > 0)), seconds)
 
-    def saw_catch_up(self, tokens: int, seconds: float) -> None:
-        """A drafter was brought up to date with `tokens` tokens in `seconds`."""
-        if tokens > 0:
-            self._follow(self._catch_up, seconds / tokens)
-
     def learned(self) -> tuple[Point, ...]:
         """The measured points with what live rounds said of their own cells, for the next start.
         What all cells share is today's mood of the machine and is left out."""
         return tuple(
             replace(point, seconds=point.seconds * self._factor(point)) for point in self.points
         )
-
-    @property
-    def catch_up_rate(self) -> float:
-        """Seconds a token to bring a paused drafter up to date."""
-        return self._catch_up.own
 
     # --- inside ---
 

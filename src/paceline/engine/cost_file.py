@@ -15,19 +15,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from paceline.engine.cost_grid import Point
+from paceline.engine.cost_grid import CatchUp, Point
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """Points that were measured, and the seconds a token of bringing a drafter up to date."""
+    """Points that were measured, and what bringing a drafter up to date takes."""
 
     points: tuple[Point, ...]
-    catch_up: float | None
+    catch_up: CatchUp
 
 
 def cache_folder() -> Path:
@@ -66,7 +66,7 @@ def load_costs(key: Mapping[str, str], folder: Path | None = None) -> Saved | No
 def save_costs(
     key: Mapping[str, str],
     points: Iterable[Point],
-    catch_up: float | None,
+    catch_up: CatchUp,
     folder: Path | None = None,
 ) -> None:
     """Keep `points`; where that is not possible, the log says so and nothing else happens."""
@@ -98,7 +98,10 @@ def _read(content: dict[str, object], key: Mapping[str, str]) -> Saved:
     points = tuple(_point(*row) for row in rows)
     if not any(point.kind == "verify" for point in points):
         raise ValueError("no verify window")
-    return Saved(points, None if catch_up is None else _seconds(catch_up))
+    if not isinstance(catch_up, list):
+        raise ValueError("no pair of seconds to catch up in")
+    row, token = map(_seconds, catch_up)
+    return Saved(points, CatchUp(row, token))
 
 
 def _point(kind: object, rows: object, k: object, context: object, seconds: object) -> Point:

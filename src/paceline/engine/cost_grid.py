@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Kind = Literal["verify", "draft"]
 KINDS: tuple[Kind, ...] = ("verify", "draft")
@@ -23,6 +23,17 @@ class Point:
     seconds: float
 
 
+class CatchUp(NamedTuple):
+    """Seconds to bring a drafter that rested up to date with a text: each text is a pass of its
+    own, whatever its length, and each token of it takes some more."""
+
+    row: float = 0.0
+    token: float = 0.0
+
+
+NO_CATCH_UP = CatchUp()
+
+
 class Grid:
     """One kind's measured points as a whole grid over (rows, k): seconds at context 0 and seconds
     a position, neither falling with rows or k, and straight lines between."""
@@ -33,9 +44,9 @@ class Grid:
             if point.kind == kind:
                 row = found.setdefault(point.rows, {})
                 row.setdefault(point.k, {})[point.context] = point.seconds
-        if kind == "draft":  # no drafts take no time, unless that was measured
+        if kind == "draft":  # no drafts take no time, in any context, unless that was measured
             for row in found.values():
-                row.setdefault(0, {0: 0.0})
+                row.setdefault(0, {0: 0.0, 1: 0.0})
         self.sizes = sorted(found)
         self.ks = sorted({k for row in found.values() for k in row})
         self._windows = [k + 1 for k in self.ks]

@@ -12,47 +12,50 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from paceline.engine.landing import Marks
-from paceline.engine.readings import Readings
+from paceline.engine.readings import Readings, pieces
 from paceline.engine.round import Machine
 from paceline.engine.scheduling import Scheduler
 from paceline.engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
 
-_LEAST = 64  # tokens a step reads whatever the bound, so that every prompt is read some day
+_STEP = 64  # what a step reads is made of so many tokens
+_LEAST = 16  # tokens that it reads whatever the bound, so that every prompt is read some day
 _FIXED = 64  # tokens' worth of time that a pass takes beside its tokens
 _SAFETY = 0.85  # of the seconds that are left, what a prompt is given
-_GAIN = 0.3  # how fast the measured pace follows
+_GAIN = 0.3  # how fast the measured paces follow
 
 
 @dataclass(slots=True)
 class Feeder:
     """Reads prompts in chunks. chunk: tokens a step at most; max_gap: seconds between two rounds
-    of running texts, at most, or None."""
+    of running texts, at most, or None. paces: seconds that a pass takes, by the width it is
+    recorded with; under 0 seconds a token, of those that are not."""
 
     machine: Machine
     readings: Readings
     scheduler: Scheduler
     chunk: int
     max_gap: float | None = None
-    pace: float | None = None  # seconds a unit of `_work`
-    _marks: deque[tuple[float, Marks, float]] = field(default_factory=deque)
+    paces: dict[int, float] = field(default_factory=dict)
+    _marks: deque[tuple[int, int, Marks, float]] = field(default_factory=deque)
     _told: bool = False
 
     def step_tokens(self, sequence: Sequence, left: int, busy: float | None) -> int:
         """How many tokens of `sequence` may be read now. left: tokens of the step's budget; busy:
         seconds that a round of the running texts takes, or None where none runs."""
-        last = len(sequence.tokens) - 1
-        most = min(left, last - sequence.prefilled)
+        start = sequence.prefilled
+        most = min(left, len(sequence.tokens) - 1 - start)
         if busy is None or self.max_gap is None:
             return most
-        room = _SAFETY * (self.max_gap - busy)
-        if self.pace is None:
+        if not self.paces:
             return min(most, _LEAST)
-        tokens, start = most, sequence.prefilled
-        while tokens > _LEAST and self._work(tokens, start) * self.pace > room:
-            tokens -= _LEAST
-        if not self._told and self._work(tokens, start) * self.pace > self.max_gap - busy:
+        room = _SAFETY * (self.max_gap - busy)
+        tokens = most
+        while tokens > _LEAST and self.seconds(start, start + tokens) > room:
+            tokens = max(_LEAST, (tokens - 1) // _STEP * _STEP)
+        expected = self.seconds(start, start + tokens)
+        if not self._told and expected > self.max_gap - busy:
             self._told = True
             log.warning(
                 "max_gap of %.0f ms cannot be kept: a round takes %.1f ms and reading %d tokens "
@@ -60,9 +63,28 @@ class Feeder:
                 1e3 * self.max_gap,
                 1e3 * busy,
                 tokens,
-                1e3 * self._work(tokens, start) * self.pace,
+                1e3 * expected,
             )
         return tokens
+
+    def seconds(self, start: int, stop: int) -> float:
+        """What reading positions start to stop (exclusive) should take; 0 where nothing is known.
+        Attention grows with the text, and everything else does not."""
+        half = self.machine.target.half_context
+        return sum(
+            self._pace(width or end - begin, width) * (1 + (begin + end) / 2 / half)
+            for begin, end, width in pieces(start, stop, self.readings.widths)
+        )
+
+    def _pace(self, tokens: int, width: int) -> float:
+        """Seconds of a pass at the begin of a text; one that was never seen as the nearest that
+        was."""
+        if width in self.paces:
+            return self.paces[width] * (1 if width else tokens + _FIXED)
+        if not self.paces:
+            return 0.0
+        near = min(self.paces, key=lambda other: abs(other - tokens))
+        return self.paces[near] * (tokens + _FIXED) / (near + _FIXED if near else 1)
 
     def read(self, sequence: Sequence, tokens: int, drafting: bool) -> None:
         """Read the next `tokens` tokens. drafting: bring the drafter's cache along; else it is
@@ -78,7 +100,7 @@ class Feeder:
         self.readings.read(slot, start, stop, shown)
         marks.middle()
         marks.end()
-        self._marks.append((self._work(tokens, start), marks, time.perf_counter() - began))
+        self._marks.append((start, stop, marks, time.perf_counter() - began))
         sequence.prefilled = stop
         if shown:
             sequence.observed = max(sequence.observed, stop)
@@ -96,11 +118,15 @@ class Feeder:
     def learn(self) -> None:
         """A round has settled: so has what was read in front of it, but not behind, which nobody
         is to wait for."""
-        while self._marks and self._marks[0][1].passed:
-            work, marks, wall = self._marks.popleft()
-            seconds = (marks.wait() or wall) / work
-            self.pace = seconds if self.pace is None else self.pace + _GAIN * (seconds - self.pace)
-
-    def _work(self, tokens: int, start: int) -> float:
-        """What reading `tokens` at `start` takes, in tokens at 0: attention grows with the text."""
-        return (tokens + _FIXED) * (1 + (start + tokens / 2) / self.machine.target.half_context)
+        while self._marks and self._marks[0][2].passed:
+            start, stop, marks, wall = self._marks.popleft()
+            seconds, expected = marks.wait() or wall, self.seconds(start, stop)
+            for begin, end, width in pieces(start, stop, self.readings.widths):
+                if width in self.paces and expected > 0:
+                    self.paces[width] *= 1 + _GAIN * (seconds / expected - 1)
+                    continue
+                # Never seen: its share of what all took.
+                share = seconds * (end - begin) / (stop - start)
+                half = self.machine.target.half_context
+                base = share / (1 + (begin + end) / 2 / half)
+                self.paces[width] = base if width else base / (end - begin + _FIXED)

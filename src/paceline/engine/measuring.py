@@ -9,6 +9,7 @@ import logging
 import platform
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,19 +19,18 @@ import torch
 
 from paceline.engine.cost import CostTable
 from paceline.engine.cost_file import load_costs, save_costs
-from paceline.engine.cost_grid import Point
+from paceline.engine.cost_grid import NO_CATCH_UP, CatchUp, Point
 from paceline.engine.costs import Costs
 from paceline.engine.readings import Readings
 from paceline.engine.round import Machine, Plan
-from paceline.engine.rounds import Rounds
-from paceline.types import Request, SamplingFlags, SamplingParams
+from paceline.engine.rounds import Pending, Rounds
+from paceline.types import SamplingFlags
 
 log = logging.getLogger(__name__)
 
 _SHORT, _LONG = 64, 1024  # committed positions a row
-_REPEATS = 3
-_PRACTICE, _TURNS = 128, 8  # tokens of a made-up request, and how many there are
-_CHUNK = 256  # tokens of which bringing a drafter up to date is measured
+_REPEATS, _WARM = 3, 1
+_FEW, _CHUNK = 16, 256  # tokens of which bringing a drafter up to date is measured
 
 Progress = Callable[[int, int], None]
 
@@ -66,7 +66,7 @@ def cost_table(
     if saved is None:
         began = time.perf_counter()
         points = measure(rig, seconds, progress)
-        catch_up: float | None = measure_catch_up(rig.machine, rig.readings)
+        catch_up = measure_catch_up(rig.machine, rig.readings)
         log.info("measured %d costs in %.1f s", len(points), time.perf_counter() - began)
         save_costs(whole, points, catch_up)
     else:
@@ -77,7 +77,7 @@ def cost_table(
 
 def keep(rig: Rig, key: Mapping[str, str], table: CostTable) -> None:
     """Keep what live rounds have added to `table` for the next start."""
-    save_costs(_key(rig, key), table.learned(), table.catch_up_rate)
+    save_costs(_key(rig, key), table.learned(), table.catch_up)
 
 
 def costs_of(rig: Rig, table: CostTable | None, seconds: float | None) -> Costs:
@@ -85,7 +85,7 @@ def costs_of(rig: Rig, table: CostTable | None, seconds: float | None) -> Costs:
     seconds, where that is asked for or nothing is known. Nobody may hold slots or pages."""
     sizes = rig.sizes if rig.rounded else ()
     if table is not None and seconds is None:
-        return Costs(table.learned(), rig.ks, sizes, table.catch_up_rate)
+        return Costs(table.learned(), rig.ks, sizes, table.catch_up)
     points = measure(rig, 2.0 if seconds is None else seconds)
     return Costs(tuple(points), rig.ks, sizes, measure_catch_up(rig.machine, rig.readings))
 
@@ -112,37 +112,28 @@ def measure(rig: Rig, seconds: float, progress: Progress | None = None) -> list[
     return points
 
 
-def measure_catch_up(machine: Machine, readings: Readings) -> float:
-    """Seconds a token to show a drafter text that it has not seen; 0 where it never needs it."""
+def measure_catch_up(machine: Machine, readings: Readings) -> CatchUp:
+    """What it takes to show a drafter text that it has not seen; zeros where it never needs it."""
     if machine.drafter.needs.catch_up != "tokens":
-        return 0.0
-    device, found = machine.slots.limits.device, []
-    with torch.inference_mode(), _texts(machine, 0) as longest:
-        count = min(_CHUNK, longest)
+        return NO_CATCH_UP
+    device = machine.slots.limits.device
+
+    def seconds(count: int) -> float:
+        found = []
         for _ in range(_REPEATS):
             _wait(device)
             began = time.perf_counter()
             readings.catch_up(1, 0, count)
             _wait(device)
             found.append(time.perf_counter() - began)
-    return min(found) / count
+        return min(found)
 
-
-def practise(machine: Machine, rounds: Rounds, readings: Readings, next_k: int) -> None:
-    """Serve a few made-up requests, a prompt and a round each: what is slow at first (libraries
-    that set themselves up, memory that is pinned, clocks that rise) is so before the first user's.
-    next_k: draft tokens behind each."""
-    slots, limits = machine.slots, machine.slots.limits
-    count = max(1, min(_PRACTICE, _longest(machine, next_k) - 1))
-    request = Request("practice", (0,) * (count + 1), SamplingParams(), seed=0)
-    bound = min(count + 2 * next_k + 3, limits.max_length)
-    with torch.inference_mode(), _texts(machine, next_k):
-        for _ in range(_TURNS):
-            slots.admit(1, request, (), next_k)
-            readings.read(1, 0, count, True)
-            batch = slots.batch(slots.numbers[1:2])
-            rounds.launch(Plan(batch, (bound,), SamplingFlags(), 0, next_k)).wait()
-    _wait(limits.device)
+    with torch.inference_mode(), _texts(machine, 0) as longest:
+        many = min(_CHUNK, longest)
+        few = min(_FEW, many)
+        short, long = seconds(few), seconds(many)
+    token = max(0.0, long - short) / max(1, many - few)
+    return CatchUp(max(0.0, short - few * token), token)
 
 
 def _cells(rig: Rig) -> list[tuple[int, int, int]]:
@@ -159,7 +150,8 @@ def _cells(rig: Rig) -> list[tuple[int, int, int]]:
     cells = [(size, k, short) for size in sizes for k in ends(size)]
     if longest >= 2 * short:
         cells += [(size, k, longest) for size in sizes for k in ends(size)]
-    middle = sorted(rig.ks[1:-1], key=lambda k: abs(k - rig.ks[-1] / 2))
+    # The shortest draft first: it is not half of one of two, and at high loads the best.
+    middle = sorted(rig.ks[1:-1], key=lambda k: (k != 1, abs(k - rig.ks[-1] / 2)))
     cells += [(size, k, short) for k in middle for size in sizes if 0 < k < ends(size)[-1]]
     return cells
 
@@ -198,16 +190,22 @@ def _time(rig: Rig, rows: int, k: int, context: int) -> tuple[float, float]:
     index = torch.arange(1, rows + 1, device=limits.device)
     bound = min(context + 2 * k + 2, limits.max_length)
     plan = Plan(slots.batch(index), (bound,) * rows, SamplingFlags(), k, k)
+    ahead, flying = rig.rounds.ahead(plan), deque[tuple[float, Pending]]()
     verify, draft = [], []
-    for turn in range(_REPEATS + 1):
+    for turn in range(_REPEATS + _WARM + ahead):
         slots.active[1 : rows + 1] = True
         slots.length[1 : rows + 1], slots.draft_count[1 : rows + 1] = context, k
-        began = time.perf_counter()
-        outcome = rig.rounds.launch(plan).wait()
-        wall = time.perf_counter() - began
-        if turn:  # the first one warms up; and drafting may be told of one round late
-            verify.append(outcome.verify_seconds or wall)
-            draft.append(outcome.draft_seconds)
+        flying.append((time.perf_counter(), rig.rounds.launch(plan)))
+        # As many in flight as live rounds have: a device that waits for its host is slower.
+        while len(flying) > ahead:
+            began, pending = flying.popleft()
+            outcome = pending.wait()
+            wall = time.perf_counter() - began
+            if turn >= _WARM + ahead:  # and drafting may be told of one round late
+                verify.append(outcome.verify_seconds or wall)
+                draft.append(outcome.draft_seconds)
+    for _, pending in flying:
+        pending.wait()
     return statistics.median(verify), statistics.median(draft)
 
 

@@ -210,7 +210,9 @@ class Governor:
             price = _SWITCH * now.seconds
             if not self._k and not self._trials.left:
                 price += self._trials.lead_in(view.rows, now, best)
-                price += self.cost.catch_up(sum(track.behind for track in tracks))
+                price += self.cost.catching_up(track.behind for track in tracks)
+            elif not best.k:  # the way back will cost as much at least
+                price += self.cost.catching_up([_PATIENCE] * view.rows)
             if self._missed > price:
                 self._switch(best)
         self._rest = 0 if self._k else self._rest + 1

@@ -3,15 +3,15 @@
 A recorded pass has one row and a fixed width, padded behind the text; whose text it reads and from
 where lies on the device, so a prompt takes no work of the host's but a few launches. Its kernels
 sum in an order that no width changes, so a cell is the same to the bit in whatever pieces a prompt
-is read. Far into a long text, where attention is most of the work, chunks are read at once instead,
-through the vendor's kernels.
+is read. Far into a long text, where attention is most of the work, long chunks are read at once
+instead, through the vendor's kernels.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -24,13 +24,17 @@ from paceline.types import TargetOut
 log = logging.getLogger(__name__)
 
 WIDTHS = (16, 64, 128, 256)  # tokens of a recorded pass
-REACH = 4096  # positions up to which texts are read in recorded passes
+REACH = 4096  # positions up to which texts are read in recorded passes alone
+_LONG = 2 * WIDTHS[-1]  # tokens from which on a chunk behind them is read at once
 
 Progress = Callable[[int, int], None]
 
 
 class Readings(Protocol):
-    """A way to read committed positions start to stop (exclusive) of a slot."""
+    """A way to read committed positions start to stop (exclusive) of a slot. widths: of the passes
+    that are recorded; none where nothing is, and a chunk is one pass."""
+
+    widths: tuple[int, ...]
 
     def read(self, slot: int, start: int, stop: int, shown: bool) -> None:
         """Through the target. shown: and show them to the drafter."""
@@ -42,16 +46,21 @@ class Readings(Protocol):
 
 
 class EagerReadings:
-    """Reads every chunk when it is asked for."""
+    """Reads every chunk when it is asked for; on a GPU in the pieces that would be recorded, so
+    that the same kernels read them and text is the same to the bit whether recorded or not."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        on_gpu = machine.slots.limits.device.type == "cuda"
+        self.widths = passes(machine.slots.limits.max_length) if on_gpu else ()
 
     def read(self, slot: int, start: int, stop: int, shown: bool) -> None:
-        read_chunk(self._machine, slot, start, stop, shown)
+        for begin, end, _ in pieces(start, stop, self.widths):
+            read_chunk(self._machine, slot, begin, end, shown)
 
     def catch_up(self, slot: int, start: int, stop: int) -> None:
-        show_chunk(self._machine, slot, start, stop)
+        for begin, end, _ in pieces(start, stop, self.widths):
+            show_chunk(self._machine, slot, begin, end)
 
 
 class CapturedReadings:
@@ -99,38 +108,40 @@ class CapturedReadings:
             self._drafter[width] = record(drafter)
 
     def read(self, slot: int, start: int, stop: int, shown: bool) -> None:
-        while start < stop:
-            width, end = self._piece(start, stop)
-            if width is None:
-                self._eager.read(slot, start, end, shown)
-            else:
-                self._set(slot, start, end)
-                self._target[width].replay()
-                if shown and width in self._drafter:
-                    self._drafter[width].replay()
-            start = end
+        for begin, end, width in pieces(start, stop, self.widths):
+            if not width:
+                self._eager.read(slot, begin, end, shown)
+                continue
+            self._set(slot, begin, end)
+            self._target[width].replay()
+            if shown and width in self._drafter:
+                self._drafter[width].replay()
 
     def catch_up(self, slot: int, start: int, stop: int) -> None:
-        while start < stop:
-            width, end = self._piece(start, stop)
-            if width is None:
-                self._eager.catch_up(slot, start, end)
-            else:
-                self._set(slot, start, end)
+        for begin, end, width in pieces(start, stop, self.widths):
+            if width:
+                self._set(slot, begin, end)
                 self._drafter[width].replay()
-            start = end
-
-    def _piece(self, start: int, stop: int) -> tuple[int | None, int]:
-        """The width of the next pass, None for one that is not recorded, and where it ends."""
-        count = min(stop - start, self.widths[-1])
-        if start >= REACH and count > WIDTHS[1]:
-            return None, stop
-        return next(width for width in self.widths if width >= count), start + count
+            else:
+                self._eager.catch_up(slot, begin, end)
 
     def _set(self, slot: int, start: int, end: int) -> None:
         # Numbers that travel as launch arguments: the host waits for nothing.
         for into, value in zip(self._place, (slot, start, end - start), strict=True):
             into.fill_(value)
+
+
+def pieces(start: int, stop: int, widths: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+    """Cut committed positions start to stop (exclusive) into passes: where each begins and ends,
+    and its width among `widths`; 0 for one that is read as it is, as all are that no width is
+    for."""
+    while start < stop:
+        if not widths or (start >= REACH and stop - start >= _LONG):
+            yield start, stop, 0
+            return
+        end = min(stop, start + widths[-1])
+        yield start, end, next(width for width in widths if width >= end - start)
+        start = end
 
 
 def passes(longest: int) -> tuple[int, ...]:

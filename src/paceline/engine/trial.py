@@ -117,7 +117,7 @@ class Trials:
                 continue
             lost = max(other.seconds - plain.seconds - count * gain, 0.02 * plain.seconds)
             price = self.lead_in(rows, plain, other) + rounds * lost
-            found.append((price + self.cost.catch_up(sum(behind[:count])), count, rounds))
+            found.append((price + self.cost.catching_up(behind[:count]), count, rounds))
         return min(found)
 
 

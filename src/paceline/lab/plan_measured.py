@@ -27,7 +27,6 @@ class Drafted:
     runs: tuple[Run, ...]
     draft: str | None = None
     sizes: tuple[int, ...] = ()
-    catch_up: float = 0.0
     checks: tuple[Run, ...] = ()
     memory: dict[str, int] = field(default_factory=dict)
     acceptance: Acceptance | None = None
@@ -35,7 +34,7 @@ class Drafted:
     @property
     def costs(self) -> Costs:
         """The table."""
-        return Costs(self.points, self.ks, self.sizes, self.catch_up)
+        return Costs(self.points, self.ks, self.sizes)
 
     def fitted(self) -> Fitted:
         """The machine that explains the runs."""

@@ -82,7 +82,6 @@ def measure_engine(
         points=costs.points,
         ks=costs.ks,
         sizes=costs.sizes,
-        catch_up=costs.catch_up,
         runs=tuple(runs[: len(points)]),
         checks=tuple(runs[len(points) :]),
         memory=engine.memory,

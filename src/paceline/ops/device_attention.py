@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from paceline.ops.attention import gather, pages_in_use, write_kv
 from paceline.ops.norm import RMSNorm
@@ -282,18 +281,32 @@ class DeviceAttention:
 def _attend(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None) -> Tensor:
     """query [G, Hkv, W, D]; keys, values [Hkv, extent, D]; seen [W, extent], or None for the last
     W positions of the extent. Returns [G, Hkv, W, D]."""
-    group, _, width, _ = query.shape
+    group = query.shape[0]
     attention: Callable[..., Tensor] = F.scaled_dot_product_attention
     values = values.expand(group, -1, -1, -1)
     if seen is None:
-        keys = keys.expand(group, -1, -1, -1)
-        return attention(query, keys, values, causal_lower_right(width, keys.shape[2]))
+        return _causal(query, keys.expand(group, -1, -1, -1), values)
     # Masks are added to scores there, which hides no NaN: keys are cleaned, and it is told after.
     good = keys.isfinite().all(-1)  # [Hkv, extent]
     clean = keys.nan_to_num(0.0, 0.0, 0.0).expand(group, -1, -1, -1)
     mixed = attention(query, clean, values, seen)
     felt = (~good).float() @ seen.float().t()  # [Hkv, W]
     return mixed.masked_fill((felt > 0).unsqueeze(-1), float("nan"))
+
+
+def _causal(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of the last W positions of the extent, each to itself and what is before it.
+
+    torch.nn.attention.bias.causal_lower_right does the same, but importing it loads torch's
+    compiler, which took seven seconds of an opening."""
+    width, extent = query.shape[2], keys.shape[2]
+    if query.is_cuda and query.dtype is torch.bfloat16:
+        # Where there are fewer queries than keys, this kernel's is_causal means just that.
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        out: Tensor = flash(query, keys, values, 0.0, True, False)[0]
+        return out
+    seen = torch.ones(width, extent, dtype=torch.bool, device=query.device)
+    return F.scaled_dot_product_attention(query, keys, values, seen.tril_(extent - width))
 
 
 def _power(count: int) -> int:

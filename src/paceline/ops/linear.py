@@ -34,13 +34,14 @@ class Linear(Protocol):
         ...
 
 
-def packs(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether `make_linear` packs weights of this dtype on this device."""
+def packed_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
+    """In what `make_linear` packs weights of this dtype on this device; None where it does not."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    if dtype is torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype is torch.float32
+        return None
+    if dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return dtype
+    # A processor without instructions for bfloat16 emulates it, several times slower than float32.
+    return torch.float32 if dtype in (torch.bfloat16, torch.float32) else None
 
 
 def make_linear(weight: Tensor, bias: Tensor | None = None, steady: bool = True) -> Linear:
@@ -52,16 +53,17 @@ def make_linear(weight: Tensor, bias: Tensor | None = None, steady: bool = True)
     and matrices small enough for one thread are rounded to eight bits.
     The caller may drop its reference to `weight`: a packed product keeps its own copy.
     """
-    if not packs(weight.dtype, weight.device):
+    dtype, packed_as = weight.dtype, packed_dtype(weight.dtype, weight.device)
+    if packed_as is None:
         assert steady, "only weights that pack have a quicker product"
         return DenseLinear(weight, bias)
+    packed = PackedLinear(weight.to(packed_as), None if bias is None else bias.to(packed_as))
     if steady:
-        return PackedLinear(weight, bias)
+        return packed if packed_as is dtype else CastLinear(packed, packed_as)
     kernels = load_kernels()
     # Who asks for a float32 draft wants its own numbers.
-    small = weight.dtype is torch.bfloat16 and weight.numel() <= _ONE_THREAD
-    packed = PackedLinear(weight, bias)
-    wide = packed if weight.dtype is torch.float32 else CastLinear(packed)
+    small = dtype is torch.bfloat16 and weight.numel() <= _ONE_THREAD
+    wide = packed if packed_as is torch.float32 else CastLinear(packed, packed_as)
     if kernels is not None and small:
         return FewRowsLinear(Int8Linear(kernels, weight, bias), wide)
     return wide
@@ -101,15 +103,18 @@ class PackedLinear:
 
 
 class CastLinear:
-    """A bfloat16 product for a float32 caller."""
+    """A product in one dtype for a caller of another: bfloat16 for a float32 draft, or float32 for
+    a bfloat16 target where the processor has no instructions for bfloat16."""
 
-    def __init__(self, inner: Linear) -> None:
-        self._inner = inner
+    def __init__(self, inner: Linear, dtype: torch.dtype) -> None:
+        self._inner, self._dtype = inner, dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._inner(x.to(torch.bfloat16)).float()
+        return self._inner(x.to(self._dtype)).to(x.dtype)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        if self._dtype is torch.float32:  # one rounding, of the sum
+            return self._inner.add(x.float(), residual.float()).to(x.dtype)
         return self(x).add_(residual)
 
 

@@ -1,0 +1,122 @@
+"""How much of a prompt a step may read where the gap between two rounds is bounded."""
+
+from __future__ import annotations
+
+import logging
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paceline.engine.feeding import Feeder
+from paceline.engine.readings import REACH, WIDTHS, pieces
+
+HALF = 8000  # positions at which attention takes as long as everything else
+PASS = {16: 4e-3, 64: 5e-3, 128: 7e-3, 256: 12e-3}  # seconds at the begin of a text
+LONG = 40e-6  # a token of a chunk that is not recorded
+
+
+def feeder(widths: tuple[int, ...] = WIDTHS, **options: Any) -> Feeder:
+    machine: Any = SimpleNamespace(target=SimpleNamespace(half_context=HALF))
+    readings: Any = SimpleNamespace(widths=widths)
+    nobody: Any = None
+    return Feeder(machine, readings, nobody, chunk=2048, **options)
+
+
+def text(tokens: int, read: int = 0) -> Any:
+    return SimpleNamespace(tokens=range(tokens + 1), prefilled=read)
+
+
+def truth(start: int, stop: int) -> float:
+    return sum(
+        (PASS[width] if width else LONG * (end - begin)) * (1 + (begin + end) / 2 / HALF)
+        for begin, end, width in pieces(start, stop, WIDTHS)
+    )
+
+
+def saw(found: Feeder, start: int, stop: int) -> None:
+    """A step read it, and has settled."""
+    marks: Any = SimpleNamespace(passed=True, wait=lambda: truth(start, stop))
+    found._marks.append((start, stop, marks, 0.0))
+    found.learn()
+
+
+@given(st.integers(0, 9000), st.integers(1, 3000), st.booleans())
+def test_pieces_are_the_whole_in_order(start: int, count: int, recorded: bool) -> None:
+    widths = WIDTHS if recorded else ()
+    cut = list(pieces(start, start + count, widths))
+    assert cut[0][0] == start
+    assert cut[-1][1] == start + count
+    assert all(a[1] == b[0] for a, b in pairwise(cut))
+    for begin, end, width in cut:
+        if width:
+            assert end - begin <= width in widths
+        else:  # one pass of all that is left, and never a short one behind what is recorded
+            assert end == start + count
+            assert not recorded or (begin >= REACH and end - begin >= 2 * WIDTHS[-1])
+
+
+def test_without_a_bound_or_anybody_waiting_a_step_reads_its_budget() -> None:
+    found = feeder()
+    assert found.step_tokens(text(5000), 2048, 0.01) == 2048
+    bounded = feeder(max_gap=0.02)
+    assert bounded.step_tokens(text(5000, 100), 2048, None) == 2048
+    assert bounded.step_tokens(text(1000, 990), 2048, None) == 10
+
+
+def test_what_was_never_measured_is_read_with_care() -> None:
+    assert feeder(max_gap=0.1).step_tokens(text(5000), 2048, 0.01) == 16
+
+
+@pytest.mark.parametrize("gap", [0.02, 0.03, 0.06, 0.2])
+def test_the_bound_is_kept_along_a_long_prompt(gap: float) -> None:
+    """With what earlier prompts taught, through the change from recorded passes to long chunks."""
+    found, busy = feeder(max_gap=gap), 0.008
+    for _ in range(30):
+        for stop in (10, 60, 120, 250, 300):
+            saw(found, 0, stop)
+        saw(found, REACH, REACH + 1024)
+    sequence, steps = text(32000), 0
+    while sequence.prefilled < 32000:
+        tokens = found.step_tokens(sequence, 2048, busy)
+        start, stop = sequence.prefilled, sequence.prefilled + tokens
+        least = truth(start, start + 16)
+        assert truth(start, stop) <= max(gap - busy, least * 1.001)
+        saw(found, start, stop)
+        sequence.prefilled, steps = stop, steps + 1
+    assert steps < 32000 / 16  # not all of it in the least steps
+
+
+def test_a_machine_that_slows_down_is_followed() -> None:
+    found = feeder(max_gap=0.03)
+    for _ in range(10):
+        saw(found, 0, 250)
+    quick = found.seconds(0, 250)
+    assert quick == pytest.approx(truth(0, 250))
+    for _ in range(20):
+        marks: Any = SimpleNamespace(passed=True, wait=lambda: 2 * truth(0, 250))
+        found._marks.append((0, 250, marks, 0.0))
+        found.learn()
+    assert found.seconds(0, 250) == pytest.approx(2 * quick, rel=0.01)
+
+
+def test_only_what_has_passed_is_learned_from() -> None:
+    found = feeder()
+    found._marks.append((0, 16, SimpleNamespace(passed=False), 0.0))  # type: ignore[arg-type]
+    found.learn()
+    assert not found.paces
+
+
+def test_a_bound_that_cannot_be_kept_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    found = feeder(max_gap=0.01)
+    saw(found, 0, 16)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert found.step_tokens(text(500), 2048, 0.008) == 16
+    assert [record.message for record in caplog.records] == [
+        "max_gap of 10 ms cannot be kept: a round takes 8.0 ms and reading 16 tokens of a prompt "
+        "4.0 ms"
+    ]
