@@ -179,8 +179,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         drafted = measure_engine(engine, "model", ask, say)
         arrivals, sent = _traffic(options, drafted, prompts[half:], new)
         fitted = drafted.fitted()
-        replica = Replica(fitted.machine, drafted.ks, drafted.accepted().conditional(),
-                          options.slots)  # fmt: skip
+        accepted = drafted.accepted()
+        replica = Replica(fitted.machine, drafted.ks, accepted.conditional(), options.slots,
+                          offsets=accepted.offsets())  # fmt: skip
         told = simulated(simulate(replica, 1, arrivals, options.seed))
         say(f"{len(arrivals)} requests; predicted {told}")
         runs = []

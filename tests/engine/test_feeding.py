@@ -120,3 +120,29 @@ def test_a_bound_that_cannot_be_kept_is_told_once(caplog: pytest.LogCaptureFixtu
         "max_gap of 10 ms cannot be kept: a round takes 8.0 ms and reading 16 tokens of a prompt "
         "4.0 ms"
     ]
+
+
+def test_nobody_waits_for_a_drafter_to_read_a_whole_prefix() -> None:
+    """A prefix was found that the target has read and the drafter has not."""
+    calls: list[tuple[Any, ...]] = []
+    found = feeder(max_gap=0.03)
+    machine: Any = found.machine
+    machine.drafter = SimpleNamespace(needs=SimpleNamespace(catch_up="tokens"))
+    machine.slots = SimpleNamespace(limits=SimpleNamespace(device=SimpleNamespace(type="cpu")))
+    readings: Any = found.readings
+    readings.catch_up = lambda slot, start, stop: calls.append(("draft", start, stop))
+    readings.read = lambda slot, start, stop, shown: calls.append(("both", start, stop, shown))
+    sequence: Any = SimpleNamespace(slot=1, prefilled=300, observed=0)
+    for _ in range(4):
+        found.read(sequence, 128, drafting=True, waited=True)
+    assert calls == [
+        ("draft", 0, 128),
+        ("draft", 128, 256),
+        ("draft", 256, 300),
+        ("both", 300, 428, True),
+        ("both", 428, 556, True),
+    ]
+    calls.clear()
+    alone: Any = SimpleNamespace(slot=1, prefilled=300, observed=0)
+    found.read(alone, 128, drafting=True, waited=False)
+    assert calls == [("draft", 0, 300), ("both", 300, 428, True)]

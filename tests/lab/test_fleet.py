@@ -14,6 +14,7 @@ from paceline import ConfigError, CostPoint, Costs
 from paceline.lab.fleet import Replica, draw_rounds, simulate
 from paceline.lab.fleet_answer import Target, compare
 from paceline.lab.fleet_traffic import Arrival, Lengths, parse, poisson, read
+from paceline.lab.plan_acceptance import shifted
 from paceline.lab.plan_model import Machine, Overhead, Traffic, constant, predict, rounds_for
 
 
@@ -104,6 +105,18 @@ def test_a_closed_loop_in_the_fleet_is_the_models() -> None:
     found = simulate(Replica(made, (4,), law, 16), 1, arrivals)
     rate = 400 * 200 / found.seconds
     assert rate == pytest.approx(predict(made, Traffic(100.0, 200.0), 16, 4, law).tok_s, rel=0.06)
+
+
+def test_texts_that_differ_spread_their_times() -> None:
+    made, law = machine(), constant(0.7, 4)
+    arrivals = [Arrival(40.0 * i, 100, 200) for i in range(600)]  # each alone
+    alike = simulate(Replica(made, (4,), law, 1), 1, arrivals)
+    differ = simulate(Replica(made, (4,), law, 1, offsets=(-1.5, 0.0, 1.5)), 1, arrivals)
+    assert differ.tpot(0.5) == pytest.approx(alike.tpot(0.5), rel=0.03)
+    each = [simulate(Replica(made, (4,), shifted(law, off), 1), 1, arrivals).tpot(0.5)
+            for off in (-1.5, 1.5)]  # fmt: skip
+    assert differ.tpot(0.85) == pytest.approx(each[0], rel=0.04)
+    assert differ.tpot(0.15) == pytest.approx(each[1], rel=0.04)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.9])

@@ -132,5 +132,7 @@ def replica(kept: Measured, found: Plan, slots: int | None) -> Replica:
     ks = tuple(k for k in one.ks if k <= most)
     count = slots or max(point.load for point in found.plain)
     chunk = kept.engine.get("prefill_chunk", "")
-    return Replica(one.fitted().machine, ks, one.accepted().conditional(), count,
-                   int(chunk) if chunk.isdecimal() else 512)  # fmt: skip
+    accepted = one.accepted()
+    return Replica(one.fitted().machine, ks, accepted.conditional(), count,
+                   int(chunk) if chunk.isdecimal() else 512,
+                   offsets=accepted.offsets())  # fmt: skip

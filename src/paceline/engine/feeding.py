@@ -86,14 +86,20 @@ class Feeder:
         near = min(self.paces, key=lambda other: abs(other - tokens))
         return self.paces[near] * (tokens + _FIXED) / (near + _FIXED if near else 1)
 
-    def read(self, sequence: Sequence, tokens: int, drafting: bool) -> None:
+    def read(self, sequence: Sequence, tokens: int, drafting: bool, waited: bool = False) -> None:
         """Read the next `tokens` tokens. drafting: bring the drafter's cache along; else it is
-        brought up to date when it is wanted."""
+        brought up to date when it is wanted. waited: somebody waits for the step, which under
+        `max_gap` brings the drafter as many tokens nearer to a prefix that was found read, and
+        reads none, until it is there."""
         machine, slot = self.machine, sequence.slot
         start, stop = sequence.prefilled, sequence.prefilled + tokens
         follows = machine.drafter.needs.catch_up != "tokens"
-        if drafting and not follows and sequence.observed < start:
-            self.bring_up(sequence, start)  # no part of the pace: a prefix hit may be long
+        if drafting and not follows and sequence.observed < start:  # no part of the pace
+            bounded = waited and self.max_gap is not None
+            near = min(start, sequence.observed + tokens) if bounded else start
+            self.bring_up(sequence, near)
+            if near < start:
+                return
         began, marks = time.perf_counter(), Marks(machine.slots.limits.device)
         marks.begin()
         shown = follows or (drafting and sequence.observed >= start)

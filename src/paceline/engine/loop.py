@@ -167,7 +167,8 @@ class Loop:
                 tokens = self.feeder.step_tokens(sequence, left, busy)
                 began = time.perf_counter()
                 if tokens:
-                    self.feeder.read(sequence, tokens, not self.pilot.paused)
+                    drafting, waited = not self.pilot.paused, busy is not None
+                    self.feeder.read(sequence, tokens, drafting, waited)
                     left, fed = left - tokens, True
                 if sequence.prefilled == len(sequence.tokens) - 1:
                     self._start(sequence)

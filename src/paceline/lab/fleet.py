@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paceline.lab.fleet_traffic import Arrival
+from paceline.lab.plan_acceptance import shifted
 from paceline.lab.plan_model import Machine, outcomes, tokens_per_round
 
 _CONTEXT = 64  # positions to which a context is rounded when costs are looked up
@@ -25,9 +26,10 @@ _CONTEXT = 64  # positions to which a context is rounded when costs are looked u
 @dataclass(frozen=True, slots=True)
 class Replica:
     """One engine. ks: the draft lengths it may choose from, (0,) for none; conditional: acceptance
-    by position. slots: texts at once; chunk: prompt tokens a step; positions: that its cache holds,
-    None for enough. A text is let in where what it may grow to fits beside the others, so nothing
-    is preempted."""
+    by position, of all texts; offsets: by how many logits texts differ from it, of which each text
+    draws one, none for texts that are alike. slots: texts at once; chunk: prompt tokens a step;
+    positions: that its cache holds, None for enough. A text is let in where what it may grow to
+    fits beside the others, so nothing is preempted."""
 
     machine: Machine
     ks: tuple[int, ...]
@@ -35,6 +37,7 @@ class Replica:
     slots: int
     chunk: int = 512
     positions: int | None = None
+    offsets: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,14 @@ class Served:
 
 @dataclass(slots=True)
 class _Text:
-    """A request in a replica. left: prompt tokens to be read; ends: the replica's round that is its
-    last; rounds, since, tokens: drawn for it with the present K, from which round, for how many
-    tokens; before: rounds under an earlier K."""
+    """A request in a replica. law: its acceptance by position; left: prompt tokens to be read;
+    ends: the replica's round that is its last; rounds, since, tokens: drawn for it with the present
+    K, from which round, for how many tokens; before: rounds under an earlier K.
+    """
 
     number: int
     arrival: Arrival
+    law: tuple[float, ...]
     left: int
     ends: int = 0
     rounds: int = 0
@@ -98,7 +103,10 @@ class _State:
         if not self.outstanding:
             self.clock = max(self.clock, arrival.at)
         # All of a prompt but its last token is read; the last is the first window's root.
-        self.waiting.append(_Text(number, arrival, max(arrival.prompt - 1, 0)))
+        law, offsets = self.about.conditional, self.about.offsets
+        if offsets:
+            law = shifted(law, offsets[self.random.integers(len(offsets))])
+        self.waiting.append(_Text(number, arrival, law, max(arrival.prompt - 1, 0)))
 
     def advance(self, until: float) -> None:
         """Work up to the first moment between two steps that is not before `until`."""
@@ -172,7 +180,7 @@ class _State:
     def _draw(self, text: _Text, tokens: float, first: bool = False) -> None:
         """How many rounds of the present K `text` takes for so many tokens."""
         text.tokens, text.since = tokens, self.round
-        text.rounds = rounds = draw_rounds(self.random, self.about.conditional, self.k, tokens)
+        text.rounds = rounds = draw_rounds(self.random, text.law, self.k, tokens)
         if first and self.k:
             edge = self.about.machine.edge
             text.rounds = rounds = rounds + int(edge + self.random.random())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _WEIGHT = 2.0  # tests' worth of what the position before says
 _FEW = 8  # texts under which there is nothing to draw texts from
+_FARTHEST = 3.0  # logits that a text may differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,24 @@ class Acceptance:
         tests follows the one before it; the first, all tests together."""
         return _conditional(self.total)
 
+    def offsets(self) -> tuple[float, ...]:
+        """By how much texts differ: for each that says something, how many logits its drafts stand
+        more often than all texts' do (one Newton step from there), drawn to 0 as far as chance
+        alone would have spread them. Their variance is what is left of the texts' own (the method
+        of moments, as DerSimonian and Laird, Meta-analysis in clinical trials, 1986)."""
+        law, found = self.conditional(), list[tuple[float, float]]()
+        for text in self.texts:
+            weight = sum(n * c * (1 - c) for n, c in zip(text.evaluated, law, strict=False))
+            if weight >= 1:
+                expected = sum(n * c for n, c in zip(text.evaluated, law, strict=False))
+                off = (sum(text.accepted) - expected) / weight
+                found.append((min(max(off, -_FARTHEST), _FARTHEST), weight))
+        if len(found) < _FEW:
+            return ()
+        total = sum(weight for _, weight in found)
+        own = max(0.0, sum(w * off * off - 1 for off, w in found) / total)
+        return tuple(off * math.sqrt(own / (own + 1 / w)) for off, w in found)
+
     def draw(self, random: random.Random) -> tuple[float, ...]:
         """`conditional` as it might have come out: texts drawn with replacement (a bootstrap; the
         texts differ more than chance alone would have them), or, of few, each position from its
@@ -96,3 +116,9 @@ def _conditional(total: Counts) -> tuple[float, ...]:
         before = (accepted + _WEIGHT * before) / (tested + _WEIGHT)
         found.append(before)
     return tuple(found)
+
+
+def shifted(law: Sequence[float], offset: float) -> tuple[float, ...]:
+    """A law whose every chance lies `offset` logits higher."""
+    odds = math.exp(offset)
+    return tuple(c * odds / (1 - c + c * odds) for c in law)
