@@ -95,6 +95,7 @@ def parameters(rows: list[dict[str, Any]]) -> SamplingTensors:
         bias_values=values.cuda(),
         stop_ids=stops.cuda(),
         min_position=column("min_position", 0).long(),
+        processed=column("processed", 0).bool(),
     )
 
 

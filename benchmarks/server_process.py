@@ -38,12 +38,14 @@ class ServerProcess:
             [*command, *self.options], stderr=subprocess.PIPE, env={**os.environ, "NO_PROXY": "*"}
         )
         assert self._process.stderr is not None
-        first = self._process.stderr.readline()
-        try:
-            self.url = json.loads(first)["url"]
-        except (ValueError, KeyError):
-            self._process.kill()
-            sys.exit(f"the server did not start: {first.decode()}")
+        told: list[bytes] = []
+        while not self.url:  # a line of the log says it, maybe not the first
+            told.append(self._process.stderr.readline())
+            try:
+                self.url = json.loads(told[-1]).get("url", "")
+            except ValueError:
+                self._process.kill()
+                sys.exit(f"the server did not start: {b''.join(told).decode()}")
         self.ready_seconds = time.monotonic() - began
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

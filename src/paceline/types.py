@@ -34,6 +34,8 @@ class SamplingParams:
     to its logit. seed: None draws one. min_tokens: no end-of-sequence or stop before that many.
     stop: strings that end the text and are not shown. stop_token_ids: token ids that end it.
     logprobs: None, or how many most likely tokens to report beside the chosen one (0 to 20).
+    processed_logprobs: of what the token was drawn from, after biases, penalties, grammar,
+    temperature and truncation (greedily: of a certainty), and not the model's own.
     skip_special_tokens: leave them out of the text; shown, they stand there by name.
     """
 
@@ -52,6 +54,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    processed_logprobs: bool = False
     skip_special_tokens: bool = True
 
     @property
@@ -198,7 +201,8 @@ class SamplingFlags:
     draws: some row has a temperature above 0. penalties, bias, truncation: some row uses them.
     top_k, top_p: where truncation is on, some row uses this one (True is always safe).
     min_tokens: some row may still be below its minimum. logprobs: most top tokens asked, or -1.
-    mask: some row is bound by a grammar.
+    mask: some row is bound by a grammar. processed: some row's log-probabilities are of what it
+    was drawn from.
     """
 
     draws: bool = False
@@ -210,6 +214,7 @@ class SamplingFlags:
     min_tokens: bool = False
     logprobs: int = -1
     mask: bool = False
+    processed: bool = False
 
 
 # --- device values ---------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_a_broken_file_is_as_none(
     tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cost_path(KEY, tmp_path).write_text(text, encoding="latin-1")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         assert load_costs(KEY, tmp_path) is None
     assert "measured again" in caplog.text
     save_costs(KEY, POINTS, NO_CATCH_UP, tmp_path)

@@ -53,7 +53,7 @@ def device_engine(
         "paceline.models.decoder.make_ops",
         lambda dtype, device, steady=True: _DeviceOps(dtype, steady),
     )
-    monkeypatch.setattr("paceline.models.decoder.packed_dtype", lambda dtype, device: None)
+    monkeypatch.setattr("paceline.models.decoder.kept_dtype", lambda dtype, device: None)
     monkeypatch.setattr(
         "paceline.engine.build.make_chooser", lambda device: FusedChooser(native=False)
     )
@@ -85,7 +85,10 @@ def device_engine(
 CASES = [
     Case(prompt(1, 5), SamplingParams(max_tokens=7)),
     Case(prompt(2, 9), SamplingParams(temperature=0.8, seed=5, max_tokens=9), k=0),
-    Case(prompt(3, 3), SamplingParams(temperature=1.0, seed=6, max_tokens=5, logprobs=2)),
+    Case(
+        prompt(3, 3),
+        SamplingParams(temperature=1.0, seed=6, max_tokens=5, logprobs=2, processed_logprobs=True),
+    ),
 ]
 
 

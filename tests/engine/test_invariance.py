@@ -31,7 +31,7 @@ from tests.engine.tools import (
 from paceline import Engine, SamplingParams
 from paceline.drafters.base import Drafter
 from paceline.drafters.replay import ReplayDrafter, ReplayOptions
-from paceline.ops.linear import packed_dtype
+from paceline.ops.linear import kept_dtype
 
 MAX_K = 8
 TOKENS = 26
@@ -184,8 +184,8 @@ def test_prefill_chunk(chunk: int, pair: Pair, opened: Callable[..., Engine]) ->
         pytest.param(
             dtype,
             marks=pytest.mark.skipif(
-                packed_dtype(getattr(torch, dtype), torch.device("cpu")) is None,
-                reason=f"oneDNN packs no {dtype} on this processor",
+                kept_dtype(getattr(torch, dtype), torch.device("cpu")) is None,
+                reason=f"no products of our own in {dtype} on this machine",
             ),
         )
         for dtype in ("bfloat16", "float32")

@@ -213,3 +213,56 @@ def test_int8_product(kernels: host.HostKernels, rows: int, biased: bool) -> Non
     coarse = weight.abs().amax(1, keepdim=True) / 127
     again = host.Int8Linear(kernels, (weight / coarse).round() * coarse, bias)
     torch.testing.assert_close(again(x), product(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("shape", [(1, 5), (3, 64), (66, 37), (130, 200), (64, 333)])
+def test_half_product(
+    kernels: host.HostKernels, shape: tuple[int, int], biased: bool, dtype: torch.dtype
+) -> None:
+    """Right, and the same for a row among any number of rows, in any place."""
+    outputs, size = shape
+    weight = noise(outputs, size).to(torch.bfloat16)
+    bias = noise(outputs, seed=3).to(torch.bfloat16) if biased else None
+    product = host.HalfLinear(kernels, weight, bias)
+    x, residual = (noise(70, n, seed=n).to(dtype) for n in (size, outputs))
+    exact = torch.nn.functional.linear(
+        x.double(), weight.double(), None if bias is None else bias.double()
+    )
+    whole, added = product(x), product.add(x, residual)
+    assert whole.dtype == added.dtype == dtype
+    step = 2.0**-8 if dtype is torch.bfloat16 else 0.0  # half a unit in the last place, relative
+    for got, expected in ((whole, exact), (added, exact + residual.double())):
+        bound = step * expected.abs() + 1e-6 * size
+        assert ((got.double() - expected).abs() <= bound).all()
+    for rows in (1, 2, 6, 31, 32, 33, 64):
+        for first in (0, 1, 70 - rows):
+            part = slice(first, first + rows)
+            assert torch.equal(product(x[part].contiguous()), whole[part])
+            sums = product.add(x[part].contiguous(), residual[part].contiguous())
+            assert torch.equal(sums, added[part])
+
+
+def test_half_product_keeps_what_is_not_finite(kernels: host.HostKernels) -> None:
+    weight, x = noise(9, 12).to(torch.bfloat16), noise(3, 12)
+    x[1, 3], weight[4, 2] = float("nan"), float("inf")
+    got = host.HalfLinear(kernels, weight, None)(x)
+    assert got[1].isnan().all()
+    assert not got[0, 4].isfinite()
+    assert got[0, :4].isfinite().all()
+    assert got[2, 5:].isfinite().all()
+
+
+def test_half_product_on_several_threads(kernels: host.HostKernels) -> None:
+    weight, x = noise(2000, 300).to(torch.bfloat16), noise(40, 300).to(torch.bfloat16)
+    product = host.HalfLinear(kernels, weight, None)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(product(x))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)

@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paceline.ops.host import HalfLinear
 from paceline.ops.linear import (
     CastLinear,
     DenseLinear,
     Linear,
     PackedLinear,
+    kept_dtype,
     make_linear,
-    packed_dtype,
 )
 
 CPU = torch.device("cpu")
@@ -21,7 +22,8 @@ PACKED = [
     pytest.param(
         dtype,
         marks=pytest.mark.skipif(
-            packed_dtype(dtype, CPU) is None, reason=f"oneDNN packs no {dtype} on this processor"
+            kept_dtype(dtype, CPU) is None,
+            reason=f"no products of our own in {dtype} on this machine",
         ),
     )
     for dtype in (torch.bfloat16, torch.float32)
@@ -72,8 +74,8 @@ def test_a_steady_product(shape: tuple[int, int], biased: bool, dtype: torch.dty
     weight = numbers(*shape, dtype=dtype)
     bias = numbers(shape[0], seed=1, dtype=dtype) if biased else None
     linear = make_linear(weight, bias)
-    kinds = {None: DenseLinear, dtype: PackedLinear}  # and what stands in for bfloat16
-    assert isinstance(linear, kinds.get(packed_dtype(dtype, CPU), CastLinear))
+    kinds = (PackedLinear, HalfLinear, CastLinear) if kept_dtype(dtype, CPU) else DenseLinear
+    assert isinstance(linear, kinds)
     check(linear, weight, bias, dtype)
 
 
@@ -133,8 +135,8 @@ def test_a_drafts_product(shape: tuple[int, int], biased: bool, dtype: torch.dty
 
 def test_a_drafts_product_keeps_what_is_not_finite() -> None:
     """A draft that is not finite must not look like one that is."""
-    if packed_dtype(torch.float32, CPU) is None:
-        pytest.skip("oneDNN packs no float32 on this processor")
+    if kept_dtype(torch.float32, CPU) is None:
+        pytest.skip("no products of our own in float32 on this machine")
     weight = numbers(20, 12)
     linear = make_linear(weight.clone(), steady=False)
     x = numbers(2, 12)

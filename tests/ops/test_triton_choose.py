@@ -96,6 +96,7 @@ def parameters(rows: tuple[dict[str, Any], ...]) -> SamplingTensors:
         bias_values=values.to(DEVICE),
         stop_ids=stops.to(DEVICE),
         min_position=column("until", 0).long(),
+        processed=column("processed", 0).bool(),
     )
 
 

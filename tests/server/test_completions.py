@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -130,6 +131,24 @@ def test_echo_repeats_the_prompt(client: OpenAI, engine: Engine) -> None:
     done = client.completions.create(model="mini", prompt=PROMPT, echo=True, **SEEDED)
     assert done.choices[0].text == wanted
     assert streamed(client, prompt=PROMPT, echo=True, **SEEDED)[0] == wanted
+
+
+def test_logprobs_of_what_was_drawn_from(client: OpenAI, engine: Engine) -> None:
+    options: dict[str, Any] = {"temperature": 0.9, "seed": 5, "max_tokens": 12}
+    params = sampling_params(**options, top_k=3, logprobs=5, processed_logprobs=True)
+    (own,) = engine.generate(PROMPT, params)
+    asked = {"top_k": 3, "logprobs_mode": "processed_logprobs"}
+    done = client.completions.create(
+        model="mini", prompt=PROMPT, logprobs=5, extra_body=asked, **options
+    )
+    shown = done.choices[0].logprobs
+    assert own.logprobs is not None
+    assert shown is not None
+    assert shown.top_logprobs is not None
+    assert shown.token_logprobs == pytest.approx([item.logprob for item in own.logprobs], abs=1e-4)
+    for top in shown.top_logprobs:  # no more than three tokens can come, and one of them does
+        assert len(top) <= 3
+        assert sum(math.exp(value) for value in top.values()) == pytest.approx(1, abs=1e-4)
 
 
 def test_logprobs_are_the_models_own(client: OpenAI, engine: Engine) -> None:

@@ -36,6 +36,7 @@ def params(rows: list[dict[str, Any]]) -> SamplingTensors:
         bias_values=torch.tensor([[x for _, x in row[:n]] for row in bias], dtype=F64),
         stop_ids=torch.tensor([row[:m] for row in stops]),
         min_position=column("min_position", 0).long(),
+        processed=column("processed", 0).bool(),
     )
 
 

@@ -90,6 +90,10 @@ def generate(
     logprobs: Annotated[
         int | None, _option("--logprobs", "Log-probabilities of this many top tokens, in --json.")
     ] = None,
+    processed_logprobs: Annotated[
+        bool | None,
+        _option("--processed-logprobs", "Of what was drawn from, not the model's own."),
+    ] = None,
 ) -> None:
     """Write one text with a target and a drafter.
 
@@ -103,7 +107,7 @@ def generate(
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty, logit_bias=parse_bias(logit_bias), seed=seed,
         max_tokens=max_tokens, min_tokens=min_tokens, stop=stop, stop_token_ids=stop_token_ids,
-        ignore_eos=ignore_eos, logprobs=logprobs,
+        ignore_eos=ignore_eos, logprobs=logprobs, processed_logprobs=processed_logprobs,
     )  # fmt: skip
     if system is not None and not chat:
         raise ConfigError("--system is part of a chat; add --chat")

@@ -36,7 +36,9 @@ log = logging.getLogger(__name__)
 LEVELS = (
     SamplingFlags(),
     SamplingFlags(draws=True, bias=True, min_tokens=True),
-    SamplingFlags(True, True, True, True, True, True, True, MAX_LOGPROBS, mask=True),
+    SamplingFlags(
+        True, True, True, True, True, True, True, MAX_LOGPROBS, mask=True, processed=True
+    ),
 )
 _BUFFERS = 3  # verdicts of one key that may be on their way to the host
 
@@ -291,7 +293,7 @@ class _Launched:
 
 def _covers(level: SamplingFlags, flags: SamplingFlags) -> bool:
     """Whether a graph with the stages of `level` serves rows that need `flags`."""
-    stages = ("draws", "penalties", "bias", "truncation", "min_tokens", "mask")
+    stages = ("draws", "penalties", "bias", "truncation", "min_tokens", "mask", "processed")
     if any(getattr(flags, stage) and not getattr(level, stage) for stage in stages):
         return False
     return flags.logprobs <= level.logprobs

@@ -22,7 +22,7 @@ from paceline.kv.pools import KVPool
 from paceline.models.decoder import Decoder
 from paceline.speculation.choose import Chooser, ReferenceChooser, Terms
 from paceline.speculation.proposal import ProposalDraw
-from paceline.speculation.sampling import History, top_logprobs
+from paceline.speculation.sampling import History, reported, top_logprobs
 from paceline.speculation.verify import Rule
 from paceline.types import SamplingFlags, TargetOut, Verdict, Window
 
@@ -78,8 +78,10 @@ def verify_and_commit(machine: Machine, plan: Plan) -> tuple[Window, TargetOut, 
 
     verdict = slots.settle(batch, draft, judged, penalties)
     if plan.flags.logprobs >= 0:
-        most = min(plan.flags.logprobs, logits.shape[-1])
-        verdict = replace(verdict, logprobs=top_logprobs(logits, judged.tokens, most))
+        most, told = min(plan.flags.logprobs, logits.shape[-1]), logits
+        if judged.scores is not None:
+            told = reported(logits, judged.scores, batch.sampling)
+        verdict = replace(verdict, logprobs=top_logprobs(told, judged.tokens, most))
     return window, TargetOut(logits, features), verdict
 
 

@@ -5,6 +5,7 @@ Host only; moves nothing on the device and decides nothing.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 
 from paceline.engine.outbox import Committed
@@ -29,6 +30,7 @@ def flags(running: list[Sequence]) -> SamplingFlags:
         ),
         mask=any(s.request.constraint is not None for s in running),
         logprobs=max((-1 if p.logprobs is None else p.logprobs) for p in every),
+        processed=any(p.processed_logprobs and p.logprobs is not None for p in every),
     )
 
 
@@ -82,13 +84,13 @@ def _logprobs(report: Report, row: int, n: int, wanted: int) -> tuple[TokenLogpr
     assert report.logprobs is not None
     chosen = report.logprobs.chosen[row].tolist()
     ids, top = report.logprobs.top_ids[row].tolist(), report.logprobs.top[row].tolist()
-    tokens = report.tokens[row]
-    return tuple(
-        TokenLogprob(
-            tokens[i], chosen[i], tuple(zip(ids[i][:wanted], top[i][:wanted], strict=True))
-        )
-        for i in range(n)
-    )
+    tokens, told = report.tokens[row], []
+    for i in range(n):
+        likeliest = zip(ids[i][:wanted], top[i][:wanted], strict=True)
+        # What can never come is not among the likeliest, however few others there are.
+        possible = tuple((token, value) for token, value in likeliest if value > -math.inf)
+        told.append(TokenLogprob(tokens[i], chosen[i], possible))
+    return tuple(told)
 
 
 def count(stats: SequenceStats, row: Committed, stand: int) -> None:

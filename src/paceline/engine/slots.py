@@ -68,7 +68,7 @@ class Slots:
         self.length[0] = 1  # the scratch slot: a root at position 0, so that rows of it are whole
         self.prompt_length, self.k_limit = zeros(), zeros()
         self.pages = zeros(limits.table)
-        self.active = zeros(dtype=torch.bool)
+        self.active, self.processed = zeros(dtype=torch.bool), zeros(dtype=torch.bool)
         real = torch.float32
         self.temperature, self.top_p, self.min_p = (zeros(dtype=real) for _ in range(3))
         self.repetition, self.presence, self.frequency = (zeros(dtype=real) for _ in range(3))
@@ -127,6 +127,7 @@ class Slots:
         self.repetition[slot] = params.repetition_penalty
         self.presence[slot] = params.presence_penalty
         self.frequency[slot] = params.frequency_penalty
+        self.processed[slot] = params.processed_logprobs
         self.min_position[slot] = prompt_length + min(params.min_tokens, self.limits.max_length)
         self.bias_ids[slot], self.bias_values[slot] = 0, 0.0
         put(self.bias_ids[slot], [token for token, _ in params.logit_bias])
@@ -162,6 +163,7 @@ class Slots:
                 bias_values=self.bias_values[index],
                 stop_ids=self.stop_ids[index],
                 min_position=self.min_position[index],
+                processed=self.processed[index],
             ),
         )
 

@@ -139,6 +139,7 @@ def _tensors(params: SamplingParams, prompt_length: int) -> tuple[SamplingTensor
         bias_values=torch.tensor([[value for _, value in bias]]),
         stop_ids=torch.tensor([[-1]]),
         min_position=torch.tensor([prompt_length]),
+        processed=torch.tensor([params.processed_logprobs]),
     )
     flags = SamplingFlags(
         draws=params.temperature > 0,

@@ -14,6 +14,7 @@ from paceline.kv.pools import kv_bytes
 from paceline.models.config import ModelConfig
 from paceline.models.decoder import Decoder, kv_spec
 from paceline.models.loading import LayerWeights, check, load, resolve
+from paceline.ops.linear import kept_dtype
 from paceline.types import Limits, MemoryPart
 
 log = logging.getLogger(__name__)
@@ -36,16 +37,18 @@ def decoder_memory(
     """What the checkpoint `source` takes once opened, as `{name} weights` and `{name} cache`, the
     rotary table included. Reads its configuration only; see `open_decoder` for the arguments."""
     config, kind = ModelConfig.from_folder(resolve(source)), parse_dtype(dtype)
-    weights = config.weight_bytes(kind)
+    table = config.vocab_size * config.hidden_size
+    products = config.parameters() - table
     if limits.device.type == "cpu" and config.tie_embeddings:
-        # Packed for the head's product, as it lies for the embedding.
-        weights += config.vocab_size * config.hidden_size * kind.itemsize
+        products += table  # packed for the head's product, as it lies for the embedding
+    kept = kept_dtype(kind, limits.device) or kind
+    weights = table * kind.itemsize + products * kept.itemsize
     spec = kv_spec(config, kind, limits.device, steady)
     angle = 2 * torch.promote_types(kind, torch.float32).itemsize  # a complex number
-    table = limits.max_length * config.head_dim // 2 * angle
+    turns = limits.max_length * config.head_dim // 2 * angle
     if limits.device.type == "cuda":
-        table *= 2  # kernels read real numbers, torch complex ones
-    cache = kv_bytes(spec, limits.pages * limits.page_size) + table
+        turns *= 2  # kernels read real numbers, torch complex ones
+    cache = kv_bytes(spec, limits.pages * limits.page_size) + turns
     return MemoryPart(f"{name} weights", weights, True), MemoryPart(f"{name} cache", cache)
 
 

@@ -94,7 +94,9 @@ class FusedChooser:
             **scan.winners,
             **scan.shared,
         )
-        return Judgement(tokens, accepted, evaluated, broken)
+        return Judgement(
+            tokens, accepted, evaluated, broken, logits if terms.flags.processed else None
+        )
 
     def propose(
         self,
@@ -193,8 +195,10 @@ def _fuses(terms: Terms, logits: Tensor) -> bool:
 
 
 def _beyond(flags: SamplingFlags) -> bool:
-    """Whether a row has a stage that the kernels do not know, so that torch makes the scores."""
-    return flags.penalties or (flags.draws and flags.truncation and (flags.top_k or flags.top_p))
+    """Whether a row has a stage that the kernels do not know, or the scores are wanted, so that
+    torch makes them."""
+    truncated = flags.draws and flags.truncation and (flags.top_k or flags.top_p)
+    return flags.penalties or flags.processed or truncated
 
 
 def _power_of_two(n: int) -> int:

@@ -45,6 +45,7 @@ def load_kernels() -> HostKernels | None:
                 _shared(host_kernels.silu_mul, host_kernels.silu_mul_share, team),
                 _shared(host_attention.attend, host_attention.attend_share, team),
                 _shared(host_kernels.int8_product, host_kernels.int8_share, team),
+                _shared(host_kernels.half_product, host_kernels.half_share, team),
             )
     return _kernels
 
@@ -58,6 +59,7 @@ class HostKernels:
     silu_mul: _Call
     attend: _Call
     int8_product: _Call
+    half_product: _Call
 
 
 _kernels: HostKernels | None = None
@@ -133,6 +135,38 @@ class Int8Linear:
         self._run(
             torch.get_num_threads(), x.data_ptr(), out.data_ptr(), *self._pointers, residual,
             x.shape[0], size_in, size_out,
+        )  # fmt: skip
+        return out
+
+
+class HalfLinear:
+    """A product with bfloat16 weights where the processor has no instructions for them: widened as
+    they are read, added up in float32, rounded once. A row's sums do not depend on the others."""
+
+    def __init__(self, kernels: HostKernels, weight: Tensor, bias: Tensor | None) -> None:
+        """weight [out, in] bfloat16; bias [out] or None."""
+        self._run = kernels.half_product
+        self._weight = weight.contiguous()
+        self._bias = None if bias is None else bias.float().contiguous()
+        self._pointers = (
+            self._weight.data_ptr(),
+            0 if self._bias is None else self._bias.data_ptr(),
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [R, in] bfloat16 or float32, contiguous; returns [R, out] in the same."""
+        return self._product(x, 0)
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """residual + the product."""
+        return self._product(x, residual.data_ptr())
+
+    def _product(self, x: Tensor, residual: int) -> Tensor:
+        size_out, size_in = self._weight.shape
+        out = x.new_empty(x.shape[0], size_out)
+        self._run(
+            torch.get_num_threads(), x.data_ptr(), out.data_ptr(), *self._pointers, residual,
+            x.shape[0], size_in, size_out, x.dtype is torch.bfloat16,
         )  # fmt: skip
         return out
 

@@ -239,3 +239,69 @@ def int8_product(
     a[6], a[7], a[8], a[9] = residual, rows, size_in, size_out
     share(team, work, a.ctypes.data, threads if size_in * size_out >= _SHARED_INT8 else 1)
     a[0] = 0  # alive until here: an address alone does not keep it
+
+
+# Outputs that a thread takes at a time from a product with bfloat16 weights, and the rows whose
+# numbers lie in the second cache meanwhile.
+_SPAN, _BATCH = 64, 32
+
+
+@cfunc(types.void(INT), **COMPILED)
+def half_share(data):
+    """One thread's part of `half_product`: for some outputs, all rows. A weight is read from memory
+    once for 32 rows and widened once; four outputs at a time share what is read of a row."""
+    a = carray(as_i64(data), (10,))
+    x, out, residual, rows, size, outputs, half = a[1], a[2], a[5], a[6], a[7], a[8], a[9]
+    weights = carray(as_u16(a[3]), (outputs, size))
+    biases = carray(as_f32(a[4]), (outputs,))
+    item = 2 if half else 4
+    xs, sums = np.empty((_BATCH, size), np.float32), np.empty((_BATCH, _SPAN), np.float32)
+    w, added = np.empty((4, size), np.float32), np.empty(_SPAN, np.float32)
+    while True:
+        first = take(data) * _SPAN
+        if first >= outputs:
+            break
+        count = min(_SPAN, outputs - first)
+        for begin in range(0, rows, _BATCH):
+            batch = min(_BATCH, rows - begin)
+            for r in range(batch):
+                load_row(x + item * (begin + r) * size, half, xs[r], size)
+            for o in range(0, count, 4):
+                for n in range(4):
+                    _widen(weights[first + min(o + n, count - 1)], w[n], size)
+                w0, w1, w2, w3 = w[0], w[1], w[2], w[3]
+                for r in range(batch):
+                    row = xs[r]
+                    t0 = t1 = t2 = t3 = np.float32(0.0)
+                    for i in range(size):
+                        t0 += row[i] * w0[i]
+                        t1 += row[i] * w1[i]
+                        t2 += row[i] * w2[i]
+                        t3 += row[i] * w3[i]
+                    # _SPAN is a multiple of four: what is beyond `count` is never stored.
+                    sums[r, o], sums[r, o + 1] = t0, t1
+                    sums[r, o + 2], sums[r, o + 3] = t2, t3
+            for r in range(batch):
+                place = item * ((begin + r) * outputs + first)
+                if a[4]:
+                    for o in range(count):
+                        sums[r, o] += biases[first + o]
+                if residual:
+                    load_row(residual + place, half, added, count)
+                    for o in range(count):
+                        sums[r, o] += added[o]
+                store_row(sums[r], out + place, half, count)
+
+
+@cfunc(types.void(*[INT] * 12), **COMPILED)
+def half_product(team, work, threads, x, out, weight, bias, residual, rows, size, outputs, half):
+    """out [rows, outputs] = x Wᵀ + bias + residual, added up in float32 and rounded once.
+
+    x, residual (or 0) and out bfloat16 (half) or float32; weight [outputs, size] bfloat16; bias
+    [outputs] float32 or 0; team, threads: see `host_team.share`; work: `half_share`.
+    """
+    a = np.empty(10, np.int64)
+    a[0], a[1], a[2], a[3], a[4], a[5] = 0, x, out, weight, bias, residual
+    a[6], a[7], a[8], a[9] = rows, size, outputs, half
+    share(team, work, a.ctypes.data, threads if size * outputs >= _SHARED_INT8 else 1)
+    a[0] = 0  # alive until here: an address alone does not keep it

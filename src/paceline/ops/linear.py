@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paceline.ops.host import Int8Linear, load_kernels
+from paceline.ops.host import HalfLinear, Int8Linear, load_kernels
 
 # Packing asks for the row count it is to be best at: a verify window.
 _PACK_ROWS = 8
@@ -34,14 +34,20 @@ class Linear(Protocol):
         ...
 
 
-def packed_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
-    """In what `make_linear` packs weights of this dtype on this device; None where it does not."""
+def kept_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
+    """In what `make_linear` keeps weights of this dtype on this device; None where the products
+    are torch's, over the weights as they are."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
-    if dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return dtype
-    # A processor without instructions for bfloat16 emulates it, several times slower than float32.
-    return torch.float32 if dtype in (torch.bfloat16, torch.float32) else None
+    if dtype is torch.bfloat16 and not _has_bfloat16() and load_kernels() is None:
+        return torch.float32
+    return dtype if dtype in (torch.bfloat16, torch.float32) else None
+
+
+def _has_bfloat16() -> bool:
+    """Whether oneDNN finds instructions for bfloat16. Without them it emulates it, several times
+    slower than float32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def make_linear(weight: Tensor, bias: Tensor | None = None, steady: bool = True) -> Linear:
@@ -49,24 +55,27 @@ def make_linear(weight: Tensor, bias: Tensor | None = None, steady: bool = True)
 
     steady: a row's sum may not depend on the number of rows (what a target needs for the same
     text with and without speculation), and x has the weight's dtype. A draft needs no such
-    promise: with steady False, which only weights that pack allow, x and the result are float32,
-    and matrices small enough for one thread are rounded to eight bits.
+    promise: with steady False, which only weights with a `kept_dtype` allow, x and the result are
+    float32, and matrices small enough for one thread are rounded to eight bits.
     The caller may drop its reference to `weight`: a packed product keeps its own copy.
     """
-    dtype, packed_as = weight.dtype, packed_dtype(weight.dtype, weight.device)
-    if packed_as is None:
-        assert steady, "only weights that pack have a quicker product"
+    dtype, kept = weight.dtype, kept_dtype(weight.dtype, weight.device)
+    if kept is None:
+        assert steady, "only weights that are kept have a quicker product"
         return DenseLinear(weight, bias)
-    packed = PackedLinear(weight.to(packed_as), None if bias is None else bias.to(packed_as))
-    if steady:
-        return packed if packed_as is dtype else CastLinear(packed, packed_as)
     kernels = load_kernels()
+    product: Linear
+    if dtype is torch.bfloat16 and kernels is not None and not _has_bfloat16():
+        product = HalfLinear(kernels, weight, bias)  # of rows in either dtype
+    else:
+        product = PackedLinear(weight.to(kept), None if bias is None else bias.to(kept))
+        if kept is not (dtype if steady else torch.float32):
+            product = CastLinear(product, kept)
     # Who asks for a float32 draft wants its own numbers.
     small = dtype is torch.bfloat16 and weight.numel() <= _ONE_THREAD
-    wide = packed if packed_as is torch.float32 else CastLinear(packed, packed_as)
-    if kernels is not None and small:
-        return FewRowsLinear(Int8Linear(kernels, weight, bias), wide)
-    return wide
+    if small and not steady and kernels is not None:
+        return FewRowsLinear(Int8Linear(kernels, weight, bias), product)
+    return product
 
 
 class DenseLinear:

@@ -78,6 +78,9 @@ def ask_completion(body: CompletionBody, engine: Engine) -> Ask:
         echoes = tuple(p if isinstance(p, str) else tokenizer.decode(p) for p in given)
     ask = _ask(body, engine, prompts, max(1, most), body.logprobs)
     scored = body.logprobs if body.echo else None
+    if scored is not None and body.logprobs_mode == "processed_logprobs":
+        raise refused("a prompt is not drawn: its log-probabilities are the model's own",
+                      "logprobs_mode", "invalid_value")  # fmt: skip
     return replace(ask, echoes=echoes, scored=scored, write=write)
 
 
@@ -182,6 +185,7 @@ def _ask(
         ignore_eos=bool(body.ignore_eos),
         skip_special_tokens=body.skip_special_tokens is not False,
         logprobs=logprobs,
+        processed_logprobs=body.logprobs_mode == "processed_logprobs",
     )
     expected: list[int] = []
     if body.prediction is not None:

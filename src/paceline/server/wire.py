@@ -181,7 +181,7 @@ class Generating(Wire):
     guided_regex: object = None
     guided_choice: object = None
     guided_grammar: object = None
-    logprobs_mode: Literal["raw_logprobs"] | None = None
+    logprobs_mode: Literal["raw_logprobs", "processed_logprobs"] | None = None
 
 
 class CompletionBody(Generating):

@@ -44,13 +44,16 @@ class Judgement:
     """What a rule says of a window, not yet cut.
 
     tokens [B, W], accepted, evaluated [B] int64 as `Rule.verify` returns them; broken [B, W] bool
-    as `sampling.failed` does. The token at a broken node is some token of the vocabulary.
+    as `sampling.failed` does. The token at a broken node is some token of the vocabulary. scores
+    [B, W, V]: what the tokens were drawn from, as `distribution` makes it with or without a greedy
+    row's one-hot; there where flags.processed.
     """
 
     tokens: Tensor
     accepted: Tensor
     evaluated: Tensor
     broken: Tensor
+    scores: Tensor | None = None
 
 
 class Chooser(Protocol):
@@ -96,7 +99,8 @@ class ReferenceChooser:
             terms.seeds, position[:, 0], drawn_at, logits.shape[-1], scores.dtype, flags.draws
         )
         tokens, accepted, evaluated = rule.verify(scores, draft, noise)
-        return Judgement(tokens, accepted, evaluated, failed(logits, scores))
+        kept = scores if flags.processed else None
+        return Judgement(tokens, accepted, evaluated, failed(logits, scores), kept)
 
     def propose(
         self,

@@ -25,7 +25,8 @@ class SamplingTensors:
     temperature, top_p, min_p, repetition, presence, frequency [B] floating; top_k [B] int64 (0
     is off); bias_ids [B, N] int64 and bias_values [B, N] (an id at most once; padding: id 0,
     value 0.0); stop_ids [B, M] int64 (padding −1); min_position [B] int64: a token at an
-    absolute position below it may not be a stop id.
+    absolute position below it may not be a stop id; processed [B] bool: log-probabilities are
+    reported of what is drawn from.
     """
 
     temperature: Tensor
@@ -39,6 +40,7 @@ class SamplingTensors:
     bias_values: Tensor
     stop_ids: Tensor
     min_position: Tensor
+    processed: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +213,17 @@ def failed(logits: Tensor, scores: Tensor) -> Tensor:
     return bad
 
 
+def reported(logits: Tensor, scores: Tensor, params: SamplingTensors) -> Tensor:
+    """Return what log-probabilities are told of, [B, W, V]: the model's logits, before bias, masks,
+    penalties and temperature; in rows that ask for it the `scores` that the token was drawn from,
+    which of a greedy row are a certainty."""
+    greedy, processed = (x.view(-1, 1, 1) for x in (params.temperature <= 0, params.processed))
+    drawn = torch.where(greedy, _one_hot(scores), scores)
+    return torch.where(processed, drawn.to(logits.dtype), logits)
+
+
 def top_logprobs(logits: Tensor, tokens: Tensor, n: int) -> Logprobs:
-    """Return log-probabilities of the model itself: before bias, masks, penalties, temperature.
+    """Return log-probabilities of `tokens` and of the n likeliest, from what `reported` says.
 
     logits [B, W, V]; tokens [B, W] int64, those chosen; n >= 0, how many of the most likely.
     """
