@@ -41,11 +41,14 @@ class ServerProcess:
         told: list[bytes] = []
         while not self.url:  # a line of the log says it, maybe not the first
             told.append(self._process.stderr.readline())
-            try:
-                self.url = json.loads(told[-1]).get("url", "")
-            except ValueError:
+            if not told[-1]:
                 self._process.kill()
                 sys.exit(f"the server did not start: {b''.join(told).decode()}")
+            try:
+                line = json.loads(told[-1])
+            except ValueError:
+                continue
+            self.url = line.get("url", "") if isinstance(line, dict) else ""
         self.ready_seconds = time.monotonic() - began
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

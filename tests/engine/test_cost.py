@@ -152,6 +152,20 @@ def test_bringing_up_to_date_takes_a_pass_a_row() -> None:
     assert costs.catching_up([]) == 0
 
 
+def test_sizes_measured_at_one_context_follow_their_neighbours() -> None:
+    """Long contexts come last, and time may run out among them."""
+    points = [Point("verify", 1, 0, 64, 4e-3)]
+    for rows in (1, 2, 4, 8):
+        points.append(Point("draft", rows, 8, 64, 6e-3))
+        if rows in (1, 8):
+            points.append(Point("draft", rows, 8, 1064, 6e-3 + rows * 1e-3))
+    costs = CostTable(points, (0, 8))
+    for rows in (1, 2, 4, 8):
+        longer = costs.draft(rows, 8, 1064) - costs.draft(rows, 8, 64)
+        assert longer == pytest.approx(rows * 1e-3, rel=0.01)
+        assert costs.draft(rows, 0, 1064) == 0
+
+
 def test_rounds_without_drafts_say_nothing_about_drafting() -> None:
     """Such a round's draft takes a few microseconds, whatever the context."""
     points = [Point("verify", 1, k, c, 4e-3) for k in (0, 8) for c in (64, 1024)]

@@ -53,7 +53,7 @@ def device_engine(
         "paceline.models.decoder.make_ops",
         lambda dtype, device, steady=True: _DeviceOps(dtype, steady),
     )
-    monkeypatch.setattr("paceline.models.decoder.kept_dtype", lambda dtype, device: None)
+    monkeypatch.setattr("paceline.models.decoder.kept", lambda dtype, device: None)
     monkeypatch.setattr(
         "paceline.engine.build.make_chooser", lambda device: FusedChooser(native=False)
     )
@@ -87,7 +87,9 @@ CASES = [
     Case(prompt(2, 9), SamplingParams(temperature=0.8, seed=5, max_tokens=9), k=0),
     Case(
         prompt(3, 3),
-        SamplingParams(temperature=1.0, seed=6, max_tokens=5, logprobs=2, processed_logprobs=True),
+        SamplingParams(
+            temperature=1.0, top_k=3, seed=6, max_tokens=5, logprobs=2, processed_logprobs=True
+        ),
     ),
 ]
 

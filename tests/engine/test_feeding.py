@@ -132,17 +132,33 @@ def test_nobody_waits_for_a_drafter_to_read_a_whole_prefix() -> None:
     readings: Any = found.readings
     readings.catch_up = lambda slot, start, stop: calls.append(("draft", start, stop))
     readings.read = lambda slot, start, stop, shown: calls.append(("both", start, stop, shown))
-    sequence: Any = SimpleNamespace(slot=1, prefilled=300, observed=0)
-    for _ in range(4):
-        found.read(sequence, 128, drafting=True, waited=True)
-    assert calls == [
-        ("draft", 0, 128),
-        ("draft", 128, 256),
-        ("draft", 256, 300),
-        ("both", 300, 428, True),
-        ("both", 428, 556, True),
-    ]
+    for stop in (10, 60, 120, 250):
+        for _ in range(3):
+            saw(found, 0, stop)
+    sequence: Any = SimpleNamespace(slot=1, prefilled=3000, observed=0)
+    steps = 0
+    while sequence.prefilled == 3000:  # though hardly anything of the prompt is left
+        before = sequence.observed
+        found.read(sequence, 1, drafting=True, busy=0.008)
+        assert truth(before, max(before + 1, sequence.observed)) <= 0.03 - 0.008
+        steps += 1
+    assert steps < 25
+    assert calls[-1] == ("both", 3000, 3001, True)
+    assert all(kind == "draft" for kind, *_ in calls[:-1])
+    assert [start for _, start, *_ in calls[1:]] == [stop for _, _, stop, *_ in calls[:-1]]
     calls.clear()
     alone: Any = SimpleNamespace(slot=1, prefilled=300, observed=0)
-    found.read(alone, 128, drafting=True, waited=False)
+    found.read(alone, 128, drafting=True)
     assert calls == [("draft", 0, 300), ("both", 300, 428, True)]
+
+
+def test_a_read_of_many_passes_is_learned_from_once() -> None:
+    """Its time is one measurement, however many passes it had."""
+    found = feeder()
+    saw(found, 0, 2048)
+    assert found.paces == {256: pytest.approx(PASS[256], rel=0.2)}
+    for _ in range(30):
+        saw(found, 0, 2048)
+    assert found.seconds(0, 2048) == pytest.approx(truth(0, 2048), rel=1e-3)
+    saw(found, 0, 256 + 44)  # with one of a width that was never seen
+    assert found.paces[64] == pytest.approx(PASS[64], rel=0.5)

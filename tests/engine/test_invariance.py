@@ -31,7 +31,7 @@ from tests.engine.tools import (
 from paceline import Engine, SamplingParams
 from paceline.drafters.base import Drafter
 from paceline.drafters.replay import ReplayDrafter, ReplayOptions
-from paceline.ops.linear import kept_dtype
+from paceline.ops.linear import kept
 
 MAX_K = 8
 TOKENS = 26
@@ -184,7 +184,7 @@ def test_prefill_chunk(chunk: int, pair: Pair, opened: Callable[..., Engine]) ->
         pytest.param(
             dtype,
             marks=pytest.mark.skipif(
-                kept_dtype(getattr(torch, dtype), torch.device("cpu")) is None,
+                kept(getattr(torch, dtype), torch.device("cpu")) is None,
                 reason=f"no products of our own in {dtype} on this machine",
             ),
         )

@@ -87,10 +87,11 @@ def test_rows_of_both_kinds_side_by_side(opened: Callable[..., Engine], pair: Pa
 @pytest.mark.parametrize("rule", ["reject", "block"])
 def test_with_the_other_rules(rule: str, opened: Callable[..., Engine], pair: Pair) -> None:
     engine = opened(draft=pair.other, k=3, rule=rule)
-    (done,) = engine.generate([prompt(4)], replace(BASE, temperature=0.9, top_k=5))
+    (done,) = engine.generate([prompt(4)], replace(BASE, temperature=0.9, top_k=5, logprobs=6))
     for item in done.logprobs or ():
-        assert len(item.top) == 4
-        assert item.logprob <= item.top[0][1] <= 0
+        assert len(item.top) == 5  # nothing else can come
+        assert sum(math.exp(value) for _, value in item.top) == pytest.approx(1)
+        assert item.logprob == dict(item.top)[item.token_id]
     assert len(done.logprobs or ()) == 24
 
 

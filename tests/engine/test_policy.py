@@ -227,9 +227,9 @@ def test_it_resumes_when_drafting_pays_again(caplog: pytest.LogCaptureFixture) -
 def test_fewer_rows_resume_at_once() -> None:
     """What was learned at 64 rows holds at one, where drafting is cheap: nothing to be tried."""
     governor, tracks = made(64)
-    run(governor, tracks, 0.55, 400)
+    run(governor, tracks, 0.45, 400)
     assert governor.paused
-    assert max(launch.next_k for launch in run(governor, tracks[:1], 0.55, 12)) > 0
+    assert max(launch.next_k for launch in run(governor, tracks[:1], 0.45, 12)) > 0
 
 
 def test_bringing_it_up_to_date_is_weighed() -> None:

@@ -10,10 +10,13 @@ import pytest
 
 from paceline.lab.plan_acceptance import Acceptance, Counts, shifted
 
-LAW = (0.75, 0.7, 0.7, 0.65)
+LAW, HIGH = (0.75, 0.7, 0.7, 0.65), (0.92, 0.9, 0.9, 0.9)
 
 
-def text(law: tuple[float, ...], rounds: int, draw: random.Random) -> Counts:
+Law = tuple[float, ...]
+
+
+def text(law: Law, rounds: int, draw: random.Random) -> Counts:
     """What so many rounds would count."""
     evaluated, accepted = [0] * len(law), [0] * len(law)
     for _ in range(rounds):
@@ -34,9 +37,10 @@ def test_a_law_is_shifted_in_logits() -> None:
 
 @pytest.mark.parametrize("rounds", [15, 60])
 @pytest.mark.parametrize("spread", [0.4, 0.8])
-def test_the_texts_own_spread_is_found(spread: float, rounds: int) -> None:
+@pytest.mark.parametrize("law", [LAW, HIGH])
+def test_the_texts_own_spread_is_found(law: Law, spread: float, rounds: int) -> None:
     draw = random.Random(3)
-    texts = [text(shifted(LAW, draw.gauss(0, spread)), rounds, draw) for _ in range(1500)]
+    texts = [text(shifted(law, draw.gauss(0, spread)), rounds, draw) for _ in range(1500)]
     offsets = Acceptance(tuple(texts)).offsets()
     assert len(offsets) > 1400
     assert statistics.pstdev(offsets) == pytest.approx(spread, rel=0.15)

@@ -7,13 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paceline.ops import linear as linear_module
 from paceline.ops.host import HalfLinear
 from paceline.ops.linear import (
     CastLinear,
     DenseLinear,
+    FewRowsLinear,
     Linear,
     PackedLinear,
-    kept_dtype,
+    kept,
     make_linear,
 )
 
@@ -22,7 +24,7 @@ PACKED = [
     pytest.param(
         dtype,
         marks=pytest.mark.skipif(
-            kept_dtype(dtype, CPU) is None,
+            kept(dtype, CPU) is None,
             reason=f"no products of our own in {dtype} on this machine",
         ),
     )
@@ -74,7 +76,7 @@ def test_a_steady_product(shape: tuple[int, int], biased: bool, dtype: torch.dty
     weight = numbers(*shape, dtype=dtype)
     bias = numbers(shape[0], seed=1, dtype=dtype) if biased else None
     linear = make_linear(weight, bias)
-    kinds = (PackedLinear, HalfLinear, CastLinear) if kept_dtype(dtype, CPU) else DenseLinear
+    kinds = (PackedLinear, HalfLinear, CastLinear) if kept(dtype, CPU) else DenseLinear
     assert isinstance(linear, kinds)
     check(linear, weight, bias, dtype)
 
@@ -135,7 +137,7 @@ def test_a_drafts_product(shape: tuple[int, int], biased: bool, dtype: torch.dty
 
 def test_a_drafts_product_keeps_what_is_not_finite() -> None:
     """A draft that is not finite must not look like one that is."""
-    if kept_dtype(torch.float32, CPU) is None:
+    if kept(torch.float32, CPU) is None:
         pytest.skip("no products of our own in float32 on this machine")
     weight = numbers(20, 12)
     linear = make_linear(weight.clone(), steady=False)
@@ -153,3 +155,54 @@ def test_a_drafts_product_keeps_what_is_not_finite() -> None:
 def test_a_target_never_gets_a_rounded_product() -> None:
     with pytest.raises(AssertionError):
         make_linear(numbers(4, 4, dtype=torch.float64), steady=False)
+
+
+@pytest.fixture(params=["native", "widened", "float32", "no kernels"])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With instructions for bfloat16 and without, with compiled kernels and without."""
+    name: str = request.param
+    native = name in ("native", "no kernels")
+    monkeypatch.setattr(linear_module, "_has_bfloat16", lambda: native)
+    if name in ("float32", "no kernels"):
+        monkeypatch.setattr(linear_module, "load_kernels", lambda: None)
+    elif linear_module.load_kernels() is None:
+        pytest.skip("no compiled kernels on this machine")
+    return name
+
+
+@pytest.mark.parametrize("steady", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_every_processor_has_its_product(processor: str, dtype: torch.dtype, steady: bool) -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("no oneDNN")
+    how = kept(dtype, CPU, steady)
+    assert how is not None
+    half = dtype is torch.bfloat16
+    if (
+        half
+        and processor in ("native", "no kernels")
+        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
+        pytest.skip("no instructions for bfloat16 here")
+    weight, bias = numbers(48, 40, dtype=dtype), numbers(48, seed=1, dtype=dtype)
+    wide: type = PackedLinear
+    if half and processor == "widened":
+        wide = HalfLinear
+    elif half and (processor == "float32" if steady else processor != "float32"):
+        wide = CastLinear
+    assert how.copied == (wide is not HalfLinear)
+    assert how.dtype == (torch.float32 if half and processor == "float32" else dtype)
+    linear = make_linear(weight.clone(), bias, steady)
+    if how.beside:
+        assert half
+        assert isinstance(linear, FewRowsLinear)
+        assert isinstance(linear._many, wide)
+    else:
+        assert isinstance(linear, wide)
+    caller = dtype if steady else torch.float32
+    for rows in (1, 9):
+        x, residual = (numbers(rows, n, seed=n, dtype=caller) for n in (40, 48))
+        wanted = exact(x, weight, bias, None)
+        for got, expected in ((linear(x), wanted), (linear.add(x, residual), wanted + residual)):
+            assert got.dtype == caller
+            assert (got.double() - expected).norm() / expected.norm() < (0.02 if half else 1e-6)

@@ -142,15 +142,15 @@ def open_machine(
     rounds, readings = _ready(config, machine, k, progress)
     if device.type == "cpu" and config.threads is None:
         progress("choosing threads", 0, 0)
-    practised = _make_loop(config, machine, rounds, readings, k, FixedK(k))
+    paces: dict[int, float] = {}
     if device.type == "cuda":
-        practise(practised, tokenizer)
+        paces = practise(_make_loop(config, machine, rounds, readings, k, FixedK(k)), tokenizer)
     threads = _set_threads(config, machine)
     rig = _make_rig(machine, rounds, readings, k)
     pilot, keep_costs = _make_pilot(config, machine, rig, k, progress)
     every_eos = {*model.eos_token_ids, *tokenizer.eos_ids}
     loop = _make_loop(config, machine, rounds, readings, k, pilot)
-    loop.feeder.paces |= practised.feeder.paces
+    loop.feeder.paces |= paces
     return Opened(
         tokenizer,
         loop,

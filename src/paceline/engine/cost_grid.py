@@ -44,14 +44,17 @@ class Grid:
             if point.kind == kind:
                 row = found.setdefault(point.rows, {})
                 row.setdefault(point.k, {})[point.context] = point.seconds
-        if kind == "draft":  # no drafts take no time, in any context, unless that was measured
+        if kind == "draft":  # no drafts take no time, unless that was measured
             for row in found.values():
-                row.setdefault(0, {0: 0.0, 1: 0.0})
+                row.setdefault(0, {0: 0.0})
         self.sizes = sorted(found)
         self.ks = sorted({k for row in found.values() for k in row})
         self._windows = [k + 1 for k in self.ks]
         slopes = [{k: _slope(at) for k, at in found[size].items()} for size in self.sizes]
         known = [{k: x for k, x in row.items() if x is not None} for row in slopes]
+        for lines in known:
+            if kind == "draft" and lines:  # nor do they take any in a longer context
+                lines.setdefault(0, 0.0)
         # A longer window reads the cache no more often, so there what is known last goes on.
         known = [row | ({self.ks[-1]: row[max(row)]} if row else {}) for row in known]
         self._slope = _monotone(_filled(known, self.sizes, self.ks))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from paceline.engine.cost_grid import NO_CATCH_UP, CatchUp, Grid, Point
+from paceline.engine.cost_grid import Grid, Point
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +18,13 @@ class Costs:
 
     points: what was measured. ks: the draft lengths that rounds are made for, 0 among them.
     sizes: numbers of rows that rounds run at where they run at these alone, a smaller batch as the
-    next larger one; empty where any number runs as it is. catch_up: of a drafter that rested.
-    Raises ValueError where no verify window was measured.
+    next larger one; empty where any number runs as it is. Raises ValueError where no verify
+    window was measured.
     """
 
     points: tuple[Point, ...]
     ks: tuple[int, ...]
     sizes: tuple[int, ...] = ()
-    catch_up: CatchUp = NO_CATCH_UP
     _verify: Grid = field(init=False, repr=False, compare=False)
     _draft: Grid = field(init=False, repr=False, compare=False)
 

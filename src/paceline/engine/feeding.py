@@ -45,7 +45,10 @@ class Feeder:
         """How many tokens of `sequence` may be read now. left: tokens of the step's budget; busy:
         seconds that a round of the running texts takes, or None where none runs."""
         start = sequence.prefilled
-        most = min(left, len(sequence.tokens) - 1 - start)
+        return self._fit(start, min(left, len(sequence.tokens) - 1 - start), busy)
+
+    def _fit(self, start: int, most: int, busy: float | None) -> int:
+        """How many of `most` tokens from `start` on a step may read."""
         if busy is None or self.max_gap is None:
             return most
         if not self.paces:
@@ -86,19 +89,21 @@ class Feeder:
         near = min(self.paces, key=lambda other: abs(other - tokens))
         return self.paces[near] * (tokens + _FIXED) / (near + _FIXED if near else 1)
 
-    def read(self, sequence: Sequence, tokens: int, drafting: bool, waited: bool = False) -> None:
+    def read(
+        self, sequence: Sequence, tokens: int, drafting: bool, busy: float | None = None
+    ) -> None:
         """Read the next `tokens` tokens. drafting: bring the drafter's cache along; else it is
-        brought up to date when it is wanted. waited: somebody waits for the step, which under
-        `max_gap` brings the drafter as many tokens nearer to a prefix that was found read, and
-        reads none, until it is there."""
+        brought up to date when it is wanted. busy: as for `step_tokens`; where a prefix was found
+        that the drafter has not seen, a step under `max_gap` shows it what fits, and reads
+        nothing until it is there."""
         machine, slot = self.machine, sequence.slot
         start, stop = sequence.prefilled, sequence.prefilled + tokens
         follows = machine.drafter.needs.catch_up != "tokens"
-        if drafting and not follows and sequence.observed < start:  # no part of the pace
-            bounded = waited and self.max_gap is not None
-            near = min(start, sequence.observed + tokens) if bounded else start
-            self.bring_up(sequence, near)
-            if near < start:
+        if drafting and not follows and sequence.observed < start:  # no part of the paces
+            behind, seen = start - sequence.observed, sequence.observed
+            # A pass of the drafter alone takes less than one of both.
+            self.bring_up(sequence, seen + self._fit(seen, behind, busy))
+            if sequence.observed < start:
                 return
         began, marks = time.perf_counter(), Marks(machine.slots.limits.device)
         marks.begin()
@@ -111,28 +116,31 @@ class Feeder:
         if shown:
             sequence.observed = max(sequence.observed, stop)
 
-    def bring_up(self, sequence: Sequence, stop: int) -> int:
-        """Show the drafter the committed tokens up to position `stop` that it has not seen; how
-        many they were."""
-        count = stop - sequence.observed
+    def bring_up(self, sequence: Sequence, stop: int) -> None:
+        """Show the drafter the committed tokens up to position `stop` that it has not seen."""
         while sequence.observed < stop:
             end = min(sequence.observed + self.chunk, stop)
             self.readings.catch_up(sequence.slot, sequence.observed, end)
             sequence.observed = end
-        return max(count, 0)
 
     def learn(self) -> None:
         """A round has settled: so has what was read in front of it, but not behind, which nobody
         is to wait for."""
         while self._marks and self._marks[0][2].passed:
             start, stop, marks, wall = self._marks.popleft()
-            seconds, expected = marks.wait() or wall, self.seconds(start, stop)
-            for begin, end, width in pieces(start, stop, self.readings.widths):
-                if width in self.paces and expected > 0:
-                    self.paces[width] *= 1 + _GAIN * (seconds / expected - 1)
-                    continue
-                # Never seen: its share of what all took.
-                share = seconds * (end - begin) / (stop - start)
-                half = self.machine.target.half_context
-                base = share / (1 + (begin + end) / 2 / half)
-                self.paces[width] = base if width else base / (end - begin + _FIXED)
+            self._hear(start, stop, marks.wait() or wall)
+
+    def _hear(self, start: int, stop: int, seconds: float) -> None:
+        """Reading positions start to stop (exclusive) took so long: every width of its passes that
+        is known moves by the same share, and one that is not has its part of the time."""
+        half, expected = self.machine.target.half_context, self.seconds(start, stop)
+        cut = list(pieces(start, stop, self.readings.widths))
+        whole = sum((width or end - begin) + _FIXED for begin, end, width in cut)
+        known = dict(self.paces)
+        for begin, end, width in cut:
+            if width in known:
+                if expected > 0:
+                    self.paces[width] = known[width] * (1 + _GAIN * (seconds / expected - 1))
+                continue
+            part = seconds / whole / (1 + (begin + end) / 2 / half)  # of one token
+            self.paces[width] = part * (width + _FIXED) if width else part

@@ -167,8 +167,7 @@ class Loop:
                 tokens = self.feeder.step_tokens(sequence, left, busy)
                 began = time.perf_counter()
                 if tokens:
-                    drafting, waited = not self.pilot.paused, busy is not None
-                    self.feeder.read(sequence, tokens, drafting, waited)
+                    self.feeder.read(sequence, tokens, not self.pilot.paused, busy)
                     left, fed = left - tokens, True
                 if sequence.prefilled == len(sequence.tokens) - 1:
                     self._start(sequence)

@@ -85,9 +85,9 @@ def costs_of(rig: Rig, table: CostTable | None, seconds: float | None) -> Costs:
     seconds, where that is asked for or nothing is known. Nobody may hold slots or pages."""
     sizes = rig.sizes if rig.rounded else ()
     if table is not None and seconds is None:
-        return Costs(table.learned(), rig.ks, sizes, table.catch_up)
+        return Costs(table.learned(), rig.ks, sizes)
     points = measure(rig, 2.0 if seconds is None else seconds)
-    return Costs(tuple(points), rig.ks, sizes, measure_catch_up(rig.machine, rig.readings))
+    return Costs(tuple(points), rig.ks, sizes)
 
 
 def measure(rig: Rig, seconds: float, progress: Progress | None = None) -> list[Point]:

@@ -102,10 +102,10 @@ class _State:
         """A request comes at the present of the simulation."""
         if not self.outstanding:
             self.clock = max(self.clock, arrival.at)
-        # All of a prompt but its last token is read; the last is the first window's root.
         law, offsets = self.about.conditional, self.about.offsets
         if offsets:
             law = shifted(law, offsets[self.random.integers(len(offsets))])
+        # All of a prompt but its last token is read; the last is the first window's root.
         self.waiting.append(_Text(number, arrival, law, max(arrival.prompt - 1, 0)))
 
     def advance(self, until: float) -> None:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 _WEIGHT = 2.0  # tests' worth of what the position before says
 _FEW = 8  # texts under which there is nothing to draw texts from
-_FARTHEST = 3.0  # logits that a text may differ
+_TESTS = 8  # tested drafts under which a text says nothing of its own
+_FARTHEST, _STEPS = 3.0, 12  # logits that a text may differ; Newton's steps to find them
+_LEAST = 1e-3  # information that a text has at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +66,11 @@ class Acceptance:
 
     def offsets(self) -> tuple[float, ...]:
         """By how much texts differ: for each that says something, how many logits its drafts stand
-        more often than all texts' do (one Newton step from there), drawn to 0 as far as chance
-        alone would have spread them. Their variance is what is left of the texts' own (the method
-        of moments, as DerSimonian and Laird, Meta-analysis in clinical trials, 1986)."""
-        law, found = self.conditional(), list[tuple[float, float]]()
-        for text in self.texts:
-            weight = sum(n * c * (1 - c) for n, c in zip(text.evaluated, law, strict=False))
-            if weight >= 1:
-                expected = sum(n * c for n, c in zip(text.evaluated, law, strict=False))
-                off = (sum(text.accepted) - expected) / weight
-                found.append((min(max(off, -_FARTHEST), _FARTHEST), weight))
+        more often than all texts' do, drawn to 0 as far as chance alone would have spread them.
+        Their variance is what is left of the texts' own (the method of moments, as DerSimonian and
+        Laird, Meta-analysis in clinical trials, 1986)."""
+        law = self.conditional()
+        found = [_offset(text, law) for text in self.texts if sum(text.evaluated) >= _TESTS]
         if len(found) < _FEW:
             return ()
         total = sum(weight for _, weight in found)
@@ -116,6 +113,20 @@ def _conditional(total: Counts) -> tuple[float, ...]:
         before = (accepted + _WEIGHT * before) / (tested + _WEIGHT)
         found.append(before)
     return tuple(found)
+
+
+def _offset(text: Counts, law: Sequence[float]) -> tuple[float, float]:
+    """(Logits, information): the shift of the law that makes the text's counts likeliest."""
+    off = 0.0
+    for _ in range(_STEPS):
+        chances = list(zip(text.evaluated, shifted(law, off), strict=False))
+        weight = sum(n * c * (1 - c) for n, c in chances)
+        more = sum(text.accepted) - sum(n * c for n, c in chances)
+        if weight <= 0:  # of a law of certainties
+            return off, _LEAST
+        off += min(max(more / weight, -1.0), 1.0)
+        off = min(max(off, -_FARTHEST), _FARTHEST)
+    return off, max(weight, _LEAST)
 
 
 def shifted(law: Sequence[float], offset: float) -> tuple[float, ...]:

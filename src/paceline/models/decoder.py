@@ -20,7 +20,7 @@ from paceline.models.config import ModelConfig
 from paceline.models.loading import LayerWeights, Weights
 from paceline.models.rope import table
 from paceline.ops.layer import LayerOps, make_ops
-from paceline.ops.linear import kept_dtype
+from paceline.ops.linear import kept
 from paceline.ops.norm import Residual
 from paceline.types import KVSpec, Window
 
@@ -51,7 +51,7 @@ def _stream(dtype: torch.dtype, device: torch.device, steady: bool) -> tuple[tor
     """The residual stream's dtype, and whether products are steady after all."""
     # On a CPU a draft that packs computes in float32; elsewhere it has kernels of its own.
     on_cpu = device.type == "cpu"
-    steady = steady or (on_cpu and kept_dtype(dtype, device) is None)
+    steady = steady or (on_cpu and kept(dtype, device) is None)
     return (torch.promote_types(dtype, torch.float32) if on_cpu and not steady else dtype), steady
 
 

@@ -14,7 +14,7 @@ from paceline.kv.pools import kv_bytes
 from paceline.models.config import ModelConfig
 from paceline.models.decoder import Decoder, kv_spec
 from paceline.models.loading import LayerWeights, check, load, resolve
-from paceline.ops.linear import kept_dtype
+from paceline.ops.linear import kept
 from paceline.types import Limits, MemoryPart
 
 log = logging.getLogger(__name__)
@@ -38,11 +38,11 @@ def decoder_memory(
     rotary table included. Reads its configuration only; see `open_decoder` for the arguments."""
     config, kind = ModelConfig.from_folder(resolve(source)), parse_dtype(dtype)
     table = config.vocab_size * config.hidden_size
-    products = config.parameters() - table
-    if limits.device.type == "cpu" and config.tie_embeddings:
-        products += table  # packed for the head's product, as it lies for the embedding
-    kept = kept_dtype(kind, limits.device) or kind
-    weights = table * kind.itemsize + products * kept.itemsize
+    products, how = config.parameters() - table, kept(kind, limits.device, steady)
+    if config.tie_embeddings and how is not None and how.copied:
+        products += table  # a copy for the head's product; as it lies for the embedding
+    item = kind.itemsize if how is None else how.dtype.itemsize + how.beside
+    weights = table * kind.itemsize + products * item
     spec = kv_spec(config, kind, limits.device, steady)
     angle = 2 * torch.promote_types(kind, torch.float32).itemsize  # a complex number
     turns = limits.max_length * config.head_dim // 2 * angle

@@ -72,7 +72,7 @@ class FusedChooser:
         assert draft.tokens.shape == (batch, width - 1), "a window is the root and K draft tokens"
         if terms.mask is not None:
             logits = allowed(logits, terms.mask)
-        ready = _beyond(terms.flags)
+        ready = _beyond(terms.flags) or terms.flags.processed  # which wants the scores
         if ready:
             params, drawn_at = terms.params, position + 1
             logits = distribution(logits, params, terms.flags, drawn_at, history, one_hot=False)
@@ -195,10 +195,8 @@ def _fuses(terms: Terms, logits: Tensor) -> bool:
 
 
 def _beyond(flags: SamplingFlags) -> bool:
-    """Whether a row has a stage that the kernels do not know, or the scores are wanted, so that
-    torch makes them."""
-    truncated = flags.draws and flags.truncation and (flags.top_k or flags.top_p)
-    return flags.penalties or flags.processed or truncated
+    """Whether a row has a stage that the kernels do not know, so that torch makes the scores."""
+    return flags.penalties or (flags.draws and flags.truncation and (flags.top_k or flags.top_p))
 
 
 def _power_of_two(n: int) -> int:

@@ -22,6 +22,7 @@ from paceline.ops.rotary import rotate
 from paceline.types import KVSpec, Window
 
 NARROW = 256  # the widest window that the kernel takes
+_WIDEST_HEAD, _LOWER_RIGHT = 256, 2  # of torch's own kernels: the largest head, a kind of mask
 _FEW = 256  # query rows a key head of a text
 
 
@@ -297,16 +298,28 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None) ->
 def _causal(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention of the last W positions of the extent, each to itself and what is before it.
 
-    torch.nn.attention.bias.causal_lower_right does the same, but importing it loads torch's
-    compiler, which took seven seconds of an opening."""
-    width, extent = query.shape[2], keys.shape[2]
-    if query.is_cuda and query.dtype is torch.bfloat16:
-        # Where there are fewer queries than keys, this kernel's is_causal means just that.
-        flash = torch.ops.aten._scaled_dot_product_flash_attention
-        out: Tensor = flash(query, keys, values, 0.0, True, False)[0]
-        return out
-    seen = torch.ones(width, extent, dtype=torch.bool, device=query.device)
-    return F.scaled_dot_product_attention(query, keys, values, seen.tril_(extent - width))
+    torch.nn.attention.bias.causal_lower_right chooses among the same kernels, but importing it
+    loads torch's compiler, which took seven seconds of an opening."""
+    width, extent, size = query.shape[2], keys.shape[2], query.shape[3]
+    if not query.is_cuda or size > _WIDEST_HEAD:
+        seen = torch.ones(width, extent, dtype=torch.bool, device=query.device)
+        return F.scaled_dot_product_attention(query, keys, values, seen.tril_(extent - width))
+    scale = size**-0.5
+    if size % 8:
+        query, keys, values = (F.pad(x, (0, 8 - size % 8)) for x in (query, keys, values))
+    aten = torch.ops.aten
+    out: Tensor
+    if query.dtype is torch.float32:
+        out = aten._efficient_attention_forward(
+            query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2),
+            bias=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None,
+            dropout_p=0.0, custom_mask_type=_LOWER_RIGHT, compute_log_sumexp=False, scale=scale,
+        )[0].transpose(1, 2)  # fmt: skip
+    else:  # with fewer queries than keys, is_causal means the same there
+        out = aten._scaled_dot_product_flash_attention(
+            query, keys, values, 0.0, is_causal=True, return_debug_mask=False, scale=scale
+        )[0]
+    return out[..., :size]
 
 
 def _power(count: int) -> int:

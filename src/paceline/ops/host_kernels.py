@@ -244,6 +244,7 @@ def int8_product(
 # Outputs that a thread takes at a time from a product with bfloat16 weights, and the rows whose
 # numbers lie in the second cache meanwhile.
 _SPAN, _BATCH = 64, 32
+_SHARED_HALF = 1 << 19  # multiplications from which on a second thread is worth waking
 
 
 @cfunc(types.void(INT), **COMPILED)
@@ -303,5 +304,6 @@ def half_product(team, work, threads, x, out, weight, bias, residual, rows, size
     a = np.empty(10, np.int64)
     a[0], a[1], a[2], a[3], a[4], a[5] = 0, x, out, weight, bias, residual
     a[6], a[7], a[8], a[9] = rows, size, outputs, half
-    share(team, work, a.ctypes.data, threads if size * outputs >= _SHARED_INT8 else 1)
+    worth = min(rows, _BATCH) * size * outputs >= _SHARED_HALF
+    share(team, work, a.ctypes.data, threads if worth else 1)
     a[0] = 0  # alive until here: an address alone does not keep it

@@ -3,11 +3,13 @@
 On a CPU the weight is packed once for oneDNN. A packed product reads the weight at the memory's
 speed where `F.linear` reads it at a third of that, costs nearly the same for one row and for
 eight, and adds up each row in an order that does not depend on how many rows there are: the
-last is what makes bfloat16 text with and without speculation the same to the bit.
+last is what makes bfloat16 text with and without speculation the same to the bit. Where the
+processor has no instructions for bfloat16 a compiled kernel does as much (`host.HalfLinear`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -34,14 +36,27 @@ class Linear(Protocol):
         ...
 
 
-def kept_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
-    """In what `make_linear` keeps weights of this dtype on this device; None where the products
-    are torch's, over the weights as they are."""
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How `make_linear` keeps a weight. dtype: that of its own form. copied: that form is a copy,
+    and the tensor it was given is not used any more. beside: bytes an element of what is kept
+    beside it for a step's few rows."""
+
+    dtype: torch.dtype
+    copied: bool
+    beside: int = 0
+
+
+def kept(dtype: torch.dtype, device: torch.device, steady: bool = True) -> Kept | None:
+    """How weights of this dtype are kept on this device, or None where the products are torch's
+    over the weights as they lie. steady: see `make_linear`."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
-    if dtype is torch.bfloat16 and not _has_bfloat16() and load_kernels() is None:
-        return torch.float32
-    return dtype if dtype in (torch.bfloat16, torch.float32) else None
+    kernels = load_kernels() is not None
+    beside = int(dtype is torch.bfloat16 and kernels and not steady)  # eight bits, of small ones
+    if dtype is torch.bfloat16 and not _has_bfloat16():
+        return Kept(dtype, False, beside) if kernels else Kept(torch.float32, True)
+    return Kept(dtype, True, beside) if dtype in (torch.bfloat16, torch.float32) else None
 
 
 def _has_bfloat16() -> bool:
@@ -55,25 +70,26 @@ def make_linear(weight: Tensor, bias: Tensor | None = None, steady: bool = True)
 
     steady: a row's sum may not depend on the number of rows (what a target needs for the same
     text with and without speculation), and x has the weight's dtype. A draft needs no such
-    promise: with steady False, which only weights with a `kept_dtype` allow, x and the result are
+    promise: with steady False, which only weights that are `kept` allow, x and the result are
     float32, and matrices small enough for one thread are rounded to eight bits.
-    The caller may drop its reference to `weight`: a packed product keeps its own copy.
+    `weight` belongs to the product from here on: it is used as it lies, or copied and dropped.
     """
-    dtype, kept = weight.dtype, kept_dtype(weight.dtype, weight.device)
-    if kept is None:
+    how = kept(weight.dtype, weight.device, steady)
+    if how is None:
         assert steady, "only weights that are kept have a quicker product"
         return DenseLinear(weight, bias)
-    kernels = load_kernels()
+    kernels, dtype = load_kernels(), weight.dtype
     product: Linear
-    if dtype is torch.bfloat16 and kernels is not None and not _has_bfloat16():
-        product = HalfLinear(kernels, weight, bias)  # of rows in either dtype
+    if how.copied:
+        own = None if bias is None else bias.to(how.dtype)
+        product = PackedLinear(weight.to(how.dtype), own)
+        if how.dtype is not (dtype if steady else torch.float32):
+            product = CastLinear(product, how.dtype)
     else:
-        product = PackedLinear(weight.to(kept), None if bias is None else bias.to(kept))
-        if kept is not (dtype if steady else torch.float32):
-            product = CastLinear(product, kept)
+        assert kernels is not None
+        product = HalfLinear(kernels, weight, bias)  # of rows in either dtype
     # Who asks for a float32 draft wants its own numbers.
-    small = dtype is torch.bfloat16 and weight.numel() <= _ONE_THREAD
-    if small and not steady and kernels is not None:
+    if how.beside and kernels is not None and weight.numel() <= _ONE_THREAD:
         return FewRowsLinear(Int8Linear(kernels, weight, bias), product)
     return product
 
