@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--prompts", type=int, default=24)
+    add("--prompts", type=int, default=20)
     add("--repeats", type=int, default=2)
     add("--max-tokens", type=int, default=256)
     add("--threads", type=int, default=2, help="of every contestant, the same")

@@ -205,8 +205,11 @@ def test_windows_of_several_texts(shape: Shape) -> None:
 
 @pytest.mark.parametrize("shape", [Shape(4, 1), Shape(2, 1, 12, sliding=50, normed=True)], ids=str)
 @pytest.mark.parametrize("page_size", [48, 64, 192])
-def test_a_text_in_windows_alone(shape: Shape, page_size: int) -> None:
+def test_a_text_in_windows_alone(
+    shape: Shape, page_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From an empty cache, in windows of every kind of width, the widest of them prefill."""
+    monkeypatch.setattr(device_attention, "NARROW", 20)
     layer = Layer(shape, page_size=page_size)
     whole = layer.expected(0, LENGTH)
     first = 0
@@ -378,13 +381,15 @@ def test_where_pages_lie_does_not_show(shape: Shape) -> None:
     for page_size in (64, 192):
         layer = Layer(shape, texts=2, page_size=page_size, tuning=Tuning(stages=1))
         layer.fill(1, 150)
-        parts = [layer.run([(0, first)], 64) for first in (0, 64)]
+        layer.fill(0, 112)
+        parts = [layer.run([(0, first)], 8) for first in (112, 120)]
         parts += [layer.run([(1, 150), (0, 128)], width) for width in (7, 1, 2)]
         outs.append(torch.cat([part.view(-1) for part in parts]))
     assert torch.equal(*outs)
 
 
-def test_bfloat16() -> None:
+def test_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_attention, "NARROW", 64)
     layer = Layer(Shape(4, 2, normed=True), dtype=torch.bfloat16, page_size=192)
     whole = layer.expected(0, 90)
     near(layer.run([(0, 0)], 70)[0], whole[:70], 3e-2)
