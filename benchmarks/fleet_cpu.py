@@ -105,6 +105,7 @@ def real(engine: Engine, arrivals: list[Arrival], prompts: list[tuple[int, ...]]
         "seconds": round(seconds, 1),
         "tok_s": round(sum(a.new for a in arrivals) / seconds, 2),
         "acceptance_rate": _rate(before, after),
+        "engine": _spent(before, after),
         "tpot_ms": {f"p{s * 100:g}": _ms(quantile(tpot, s)) for s in SHARES},
         "ttft_ms": {f"p{s * 100:g}": _ms(quantile(ttft, s)) for s in SHARES},
     }
@@ -113,6 +114,16 @@ def real(engine: Engine, arrivals: list[Arrival], prompts: list[tuple[int, ...]]
 def _rate(before: Any, after: Any) -> float | None:
     tested = after.evaluated - before.evaluated
     return round((after.accepted - before.accepted) / tested, 4) if tested else None
+
+
+def _spent(before: Any, after: Any) -> dict[str, Any]:
+    """What the engine's rounds were and took meanwhile."""
+    told = {
+        name: round(getattr(after, name) - getattr(before, name), 2)
+        for name in ("rounds", "verify_seconds", "draft_seconds", "prefill_seconds")
+    }
+    ks = [*before.rounds_by_k, *[0] * (len(after.rounds_by_k) - len(before.rounds_by_k))]
+    return told | {"rounds_by_k": [b - a for a, b in zip(ks, after.rounds_by_k, strict=True)]}
 
 
 def simulated(outcome: Outcome) -> dict[str, Any]:
