@@ -105,7 +105,8 @@ def test_a_machine_that_slows_down_is_followed() -> None:
 
 def test_only_what_has_passed_is_learned_from() -> None:
     found = feeder()
-    found._marks.append((0, 16, SimpleNamespace(passed=False), 0.0))  # type: ignore[arg-type]
+    running: Any = SimpleNamespace(passed=False)
+    found._marks.append((0, 16, running, 0.0))
     found.learn()
     assert not found.paces
 

@@ -101,7 +101,37 @@ class HostNorm:
         return out
 
 
-class Int8Linear:
+class _HostLinear:
+    """A product through a compiled kernel. Subclasses set the kernel, the weight [out, in] and the
+    addresses that the kernel takes between the result and the residual."""
+
+    _run: _Call
+    _weight: Tensor
+    _pointers: tuple[int, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [R, in] contiguous; returns [R, out] in its dtype."""
+        return self._product(x, 0)
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """residual + the product."""
+        return self._product(x, residual.data_ptr())
+
+    def _product(self, x: Tensor, residual: int) -> Tensor:
+        size_out, size_in = self._weight.shape
+        out = x.new_empty(x.shape[0], size_out)
+        self._run(
+            torch.get_num_threads(), x.data_ptr(), out.data_ptr(), *self._pointers, residual,
+            x.shape[0], size_in, size_out, *self._kind(x),
+        )  # fmt: skip
+        return out
+
+    def _kind(self, x: Tensor) -> tuple[int, ...]:
+        """What else the kernel wants to know of x."""
+        return ()
+
+
+class Int8Linear(_HostLinear):
     """A product with weights rounded to eight bits, one scale an output, for float32 rows.
 
     Reads half the bytes of bfloat16, which is what a draft's step costs. Only for drafts: it is
@@ -121,25 +151,8 @@ class Int8Linear:
             0 if self._bias is None else self._bias.data_ptr(),
         )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [R, in] float32 contiguous; returns [R, out] float32."""
-        return self._product(x, 0)
 
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """residual + the product."""
-        return self._product(x, residual.data_ptr())
-
-    def _product(self, x: Tensor, residual: int) -> Tensor:
-        size_out, size_in = self._weight.shape
-        out = x.new_empty(x.shape[0], size_out)
-        self._run(
-            torch.get_num_threads(), x.data_ptr(), out.data_ptr(), *self._pointers, residual,
-            x.shape[0], size_in, size_out,
-        )  # fmt: skip
-        return out
-
-
-class HalfLinear:
+class HalfLinear(_HostLinear):
     """A product with bfloat16 weights where the processor has no instructions for them: widened as
     they are read, added up in float32, rounded once. A row's sums do not depend on the others."""
 
@@ -153,22 +166,8 @@ class HalfLinear:
             0 if self._bias is None else self._bias.data_ptr(),
         )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [R, in] bfloat16 or float32, contiguous; returns [R, out] in the same."""
-        return self._product(x, 0)
-
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """residual + the product."""
-        return self._product(x, residual.data_ptr())
-
-    def _product(self, x: Tensor, residual: int) -> Tensor:
-        size_out, size_in = self._weight.shape
-        out = x.new_empty(x.shape[0], size_out)
-        self._run(
-            torch.get_num_threads(), x.data_ptr(), out.data_ptr(), *self._pointers, residual,
-            x.shape[0], size_in, size_out, x.dtype is torch.bfloat16,
-        )  # fmt: skip
-        return out
+    def _kind(self, x: Tensor) -> tuple[int, ...]:
+        return (x.dtype is torch.bfloat16,)  # the other is float32
 
 
 @dataclass(frozen=True, slots=True)
