@@ -189,5 +189,6 @@ def _child(bench: Bench, cache: str) -> dict[str, Any]:
         "last_ttft_ms": digits(later * 1e3),
         "first_over_last": digits(first / later),
         "requests": len(told["ttft"]),
+        "ttft_ms": [digits(t * 1e3, 4) for t in told["ttft"]],
         **{k: v for k, v in told.items() if k not in ("started", "imported", "ready", "ttft")},
     }
