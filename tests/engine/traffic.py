@@ -122,6 +122,7 @@ class Traffic:
     rounds: int
     lengths: tuple[int, int] = (64, 512)
     seed: int = 0
+    prompt: int = 0  # tokens; reading them costs what bringing a drafter up to date does
 
 
 def play(
@@ -146,7 +147,14 @@ def play(
         nonlocal numbers
         numbers += 1
         length = random.Random(1000 * traffic.seed + numbers).randint(*traffic.lengths)
-        return Row(fixed.track(16, length), length, numbers)
+        row = Row(fixed.track(16, length), length, numbers)
+        if adaptive:
+            fixed.fed(traffic.prompt)
+        if fixed.paused if adaptive else not governor:
+            row.behind = traffic.prompt
+        elif traffic.prompt:
+            played.seconds += device.catch_up.row + device.catch_up.token * traffic.prompt
+        return row
 
     rows = [arrive() for _ in range(traffic.concurrency)]
     held = [0] * traffic.concurrency  # drafts that wait, by row

@@ -6,6 +6,7 @@ Everything slow happens here, once. Knows no requests; `engine.engine` is what a
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,9 @@ from paceline.text import Tokenizer
 from paceline.types import Window
 
 log = logging.getLogger(__name__)
+
+_SWITCH = 2e-4  # seconds that a thread keeps Python's lock while another wants it
+_PRACTICE = 1.0  # seconds of made-up requests before the engine is ready
 
 Progress = Callable[[str, int, int], None]
 
@@ -113,6 +117,23 @@ def open_machine(
 
     Raises ConfigError and CheckpointError.
     """
+    with _many_threads():
+        return _open_machine(config, drafter, progress)
+
+
+@contextmanager
+def _many_threads() -> Iterator[None]:
+    """Who waits for Python's lock gets it soon: while one thread imports and reads a vocabulary,
+    others ask for it after each few milliseconds of reading weights, and would lose as much."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, _SWITCH))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progress) -> Opened:
     path = resolve(config.target)
     model = ModelConfig.from_folder(path)
     made = drafter or _create(config)
@@ -149,6 +170,11 @@ def open_machine(
     rig = _make_rig(machine, rounds, readings, k)
     pilot, keep_costs = _make_pilot(config, machine, rig, k, progress)
     every_eos = {*model.eos_token_ids, *tokenizer.eos_ids}
+    if device.type == "cuda":  # once more, with whoever decides K from now on
+        again = pilot
+        if isinstance(pilot, Governor):
+            again = Governor(pilot.cost, latency=pilot.latency)
+        practise(_make_loop(config, machine, rounds, readings, k, again), tokenizer, _PRACTICE)
     loop = _make_loop(config, machine, rounds, readings, k, pilot)
     loop.feeder.paces |= paces
     return Opened(

@@ -31,6 +31,9 @@ class FixedK:
         track.waiting = track.limit
         return track.limit
 
+    def fed(self, tokens: int) -> None:
+        """See `Governor.fed`."""
+
     def plan(self, tracks: Sequence[Track], context: float) -> Launch:
         """See `Governor.plan`."""
         asked = tuple(track.waiting for track in tracks)

@@ -37,6 +37,7 @@ class Pilot(Protocol):
 
     def track(self, limit: int, remaining: int) -> Track: ...
     def first(self, track: Track) -> int: ...
+    def fed(self, tokens: int) -> None: ...
     def plan(self, tracks: list[Track], context: float) -> Launch: ...
     def settled(
         self,
@@ -167,6 +168,7 @@ class Loop:
                 tokens = self.feeder.step_tokens(sequence, left, busy)
                 began = time.perf_counter()
                 if tokens:
+                    self.pilot.fed(tokens)
                     self.feeder.read(sequence, tokens, not self.pilot.paused, busy)
                     left, fed = left - tokens, True
                 if sequence.prefilled == len(sequence.tokens) - 1:

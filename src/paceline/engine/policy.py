@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 _SWITCH = 0.03  # of a round: what a change of K must have gained at least
 _PATIENCE = 16  # rounds of rest after which the drafter is said to be paused
 _SILENCE = 200  # rounds between two log lines about it
+_WRITTEN = 8192  # tokens written after which what prompts cost beside them is halved
+_FIRST_TEXT = 256  # tokens that a text is taken to have while nothing is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +45,23 @@ class Launch:
 
 
 def choose(
-    ks: Sequence[int], tokens: Sequence[float], seconds: Sequence[float], latency: float | None
+    ks: Sequence[int],
+    tokens: Sequence[float],
+    seconds: Sequence[float],
+    latency: float | None,
+    beside: float = 0.0,
 ) -> Choice:
     """The k of most tokens a second among rounds of at most `latency` seconds; where there is
-    none, the shortest round. tokens, seconds: of a round of each k. The smaller k wins a tie."""
-    fitting = [i for i in range(len(ks)) if latency is None or seconds[i] <= latency]
+    none, the shortest round. tokens, seconds: of a round of each k; beside: seconds that each token
+    costs elsewhere where there are drafts. The smaller k wins a tie."""
+    choices = [
+        Choice(k, n, s, beside * n if k else 0.0)
+        for k, n, s in zip(ks, tokens, seconds, strict=True)
+    ]
+    fitting = [c for c in choices if latency is None or c.seconds <= latency]
     if fitting:
-        best = max(fitting, key=lambda i: tokens[i] / seconds[i])
-    else:
-        best = min(range(len(ks)), key=seconds.__getitem__)
-    return Choice(ks[best], tokens[best], seconds[best])
+        return max(fitting, key=lambda c: c.rate)
+    return min(choices, key=lambda c: c.seconds)
 
 
 # Rows of one rounded offset, one bound on their drafts, and as many waiting: how many there are.
@@ -67,10 +76,12 @@ class _View:
     rows: int
     tokens: list[float]
     seconds: list[float]
+    beside: float
 
     def at(self, k: int) -> Choice:
         i = self.ks.index(k)
-        return Choice(k, self.tokens[i], self.seconds[i])
+        beside = self.beside * self.tokens[i] if k else 0.0
+        return Choice(k, self.tokens[i], self.seconds[i], beside)
 
 
 class Governor:
@@ -86,6 +97,8 @@ class Governor:
         self.acceptance = acceptance or Acceptance(cost.ks[-1])
         self._trials = Trials(cost, self.acceptance)
         self._k = self.ks[1] if len(self.ks) > 1 else 0  # until something is known
+        self._fed = 0.0  # seconds that a drafter takes for the prompts that were read
+        self._written = 0  # tokens that were written meanwhile
         self._missed = 0.0  # seconds that another k would have saved since it is the better one
         self._rest = 0  # rounds in a row without drafts, tries aside
         self._silent = _SILENCE  # rounds since a change was logged
@@ -105,6 +118,10 @@ class Governor:
         track.waiting = min(self._k, track.limit)
         return track.waiting
 
+    def fed(self, tokens: int) -> None:
+        """So many tokens of a prompt are being read; a drafter that drafts reads them too."""
+        self._fed += self.cost.catching_up((tokens,))
+
     def plan(self, tracks: Sequence[Track], context: float) -> Launch:
         """Decide a round for `tracks`, in the order of its rows. context: committed positions a
         row, on average. Before it, `behind` of each track is set where the drafter has a cache
@@ -116,8 +133,11 @@ class Governor:
             key = track.place, most, track.waiting
             groups[key] = groups.get(key, 0) + 1
         seconds = self.cost.rounds(len(tracks), context)
-        view = self._view = _View(self.ks, len(tracks), self._tokens(groups), seconds)
-        best, trying = choose(self.ks, view.tokens, seconds, self.latency), self._trials.left > 0
+        beside = self._fed / (self._written + _FIRST_TEXT)
+        tokens = self._tokens(groups)
+        view = self._view = _View(self.ks, len(tracks), tokens, seconds, beside)
+        best = choose(self.ks, tokens, seconds, self.latency, beside)
+        trying = self._trials.left > 0
         self._follow(view, best, tracks)
         next_k = self._k or self._try(view, best, tracks)
         k = self._window(groups, view, next_k, trying, max(best.rate, view.at(0).rate), context)
@@ -145,6 +165,9 @@ class Governor:
         between."""
         cost, last = self.cost, self._settled
         self._settled = launch
+        self._written += sum(seen.n)
+        if self._written > _WRITTEN:
+            self._written, self._fed = self._written // 2, self._fed / 2
         if self.acceptance.record(tracks, launch.asked, seen):
             self._trials.tested()
         cost.saw("verify", launch.rows, launch.k, launch.context, verify_seconds)
@@ -245,7 +268,7 @@ class Governor:
         """The best choice but for K = 0."""
         if len(self.ks) == 1:
             return view.at(0)
-        return choose(self.ks[1:], view.tokens[1:], view.seconds[1:], self.latency)
+        return choose(self.ks[1:], view.tokens[1:], view.seconds[1:], self.latency, view.beside)
 
     def _fits(self, choice: Choice) -> bool:
         most = math.inf if self.latency is None else self.latency

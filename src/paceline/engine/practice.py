@@ -27,20 +27,20 @@ _KINDS = (
     SamplingParams(temperature=0.7, top_p=0.9, logprobs=1),
 )
 _TOKENS = 8  # that each writes
-_SECONDS = 1.5  # at least, with the last prompt over and over: a device's clocks take their time
 
 
-def practise(loop: Loop, tokenizer: Tokenizer) -> dict[int, float]:
+def practise(loop: Loop, tokenizer: Tokenizer, seconds: float = 0.0) -> dict[int, float]:
     """Have slow what is slow at first, now: libraries that set themselves up, graphs of one row
     that come to the device with their first replay, memory that is pinned, clocks that rise.
     Returns how fast prompts were read, see `Feeder.paces`.
 
-    loop: one that nobody else will use, whose counts, prefixes and pilot are forgotten with it.
+    seconds: at least, with the last prompt over and over; clocks take their time. loop: one that
+    nobody else will use, whose counts, prefixes and pilot are forgotten with it.
     The machine is left as it was found.
     """
     began, limits = time.perf_counter(), loop.machine.slots.limits
     with torch.inference_mode():
-        for turn, tokens in enumerate(_turns(began)):
+        for turn, tokens in enumerate(_turns(began + seconds)):
             ids = (turn % limits.vocab_size,) * max(1, min(tokens, limits.max_length - _TOKENS))
             params = dataclasses.replace(
                 _KINDS[turn % len(_KINDS)], max_tokens=_TOKENS, ignore_eos=True
@@ -54,8 +54,8 @@ def practise(loop: Loop, tokenizer: Tokenizer) -> dict[int, float]:
     return loop.feeder.paces
 
 
-def _turns(began: float) -> Iterator[int]:
+def _turns(end: float) -> Iterator[int]:
     """Tokens of one prompt after the other."""
     yield from _PROMPTS
-    while time.perf_counter() - began < _SECONDS:
+    while time.perf_counter() < end:
         yield _PROMPTS[-1]

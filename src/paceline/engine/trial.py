@@ -26,16 +26,18 @@ _LOOK = 8  # rounds after which it is reckoned anew whether one is due
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A draft length, and what is expected of a round of it, all rows together."""
+    """A draft length, and what is expected of a round of it, all rows together. beside: seconds
+    that such rounds cost elsewhere, where the drafter has to read prompts."""
 
     k: int
     tokens: float
     seconds: float
+    beside: float = 0.0
 
     @property
     def rate(self) -> float:
         """Tokens a second."""
-        return self.tokens / self.seconds
+        return self.tokens / (self.seconds + self.beside)
 
 
 @dataclass(slots=True)

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 # Tensors that older checkpoints carry and that are computed here.
 _COMPUTED = ("rotary_emb.inv_freq", "masked_bias")
-_COPY_ELEMENTS = 16 * 2**20
+_COPY_ELEMENTS = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True)

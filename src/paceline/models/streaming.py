@@ -6,6 +6,7 @@ the buffers are pinned and the copies run on a stream of their own. Knows nothin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from paceline.errors import CheckpointError
 from paceline.models.checkpoint import Stored
 
 _THREADS = 8
-_BLOCK = 4 * 2**20  # bytes that one thread reads at a time
+_BLOCK = 4 * 2**20  # bytes that one thread reads at a time, at least
 
 
 class Carrier:
@@ -29,12 +30,15 @@ class Carrier:
         self._turn = 0
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._readers = ThreadPoolExecutor(_THREADS, thread_name_prefix="paceline-read")
+        self._files: dict[Path, int] = {}  # descriptors, open until the end
 
     def close(self) -> None:
         """Let the threads go. The buffers are kept until what is under way has arrived."""
         for buffer in self._buffers:
             buffer.wait()
         self._readers.shutdown()
+        while self._files:
+            os.close(self._files.popitem()[1])
 
     def carry(
         self, stored: Stored, first: int, shape: tuple[int, ...], put: Callable[[Tensor], object]
@@ -64,13 +68,20 @@ class Carrier:
         current.wait_stream(self._side)
 
     def _read(self, file: Path, at: int, into: Tensor) -> None:
-        """Fill `into` [bytes] from position `at` of a file, several blocks at a time."""
-        starts = range(0, into.numel(), _BLOCK)
-        blocks = [(file, at + start, into[start : start + _BLOCK]) for start in starts]
-        if len(blocks) == 1:
-            _read_block(*blocks[0])
+        """Fill `into` [bytes] from position `at` of a file, several blocks at a time: few, since
+        each waits for Python's lock once, and others may be busy under it."""
+        number = self._files.get(file)
+        if number is None:
+            number = self._files[file] = os.open(file, os.O_RDONLY)
+        step = max(_BLOCK, -(-into.numel() // _THREADS))
+
+        def block(start: int) -> None:
+            _read_block(number, file, at + start, into[start : start + step])
+
+        if into.numel() <= step:
+            block(0)
         else:
-            for _ in self._readers.map(lambda block: _read_block(*block), blocks):
+            for _ in self._readers.map(block, range(0, into.numel(), step)):
                 pass
 
 
@@ -101,12 +112,10 @@ class _Buffer:
             self._event = None
 
 
-def _read_block(file: Path, at: int, into: Tensor) -> None:
+def _read_block(number: int, file: Path, at: int, into: Tensor) -> None:
     view = into.numpy().data
-    with file.open("rb", buffering=0) as stream:
-        stream.seek(at)
-        while view:
-            count = stream.readinto(view)
-            if not count:
-                raise CheckpointError(f"{file} is truncated; download the model again")
-            view = view[count:]
+    while view:
+        count = os.preadv(number, [view], at)
+        if not count:
+            raise CheckpointError(f"{file} is truncated; download the model again")
+        view, at = view[count:], at + count

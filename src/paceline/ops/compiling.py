@@ -1,8 +1,9 @@
 """Kernels compiled side by side before they are needed, instead of one by one when they are.
 
 Triton compiles a kernel at its first launch, and the next launch waits. Here a rehearsal runs
-first: what would have to be compiled is handed to threads and not launched. What it leaves
-unwritten is 0, so that whatever reads it as an index stays inside.
+first: what would have to be compiled is noted and not launched, and then compiled by threads. (Not
+meanwhile: they and the rehearsal would wait for Python's lock in turns.) What it leaves unwritten
+is 0, so that whatever reads it as an index stays inside.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ class Rehearsal:
     def __init__(self, device: torch.device, threads: int) -> None:
         self.compiled = 0
         self._thread = threading.get_ident()
-        self._asked: dict[tuple[int, str], Future[object]] = {}
+        self._asked: dict[tuple[int, str], Callable[[], object]] = {}
 
         # Triton compiles for a thread's current device, and "cuda" alone names none.
         current = torch.cuda.current_device() if device.type == "cuda" else 0
@@ -51,12 +53,12 @@ class Rehearsal:
         which = id(fn.jit_function), key
         if which not in self._asked:
             preload, data = fn.jit_function.preload, compile["specialization_data"]
-            self._asked[which] = self._pool.submit(preload, data)
+            self._asked[which] = partial(preload, data)
         return True
 
     def finish(self) -> None:
-        """Wait for the threads. A kernel that failed fails again, and is told, at its launch."""
-        for future in self._asked.values():
+        """Compile them. A kernel that failed fails again, and is told, at its launch."""
+        for future in [self._pool.submit(work) for work in self._asked.values()]:
             error = future.exception()
             self.compiled += error is None
             if error is not None:
