@@ -53,6 +53,7 @@ NOT_IN = {
         "engine/acceptance",
         "engine/cost",
         "engine/fixed",
+        "engine/paging",
         "engine/policy",
         "engine/scheduling",
         "engine/sequence",

@@ -16,7 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-from paceline.engine.scheduling import Grant, Scheduler
+from paceline.engine.paging import Grant
+from paceline.engine.scheduling import Scheduler
 from paceline.engine.sequence import Sequence, Status
 from paceline.errors import RequestError
 from paceline.types import Request, SamplingParams

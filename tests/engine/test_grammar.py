@@ -158,9 +158,9 @@ def test_what_comes_first_is_free(
     grammar = replace(grammar, opened_by=opened_by)
 
     def follows(text: str) -> bool:
-        fresh = engine._compiler().compile(grammar)
+        fresh = engine._intake.compiler().compile(grammar)
         ids = engine.tokenizer.encode(text)
-        return all(allows(fresh, token) for token in [*ids, next(iter(engine._eos))])
+        return all(allows(fresh, token) for token in [*ids, next(iter(engine._intake._eos))])
 
     assert follows(opened_by + "so 1 < 2x\n</think>\n\n12x")
     assert follows("12x") is bool(opened_by)
@@ -177,7 +177,7 @@ def allows(matcher: Matcher, token: int) -> bool:
 
 def test_the_same_grammar_is_compiled_once(opened: Callable[..., Engine]) -> None:
     engine = opened(k=0)
-    compiler = engine._compiler()
+    compiler = engine._intake.compiler()
     first = compiler.compile(JSON)
     made = dict(compiler._kept)
     first.commit(engine.tokenizer.encode("{"))
@@ -235,7 +235,7 @@ class Told:
 def bound(engine: Engine, constraint: Told, k: int, length: int) -> Handle:
     """A request bound by a test's own grammar."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_constraint", lambda *_: constraint)
+        patch.setattr(engine._intake, "_constraint", lambda *_: constraint)
         params = SamplingParams(max_tokens=length)
         return engine.submit(prompt(1), params, k=k, grammar=JSON)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.engine.fake import crowd, play
 
+from paceline.engine.paging import Paging
 from paceline.engine.scheduling import Scheduler
 from paceline.engine.sequence import Line, Sequence, Status
 from paceline.kv.pages import PageAllocator
@@ -76,15 +77,15 @@ def last_page_shared(patch: pytest.MonkeyPatch) -> None:
 
 def page_known_too_soon(patch: pytest.MonkeyPatch) -> None:
     """A page is put into the index with its last position still to come."""
-    insert = Scheduler._insert
+    insert = Paging.insert
 
-    def sooner(self: Scheduler, sequence: Sequence) -> None:
+    def sooner(self: Paging, sequence: Sequence) -> None:
         prefilled = sequence.prefilled
         sequence.prefilled = len(sequence.tokens)
         insert(self, sequence)
         sequence.prefilled = prefilled
 
-    patch.setattr(Scheduler, "_insert", sooner)
+    patch.setattr(Paging, "insert", sooner)
 
 
 def hit_of_the_whole_prompt(patch: pytest.MonkeyPatch) -> None:
@@ -175,7 +176,7 @@ def below_anothers_page(patch: pytest.MonkeyPatch) -> None:
         insert(self, tokens, [*theirs, *pages[len(theirs) :]], 0, 0)
 
     patch.setattr(PrefixIndex, "insert", anyway)
-    patch.setattr(Scheduler, "_adopt", lambda self, sequence, hit: None)
+    patch.setattr(Paging, "adopt", lambda self, sequence, hit: None)
 
 
 def failure_not_told(patch: pytest.MonkeyPatch) -> None:
@@ -254,8 +255,8 @@ def let_in_and_thrown_out(patch: pytest.MonkeyPatch) -> None:
     """Whoever fits is let in, though the others are about to want those pages."""
 
     def greedy(self: Scheduler, sequence: Sequence) -> Hit | None:
-        hit = self._look_up(sequence)
-        fresh = self._pages_for(sequence.end(self._reach)) - len(hit.pages)
+        hit = self._paging.look_up(sequence)
+        fresh = self._paging.pages_for(sequence.end(self._reach)) - len(hit.pages)
         return hit if fresh + self.pages.unheld(hit.pages) <= self.pages.available else None
 
     patch.setattr(Scheduler, "_offer", greedy)

@@ -150,7 +150,7 @@ def test_any_object(asked: Any, app: Callable[..., Call]) -> None:
 
 
 def test_special_tokens_are_shown_on_request(app: Callable[..., Call], engine: Engine) -> None:
-    token = min(engine.tokenizer.special_ids - engine._eos)
+    token = min(engine.tokenizer.special_ids - engine._intake._eos)
     name = engine.tokenizer.token(token)
     body = {"model": "mini", "messages": CHAT,
             "structured_outputs": {"grammar": f'start: "a" <[{token}]> "b"'}}  # fmt: skip

@@ -160,7 +160,7 @@ def test_a_call_in_place_of_a_form(app: Callable[..., Call], engine: Engine) -> 
         "Rome": False,
     }
     for text, may in texts.items():
-        matcher = engine._compiler().compile(grammar)
+        matcher = engine._intake.compiler().compile(grammar)
         tokens = engine.tokenizer.encode(text)
         taken = matcher._inner.try_consume_tokens(tokens)
         assert (taken == len(tokens) and matcher._inner.is_accepting()) is may, text

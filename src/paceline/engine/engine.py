@@ -1,19 +1,15 @@
 """The engine: the public way in. Opens models, takes requests, hands out events.
 
-A facade: the engine's own thread (driver.py) does all the work, and callers never wait for one
-another.
+A facade: requests come in by intake.py, the engine's own thread (driver.py) does all the work, and
+callers never wait for one another.
 """
 
 from __future__ import annotations
 
-import itertools
-import secrets
-import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,21 +24,17 @@ from paceline.engine.costs import Costs
 from paceline.engine.driver import Driver
 from paceline.engine.fixed import FixedK
 from paceline.engine.handle import Handle
-from paceline.engine.outbox import Reader
+from paceline.engine.intake import Intake
 from paceline.engine.policy import Governor
-from paceline.engine.requests import Prompt, as_prompts, build_request, check_ids
+from paceline.engine.requests import Prompt, as_prompts, check_ids
 from paceline.engine.scoring import Scorer
-from paceline.engine.sequence import Sequence
 from paceline.errors import ConfigError, EngineClosedError, PacelineError, RequestError
-from paceline.text.grammar import Grammars
 from paceline.types import (
     Completion,
-    Constraint,
     EngineStats,
     Event,
     Grammar,
     Limits,
-    Request,
     SamplingParams,
     TokenLogprob,
 )
@@ -87,9 +79,6 @@ class Engine:
             **options,
         )
         self._closed = self._draining = False
-        self._grammars: Grammars | None = None
-        self._grammars_lock = threading.Lock()
-        self._ids = itertools.count(1)
         progress = progress or quiet
         self._driver = driver = Driver(on_device(self.config.device))
         self._end = weakref.finalize(self, driver.stop)  # also where nobody closes the engine
@@ -103,11 +92,11 @@ class Engine:
         config = self.config
         opened = driver.start(lambda: open_machine(config, given, told), lambda made: made.loop)
         self.tokenizer, self.threads = opened.tokenizer, opened.threads
-        self._loop, self._eos = opened.loop, opened.eos_ids
-        self._widest = opened.widest
+        self._loop, self._widest = opened.loop, opened.widest
         self._keep, self._costs = opened.keep, opened.costs
         self._pilot = opened.loop.pilot
         self._budget, self._limits = opened.budget, opened.budget.limits
+        self._intake = Intake(config, opened, driver)
 
     # --- requests ---
 
@@ -133,33 +122,15 @@ class Engine:
         NumericsError, to whoever reads it.
         """
         self._check_open()
-        check_request(k, self.config.k, priority, deadline)
-        request = build_request(
-            f"r{next(self._ids)}",
+        handle = self._intake.take(
             prompt,
-            params or SamplingParams(),
-            prediction,
-            self.tokenizer,
-            self._limits,
-            self._eos,
+            params,
+            prediction=prediction,
+            k=k,
+            priority=priority,
+            deadline=deadline,
+            grammar=grammar,
         )
-        seed = request.seed
-        if params is None or params.seed is None:
-            seed = self.config.seed if self.config.seed is not None else secrets.randbits(63)
-        until = None if deadline is None else time.monotonic() + deadline
-        constraint = None if grammar is None else self._constraint(grammar, request)
-        request = replace(
-            request, seed=seed, priority=priority, deadline=until, constraint=constraint
-        )
-        loop, driver = self._loop, self._driver
-        loop.scheduler.extent(request)  # refuses what can never fit
-        sequence = Sequence(request, min(self._widest, self.config.k if k is None else k))
-        reader = Reader(request, self.tokenizer, self._eos, sequence.stats)
-        handle = Handle(
-            reader, lambda: driver.post(lambda: loop.ledger.drop(sequence, "cancelled"))
-        )
-        reader.notify = lambda: driver.touch(handle)
-        driver.post(lambda: loop.submit(sequence, reader))
         try:
             self._check_open()
         except PacelineError:  # in between: the command may never be run, or for nobody
@@ -167,23 +138,10 @@ class Engine:
             raise
         return handle
 
-    def _constraint(self, grammar: Grammar, request: Request) -> Constraint:
-        """`grammar` for one text. Raises RequestError."""
-        if request.params.ignore_eos:
-            raise RequestError("a grammar says where a text ends: leave ignore_eos out")
-        return self._compiler().compile(grammar)
-
-    def _compiler(self) -> Grammars:
-        with self._grammars_lock:
-            if self._grammars is None:
-                eos = sorted(self._eos)
-                self._grammars = Grammars(self.tokenizer, self._limits.vocab_size, eos)
-            return self._grammars
-
     def check_grammar(self, grammar: Grammar) -> None:
         """Compile a grammar, so that `submit` finds it ready. Raises RequestError where it cannot
         be used. It may take seconds, which a thread of its own can wait for."""
-        self._compiler().compile(grammar)
+        self._intake.compiler().compile(grammar)
 
     def stream(
         self,

@@ -18,10 +18,11 @@ from paceline.engine.constrain import FORCED, Constrainer
 from paceline.engine.feeding import Feeder
 from paceline.engine.ledger import Ledger, Live, step_error
 from paceline.engine.outbox import Committed, Reader
+from paceline.engine.paging import Grant
 from paceline.engine.policy import Launch
 from paceline.engine.round import Machine, Plan
 from paceline.engine.rounds import Outcome, Pending, Rounds
-from paceline.engine.scheduling import Grant, Scheduler
+from paceline.engine.scheduling import Scheduler
 from paceline.engine.sequence import Sequence
 from paceline.engine.settling import committed, flags, spend, unforced
 from paceline.engine.slots import Batch

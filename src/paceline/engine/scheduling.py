@@ -1,4 +1,4 @@
-"""Who waits, who runs, who holds which slot and pages. Host only: no torch, no device, no clock.
+"""Who waits, who runs, who holds which slot. Host only: no torch, no device, no clock.
 
 Higher priorities first, then first come, first served, and nobody overtakes. Where pages run out
 the last in that order gives its own back and waits again; the first of those that hold a slot is
@@ -10,23 +10,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Literal
 
+from paceline.engine.paging import Grant, Paging
 from paceline.engine.sequence import Line, Sequence, Status
 from paceline.errors import RequestError
-from paceline.kv.pages import PageAllocator
-from paceline.kv.prefix import Hit, PrefixIndex
+from paceline.kv.prefix import Hit
 from paceline.types import Request
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """What to write into a slot's row of the page table: `pages`, from column `first` on."""
-
-    slot: int
-    first: int
-    pages: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +56,11 @@ class Scheduler:
         """slots, pages: how many there are, slot 0 and page 0 included. reach: the most that
         `reserve` is ever asked for, the greatest window and the draft behind it. prefix: whether
         pages are kept for later requests. lookahead, catch_up, shift: the drafter's `Needs`."""
-        self.index = PrefixIndex(page_size, shift)
-        self.pages = PageAllocator(pages, self.index)
+        self._paging = Paging(pages, page_size, prefix=prefix, catch_up=catch_up, shift=shift)
+        self.index, self.pages = self._paging.index, self._paging.pages
         self.preemptions = 0
         self._page_size, self._max_length = page_size, max_length
         self._reach, self._lookahead = reach, lookahead
-        self._prefix, self._catch_up = prefix, catch_up
         self._slots = slots
         self._free = list(range(1, slots))
         self._held: dict[int, Sequence] = {}
@@ -123,13 +112,7 @@ class Scheduler:
             sequence.status, sequence.epoch = Status.PREFILL, self._admissions
             sequence.slot = heapq.heappop(self._free)
             self._held[sequence.slot] = sequence
-            self.pages.share(hit.pages)
-            fresh = self._pages_for(sequence.end(self._reach)) - len(hit.pages)
-            sequence.pages = hit.pages + self.pages.take(fresh)
-            sequence.prefilled = sequence.hit = len(hit.pages) * self._page_size
-            sequence.observed, sequence.looked = hit.observed, self.index.inserts
-            self.index.asked += len(sequence.tokens)
-            self.index.hits += sequence.hit
+            self._paging.give(sequence, hit, self._reach)
             admitted.append(sequence)
         return admitted
 
@@ -137,18 +120,7 @@ class Scheduler:
         """Before a chunk of a prompt is read: take over what others have read of the same text
         since it was admitted. Returns what changes in its page table, if anything does."""
         assert sequence.status is Status.PREFILL
-        if sequence.looked == self.index.inserts:
-            return None
-        hit, sequence.looked = self._look_up(sequence), self.index.inserts
-        end = len(hit.pages) * self._page_size
-        gained = end - sequence.prefilled
-        if gained <= 0:
-            return None
-        self._adopt(sequence, hit)
-        sequence.prefilled = end
-        sequence.hit += gained
-        self.index.hits += gained
-        return Grant(sequence.slot, 0, tuple(hit.pages))
+        return self._paging.rematch(sequence)
 
     def start(self, sequence: Sequence) -> None:
         """All of a text but its last token has been read: the sequence joins the rounds, and
@@ -156,7 +128,7 @@ class Scheduler:
         assert sequence.status is Status.PREFILL
         assert sequence.prefilled == len(sequence.tokens) - 1
         sequence.status = Status.RUNNING
-        self._insert(sequence)
+        self._paging.insert(sequence)
 
     def finish(self, sequence: Sequence, keep: bool = True) -> None:
         """A sequence has ended, or is wanted no longer, wherever it stands. Its slot and pages are
@@ -185,22 +157,14 @@ class Scheduler:
     def missing(self, rows: Iterable[Sequence], reach: int) -> int:
         """Pages short for a round that goes `reach` past the text of each of `rows`."""
         assert reach <= self._reach, "admission counted on less"
-        return max(0, sum(self._short(s, reach) for s in rows) - self.pages.available)
+        return max(0, sum(self._paging.short(s, reach) for s in rows) - self.pages.available)
 
     def reserve(self, rows: Iterable[Sequence], reach: int) -> list[Grant]:
         """Give `rows` the pages for such a round. None may be missing. What the new pages hold is
         anyone's."""
         rows = list(rows)
         assert not self.missing(rows, reach), "settle and make room first"
-        grants = []
-        for sequence in rows:
-            short = self._short(sequence, reach)
-            if short:
-                grants.append(
-                    Grant(sequence.slot, len(sequence.pages), tuple(self.pages.take(short)))
-                )
-                sequence.pages += grants[-1].pages
-        return grants
+        return self._paging.extend(rows, reach)
 
     def make_room(self, rows: Iterable[Sequence], reach: int) -> list[Sequence]:
         """Preempt, the last in line first, until nothing is missing for those of `rows` that still
@@ -224,7 +188,8 @@ class Scheduler:
         for sequence in rows:
             assert sequence.status is Status.RUNNING
             sequence.grown.append(grow)
-            assert self._pages_for(sequence.bound) <= len(sequence.pages), "reserve first"
+            enough = self._paging.pages_for(sequence.bound) <= len(sequence.pages)
+            assert enough, "reserve first"
 
     def settled(self, sequence: Sequence, tokens: Iterable[int]) -> None:
         """A round that `sequence` was in has been read, the oldest in flight first, or has failed.
@@ -284,8 +249,7 @@ class Scheduler:
         """Assert that every slot and page is where it belongs. Slow."""
         held = list(self._held.values())
         assert sorted([*self._free, *self._held]) == list(range(1, self._slots))
-        self.pages.check([s.pages for s in held])
-        texts: dict[int, tuple[int, ...]] = {}
+        self._paging.check(held)
         for sequence in held:
             assert self._held[sequence.slot] is sequence
             assert sequence.status in (Status.PREFILL, Status.RUNNING, Status.LEAVING)
@@ -294,14 +258,6 @@ class Scheduler:
             length = len(sequence.tokens)
             assert 0 <= sequence.sound <= sequence.prefilled < length <= sequence.limit
             assert 0 <= sequence.observed <= length
-            assert self._pages_for(sequence.bound) <= len(sequence.pages)
-            assert len(sequence.pages) <= self._pages_for(sequence.ceiling)
-            for column, page in enumerate(sequence.pages):
-                end = (column + 1) * self._page_size
-                if end > sequence.prefilled:
-                    assert self.pages.holders(page) == 1, "shared before it was full"
-                text = tuple(sequence.tokens[:end])
-                assert texts.setdefault(page, text) == text, "one page, two texts"
         for sequence in self._waiting:
             assert sequence.status is Status.WAITING
             assert not sequence.pages
@@ -317,77 +273,23 @@ class Scheduler:
         """
         ahead = self._reach + max(self._reach, self._page_size)
         others = [s for s in self._held.values() if s.status is not Status.LEAVING]
-        room = self.pages.available - sum(self._short(s, ahead) for s in others)
+        room = self.pages.available - sum(self._paging.short(s, ahead) for s in others)
         if self._blocked is not None:  # nothing is looked up again before something has changed
             who, least, inserts = self._blocked
             if who is sequence and room <= least and self.index.inserts == inserts:
                 return None
-        hit = self._look_up(sequence)
-        fresh = self._pages_for(sequence.end(ahead if others else self._reach)) - len(hit.pages)
+        hit = self._paging.look_up(sequence)
+        end = sequence.end(ahead if others else self._reach)
+        fresh = self._paging.pages_for(end) - len(hit.pages)
         fits = fresh + self.pages.unheld(hit.pages) <= room
         self._blocked = None if fits else (sequence, room, self.index.inserts)
         return hit if fits else None
 
-    def _look_up(self, sequence: Sequence) -> Hit:
-        """What can be used of what the index knows of a text, but for its last token: that is the
-        first window's root."""
-        if not self._prefix:
-            return Hit([], 0)
-        hit = self.index.match(sequence.tokens, len(sequence.tokens) - 1)
-        if self._catch_up == "observe":  # what it has not seen it never will
-            return Hit(hit.pages[: hit.observed // self._page_size], hit.observed)
-        return hit
-
-    def _adopt(self, sequence: Sequence, hit: Hit) -> None:
-        """Hold the index's pages in place of one's own that hold, or were to hold, the same."""
-        mine, end = sequence.pages[: len(hit.pages)], len(hit.pages) * self._page_size
-        pairs = enumerate(zip(mine, hit.pages, strict=True))
-        first = next((column for column, (a, b) in pairs if a != b), None)
-        if first is None:
-            return
-        self.pages.share(hit.pages)
-        self.pages.drop(mine)
-        sequence.pages[: len(mine)] = hit.pages
-        # What is known of one's own pages is not known of those that took their place.
-        same = first * self._page_size
-        sequence.sound = min(sequence.sound, same)
-        if hit.observed == end:
-            sequence.observed = max(sequence.observed, end)
-        else:
-            sequence.observed = max(hit.observed, min(sequence.observed, same))
-
-    def _insert(self, sequence: Sequence) -> None:
-        """Make its full pages known. A page that the index has forgotten while others hold it ends
-        them: they may not hold those that now stand in front of it."""
-        if not self._prefix:
-            return
-        end = sequence.prefilled
-        if self._catch_up == "observe":  # nobody could use the others
-            end = min(end, sequence.observed)
-        full = sequence.pages[: end // self._page_size]
-        known = takewhile(lambda p: p in self.index or self.pages.holders(p) == 1, full)
-        self.index.insert(sequence.tokens, list(known), sequence.observed, sequence.sound)
-
     def _release(self, sequence: Sequence) -> None:
-        """Take back slot and pages. Full pages of what was settled stay known; of a text that
-        failed those are forgotten that it may have spoiled, or have been spoiled by."""
-        if sequence.keep:
-            self._adopt(sequence, self.index.match(sequence.tokens, sequence.prefilled))
-            self._insert(sequence)
-        else:
-            self.pages.discard(self.index.distrust(sequence.pages))
-        self.pages.drop(sequence.pages)
+        """Take back slot and pages."""
+        self._paging.take_back(sequence)
         del self._held[sequence.slot]
         heapq.heappush(self._free, sequence.slot)
-        sequence.pages = []
-        sequence.prefilled = sequence.observed = sequence.hit = sequence.sound = 0
-
-    def _short(self, sequence: Sequence, reach: int) -> int:
-        """Pages that `sequence` lacks for a round of that reach."""
-        return max(0, self._pages_for(sequence.end(reach)) - len(sequence.pages))
-
-    def _pages_for(self, positions: int) -> int:
-        return -(-positions // self._page_size)
 
     def _with(self, status: Status) -> list[Sequence]:
         return [s for s in list(self._held.values()) if s.status is status]

@@ -23,8 +23,8 @@ class Status(Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One request's way. Only the scheduler writes, but for `observed`, `stats` and, in PREFILL,
-    `prefilled`, which are the loop's.
+    """One request's way. Only the scheduler and its paging write, but for `observed`, `stats` and,
+    in PREFILL, `prefilled`, which are the loop's.
 
     slot: the one it holds, or held last. epoch: no two admissions have the same. arrival: its place
     in line, kept for good. tokens: the prompt, and what has been settled. limit: the longest that

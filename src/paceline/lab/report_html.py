@@ -82,6 +82,11 @@ def table(
     ).format(title, line(head, "th"), body)
 
 
+def number(value: float | None, digits: int = 2) -> Cell:
+    """A number with so many digits behind the point; nothing for None."""
+    return None if value is None else f"{value:.{digits}f}"
+
+
 def pairs(values: Iterable[tuple[str, str]]) -> Markup:
     """Names and what they are, as a list of definitions."""
     made = Markup("").join(
