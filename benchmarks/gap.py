@@ -89,6 +89,7 @@ def _run(
     """Running texts alone for a while, then with the long prompt until its first token."""
     o = bench.options
     quiesce(engine)
+    long = prompts(bench, 1, o.long, seed=100 + seed)[0]  # now: later nobody looks meanwhile
     engine._driver.ask(lambda: setattr(engine._loop.feeder, "max_gap", bound))
     texts = [
         Text((i, 0), engine.submit(ids, fixed(o.stream_tokens)), time.perf_counter())
@@ -99,7 +100,6 @@ def _run(
     began = time.perf_counter()
     while time.perf_counter() - began < o.quiet:
         _look(texts)
-    long = prompts(bench, 1, o.long, seed=100 + seed)[0]
     handed = time.perf_counter()
     last = Text((-1, 0), engine.submit(long, fixed(8)), time.perf_counter())
     while not last.stamps:

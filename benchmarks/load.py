@@ -49,10 +49,13 @@ def closed(bench: Bench) -> dict[str, Any]:
             steer(engine, pilots[name])
             warm.run(engine, pilots[name])
         for count, counted in zip(o.concurrency, o.counted, strict=True):
-            clients = Clients(count, asked, o.new_tokens, temperature, counted)
-            runs = _turns(bench, engine, pilots, clients)
+            every = [  # other texts in each repeat, so that no one of them decides
+                Clients(count, asked, o.new_tokens, temperature, counted, first=97 * repeat)
+                for repeat in range(o.repeats)
+            ]
+            runs = _turns(bench, engine, pilots, every)
             point = {"workload": workload, "concurrency": count} | _point(runs)
-            point["texts"] = _compare(clients, runs, law if kind == "greedy" else None)
+            point["texts"] = _compare(every, runs, law if kind == "greedy" else None)
             costs = pilots["adaptive"].pilot.cost.rounds(count, 400.0)
             point["believed_round_ms"] = [
                 digits(s * 1e3, 4) if isfinite(s) else None for s in costs
@@ -65,13 +68,13 @@ def closed(bench: Bench) -> dict[str, Any]:
 
 
 def _turns(
-    bench: Bench, engine: Engine, pilots: dict[str, Watched], clients: Clients
+    bench: Bench, engine: Engine, pilots: dict[str, Watched], every: list[Clients]
 ) -> dict[str, list[Run]]:
-    """Every setting in each repeat, in another order each time."""
+    """Every setting in each repeat, in another order each time. every: the clients of each."""
     o = bench.options
     names = [*(named(k) for k in o.ks), "adaptive"]
     runs: dict[str, list[Run]] = {name: [] for name in names}
-    for repeat in range(o.repeats):
+    for repeat, clients in enumerate(every):
         turn = repeat * (len(names) // o.repeats + 1) % len(names)
         for name in names[turn:] + names[:turn]:
             steer(engine, pilots[name])
@@ -121,22 +124,21 @@ def _setting(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def _compare(clients: Clients, runs: dict[str, list[Run]], law: Any) -> dict[str, Any]:
+def _compare(every: list[Clients], runs: dict[str, list[Run]], law: Any) -> dict[str, Any]:
     """Every text against the same request's plain one as far as both go; greedy ones against what
     the law says."""
-    reference = runs["plain"][0].texts
     places, differ, wrong = 0, [], 0
-    for name, every in runs.items():
-        for run in every:
+    for name, repeats in runs.items():
+        for repeat, (clients, run) in enumerate(zip(every, repeats, strict=True)):
             for number, ids in run.texts.items():
                 if law is not None:
                     wrong += not follows(law, clients.root(*number), ids)
-                other = reference.get(number, [])
+                other = runs["plain"][repeat].texts.get(number, [])
                 shared = min(len(ids), len(other))
                 places += shared
                 place = first_difference(ids[:shared], other[:shared])
                 if place is not None:
-                    differ.append([name, *number, place])
+                    differ.append([name, repeat, *number, place])
     told: dict[str, Any] = {"tokens_compared": places, "differences": differ[:10]}
     told |= {"identical": not differ}
     return told if law is None else told | {"against_the_law": wrong}
@@ -175,7 +177,7 @@ def parse() -> argparse.Namespace:
     add(
         "--counted",
         type=numbers,
-        default=[384, 1280, 3072, 10240],
+        default=[1024, 2048, 4096, 10240],
         help="tokens of a run, for each",
     )
     add("--ks", type=numbers, default=[0, 2, 4, 8])

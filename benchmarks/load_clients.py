@@ -65,28 +65,33 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """Who asks for what. Request (client, turn) has prompt client + turn · count of `asked`, and is
-    the same request however the engine drafts. tokens: of each text; counted: tokens of a run."""
+    """Who asks for what. Request (client, turn) has prompt first + client + turn · count of
+    `asked`, and is the same request however the engine drafts. tokens: of each text; counted: tokens
+    of a run."""
 
     count: int
     asked: list[list[int]]
     tokens: int
     temperature: float
     counted: int
+    first: int = 0
 
     def root(self, client: int, turn: int) -> int:
         """The last token of that request's prompt."""
         return self._prompt(client, turn)[-1]
 
     def _prompt(self, client: int, turn: int) -> list[int]:
-        return self.asked[(client + turn * self.count) % len(self.asked)]
+        return self.asked[self._place(client, turn) % len(self.asked)]
+
+    def _place(self, client: int, turn: int) -> int:
+        return self.first + client + turn * self.count
 
     def _submit(self, engine: Engine, client: int, turn: int) -> Text:
         tokens = self.tokens
         if turn == 0:  # first texts end one after the other, and so do all behind them
             tokens = max(1, -(-tokens * (client + 1) // self.count))
         params: SamplingParams = fixed(
-            tokens, temperature=self.temperature, seed=1 + client + turn * self.count
+            tokens, temperature=self.temperature, seed=1 + self._place(client, turn)
         )
         now = time.perf_counter()
         handle = engine.submit(self._prompt(client, turn), params)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paceline.engine.catch_up import CatchUp
 from paceline.engine.cost import CostTable
-from paceline.engine.cost_grid import CatchUp, Kind, Point
+from paceline.engine.cost_grid import Kind, Point
 
 KS = (0, 1, 2, 4, 8)
 
@@ -145,10 +146,11 @@ def test_what_the_host_takes_is_part_of_a_round() -> None:
     assert costs.rounds(4)[2] == pytest.approx(drafting + 4e-4, rel=0.01)
 
 
-def test_bringing_up_to_date_takes_a_pass_a_row() -> None:
+def test_bringing_up_to_date_takes_as_many_passes_as_there_are() -> None:
     assert table(catch_up=CatchUp()).catching_up([100, 3]) == 0
     costs = table(catch_up=CatchUp(1e-3, 1e-5))
     assert costs.catching_up([100, 0, 3, 0]) == pytest.approx(2e-3 + 103e-5)
+    assert costs.catching_up([3, 0, 20, 5]) == pytest.approx(2e-3 + 28e-5)  # side by side
     assert costs.catching_up([]) == 0
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from paceline.engine.catch_up import NO_CATCH_UP, CatchUp
 from paceline.engine.cost_file import Saved, cache_folder, cost_path, load_costs, save_costs
-from paceline.engine.cost_grid import NO_CATCH_UP, CatchUp, Point
+from paceline.engine.cost_grid import Point
 
 KEY = {"device": "abacus", "target": "two beads"}
 POINTS = (Point("verify", 1, 0, 64, 4e-3), Point("draft", 8, 5, 64, 1.5e-3))

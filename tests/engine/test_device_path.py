@@ -23,6 +23,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from paceline import Engine, SamplingParams
 from paceline.engine import build
 from paceline.engine.capture import LEVELS, CapturedRounds
+from paceline.engine.catch_up import Span
 from paceline.engine.readings import CapturedReadings, EagerReadings
 from paceline.ops.bookkeeping import Bookkeeping
 from paceline.ops.choose import FusedChooser
@@ -229,9 +230,45 @@ def test_a_drafter_that_was_left_behind_is_brought_up_in_the_same_passes(
             cache.zero_()
             readings.read(1, 0, 19, together)
             if not together:
-                readings.catch_up(1, 0, 9)
-                readings.catch_up(1, 9, 19)
+                readings.catch_up([Span(1, 0, 9)])
+                readings.catch_up([Span(1, 9, 19)])
             found.append(cache.clone())
     assert found[0].any()
     size = machine.slots.limits.page_size
     assert torch.equal(found[0][:, size:], found[1][:, size:])
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_drafters_are_brought_up_side_by_side_as_alone(
+    device_engine: Callable[..., Engine], folders: dict[str, Path], recorded: bool
+) -> None:
+    """Three texts, from different places on and of different lengths, in a pass of four rows."""
+    engine = device_engine(draft=folders["draft"], k=2, slots=3)
+    machine, readings = engine._loop.machine, engine._loop.feeder.readings
+    if not recorded:
+        readings = EagerReadings(machine)
+    pool = machine.drafter._pool  # type: ignore[attr-defined]
+    cells = [x for layer in pool.layers for x in (layer.keys, layer.values)]
+    spans = [Span(1, 3, 9), Span(2, 0, 17), Span(3, 5, 6)]
+    found = []
+    with torch.inference_mode():
+        for slot in (1, 2, 3):
+            machine.slots.admit(
+                slot, Request(str(slot), tuple(prompt(slot, 20)), SamplingParams(), seed=0), (), 2
+            )
+            machine.slots.set_pages(slot, 0, [slot])
+        for side_by_side in (True, False):
+            for cell in cells:
+                cell.zero_()
+            for slot, start, _ in spans:
+                if start:
+                    readings.catch_up([Span(slot, 0, start)])
+            before = [cell.clone() for cell in cells]
+            for group in [spans] if side_by_side else [[span] for span in spans]:
+                readings.catch_up(group)
+            assert not torch.equal(before[0], cells[0])
+            found.append([cell.clone() for cell in cells])
+    size = machine.slots.limits.page_size
+    for mine, theirs in zip(*found, strict=True):  # numpy multiplies wider tiles in another order
+        assert mine[:, size:].any()
+        torch.testing.assert_close(mine[:, size:], theirs[:, size:], rtol=1e-5, atol=1e-5)

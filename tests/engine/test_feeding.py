@@ -26,8 +26,12 @@ def feeder(widths: tuple[int, ...] = WIDTHS, **options: Any) -> Feeder:
     return Feeder(machine, readings, nobody, chunk=2048, **options)
 
 
+class Text(SimpleNamespace):
+    __hash__ = object.__hash__  # a sequence is itself and no other
+
+
 def text(tokens: int, read: int = 0) -> Any:
-    return SimpleNamespace(tokens=range(tokens + 1), prefilled=read)
+    return Text(slot=1, tokens=range(tokens + 1), prefilled=read, observed=0)
 
 
 def truth(start: int, stop: int) -> float:
@@ -131,12 +135,12 @@ def test_nobody_waits_for_a_drafter_to_read_a_whole_prefix() -> None:
     machine.drafter = SimpleNamespace(needs=SimpleNamespace(catch_up="tokens"))
     machine.slots = SimpleNamespace(limits=SimpleNamespace(device=SimpleNamespace(type="cpu")))
     readings: Any = found.readings
-    readings.catch_up = lambda slot, start, stop: calls.append(("draft", start, stop))
+    readings.catch_up = lambda spans: calls.extend(("draft", *span[1:]) for span in spans)
     readings.read = lambda slot, start, stop, shown: calls.append(("both", start, stop, shown))
     for stop in (10, 60, 120, 250):
         for _ in range(3):
             saw(found, 0, stop)
-    sequence: Any = SimpleNamespace(slot=1, prefilled=3000, observed=0)
+    sequence = text(3010, read=3000)
     steps = 0
     while sequence.prefilled == 3000:  # though hardly anything of the prompt is left
         before = sequence.observed
@@ -148,7 +152,7 @@ def test_nobody_waits_for_a_drafter_to_read_a_whole_prefix() -> None:
     assert all(kind == "draft" for kind, *_ in calls[:-1])
     assert [start for _, start, *_ in calls[1:]] == [stop for _, _, stop, *_ in calls[:-1]]
     calls.clear()
-    alone: Any = SimpleNamespace(slot=1, prefilled=300, observed=0)
+    alone = text(500, read=300)
     found.read(alone, 128, drafting=True)
     assert calls == [("draft", 0, 300), ("both", 300, 428, True)]
 

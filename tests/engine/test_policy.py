@@ -9,7 +9,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.engine.traffic import CPU, H200, Device, Report, table
+from tests.engine.traffic import CPU, H200, Device, Report, Traffic, constant, play, table
 
 from paceline.engine.acceptance import Track
 from paceline.engine.cost import CostTable
@@ -287,3 +287,32 @@ def test_the_ends_of_what_can_be(chance: float, best: int) -> None:
         track.remaining = 1  # the last token of a text has no draft
     for launch in run(governor, tracks, chance, 3, CPU):
         assert launch.next_k == 0 or launch.k <= 8
+
+
+def test_prompts_that_a_drafter_must_read_count_against_it() -> None:
+    """Drafting is a few percent faster round by round; that it reads every prompt costs more."""
+
+    def chosen(prompt: int) -> set[int]:
+        costs = table(H200, (0, 1), (16,))
+        plain = costs.rounds(16)[0]
+        chance = costs.rounds(16)[1] / plain - 1 + 0.03
+        governor = Governor(costs)
+        played = play(Traffic(16, lambda *_: constant(chance), 500, prompt=prompt), H200, governor)
+        return set(played.chosen[250:])
+
+    assert chosen(0) == {1}
+    assert chosen(4000) == {0}
+
+
+def test_what_prompts_cost_is_forgotten_with_time() -> None:
+    governor = Governor(table(H200, (0, 2), (1,)))
+    track = governor.track(2, 10**9)
+    governor.fed(100_000)
+    report = Report([3], [2], [0], [2], [2], [0])
+    shares = []
+    for _ in range(20000):
+        launch = governor.plan([track], 0.0)
+        governor.settled([track], launch, report)
+        assert governor._view is not None
+        shares.append(governor._view.beside)
+    assert shares[0] > 100 * shares[-1] > 0

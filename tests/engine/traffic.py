@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from paceline.engine.acceptance import Track
+from paceline.engine.catch_up import NO_CATCH_UP, CatchUp
 from paceline.engine.cost import CostTable
-from paceline.engine.cost_grid import NO_CATCH_UP, CatchUp, Point
+from paceline.engine.cost_grid import Point
 from paceline.engine.policy import Governor
 
 Chances = Sequence[float]  # by draft position, each given that those before it stood
@@ -153,7 +154,7 @@ def play(
         if fixed.paused if adaptive else not governor:
             row.behind = traffic.prompt
         elif traffic.prompt:
-            played.seconds += device.catch_up.row + device.catch_up.token * traffic.prompt
+            played.seconds += device.catch_up.seconds([traffic.prompt])
         return row
 
     rows = [arrive() for _ in range(traffic.concurrency)]
@@ -172,7 +173,7 @@ def play(
             k, next_k = launch.k, launch.next_k
         else:
             launch, k, next_k = None, max(held), governor
-        report, seconds = Report(), 0.0
+        report, seconds, behind = Report(), 0.0, list[int]()
         true_verify = device.verify(len(rows), k)
         true_draft = device.draft(len(rows), next_k) + device.observe
         for place, row in enumerate(rows):
@@ -189,8 +190,7 @@ def play(
             row.left -= accepted + 1
             drafts = next_k if launch is None else launch.drafts[place]
             if drafts:
-                behind = row.behind > 0
-                seconds += behind * device.catch_up.row + device.catch_up.token * row.behind
+                behind.append(row.behind)
             row.behind = 0 if drafts else row.behind + accepted + 1
             for name, value in (
                 ("n", accepted + 1), ("drafted", drafted), ("source", 0), ("accepted", accepted),
@@ -200,7 +200,7 @@ def play(
             held[place] = drafts
             if row.left == 0:
                 rows[place], held[place] = arrive(), 0
-        seconds += true_verify + true_draft
+        seconds += true_verify + true_draft + device.catch_up.seconds(behind)
 
         def told(value: float) -> float:
             slow = 10.0 if watch.random() < outliers else 1.0

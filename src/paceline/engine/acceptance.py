@@ -22,6 +22,7 @@ _INERTIA = 60.0  # information that the law's level has, against that of new req
 _IDLE_MEMORY = 200.0  # rounds without a test likewise
 _OLD_WEIGHT = 6.0  # but so much information is kept
 SURPRISE = 2.0  # standard deviations that say that the traffic is another
+_DOUBT = 2.0  # standard deviations of the law that count as doubt
 _DOUBTED = 2.0  # information that is left of what was known before one
 _FIRST, _FIRST_WEIGHT = math.log(0.7 / 0.3), 1.0  # before any traffic
 _NEXT, _NEXT_WEIGHT = 0.1, 2.0  # a position starts so much above the one before it
@@ -142,6 +143,11 @@ class Acceptance:
             self._tested = self._round
             self._learn(groups, tested, shift)
         return tested
+
+    @property
+    def doubt(self) -> int:
+        """How far the law may well be too high, as a number of places of an offset."""
+        return round(_DOUBT / math.sqrt(self._weight[0] + _FIRST_WEIGHT) / _STEP)
 
     def surprise(self) -> float:
         """By how many standard deviations more first tokens stood than expected, since this was

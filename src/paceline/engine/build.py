@@ -36,7 +36,7 @@ from paceline.engine.readings import (
     CapturedReadings,
     EagerReadings,
     Readings,
-    passes,
+    every_pass,
     rehearse,
 )
 from paceline.engine.round import Machine, run_round
@@ -287,8 +287,8 @@ def _compile(machine: Machine, ks: Sequence[int], progress: Progress) -> None:
                 run_round(machine, plan, lambda verdict: None)
                 progress("compiling kernels", done, len(plans))
             limits = machine.slots.limits
-            place = torch.zeros(3, 1, dtype=torch.int64, device=limits.device)
-            for width in reversed(passes(limits.max_length)):
+            for rows, width in every_pass(machine):
+                place = torch.zeros(3, rows, dtype=torch.int64, device=limits.device)
                 rehearse(machine, width, place)
     except ImportError:
         log.debug("no triton, nothing to compile")

@@ -12,7 +12,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from paceline.engine.cost_grid import KINDS, CatchUp, Grid, Kind, Point
+from paceline.engine.catch_up import CatchUp
+from paceline.engine.cost_grid import KINDS, Grid, Kind, Point
 
 _RECENT = 5  # live rounds of which the median counts, so that a single slow one says nothing
 _GAIN = 0.04  # how fast a cell follows that median
@@ -104,8 +105,7 @@ class CostTable:
 
     def catching_up(self, behind: Iterable[int]) -> float:
         """Seconds to bring a drafter up to date with rows that lie so many tokens behind."""
-        row, token = self.catch_up
-        return sum(row + token * tokens for tokens in behind if tokens > 0)
+        return self.catch_up.seconds(behind)
 
     def rounds(self, rows: int, context: float = 0.0) -> list[float]:
         """Seconds of a round that verifies and drafts k tokens a row, for each k of `ks`;

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from paceline.engine.cost_grid import CatchUp, Point
+from paceline.engine.catch_up import CatchUp
+from paceline.engine.cost_grid import Point
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 Kind = Literal["verify", "draft"]
 KINDS: tuple[Kind, ...] = ("verify", "draft")
@@ -21,17 +21,6 @@ class Point:
     k: int
     context: int
     seconds: float
-
-
-class CatchUp(NamedTuple):
-    """Seconds to bring a drafter that rested up to date with a text: each text is a pass of its
-    own, whatever its length, and each token of it takes some more."""
-
-    row: float = 0.0
-    token: float = 0.0
-
-
-NO_CATCH_UP = CatchUp()
 
 
 class Grid:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from paceline.engine.catch_up import Span
 from paceline.engine.landing import Marks
 from paceline.engine.readings import Readings, pieces
 from paceline.engine.round import Machine
@@ -102,7 +104,7 @@ class Feeder:
         if drafting and not follows and sequence.observed < start:  # no part of the paces
             behind, seen = start - sequence.observed, sequence.observed
             # A pass of the drafter alone takes less than one of both.
-            self.bring_up(sequence, seen + self._fit(seen, behind, busy))
+            self.bring_up({sequence: seen + self._fit(seen, behind, busy)})
             if sequence.observed < start:
                 return
         began, marks = time.perf_counter(), Marks(machine.slots.limits.device)
@@ -116,12 +118,15 @@ class Feeder:
         if shown:
             sequence.observed = max(sequence.observed, stop)
 
-    def bring_up(self, sequence: Sequence, stop: int) -> None:
-        """Show the drafter the committed tokens up to position `stop` that it has not seen."""
-        while sequence.observed < stop:
-            end = min(sequence.observed + self.chunk, stop)
-            self.readings.catch_up(sequence.slot, sequence.observed, end)
-            sequence.observed = end
+    def bring_up(self, stops: Mapping[Sequence, int]) -> None:
+        """Show the drafter what it has not seen of these sequences' tokens, up to the position
+        (exclusive) that each is given with."""
+        while behind := [s for s, stop in stops.items() if s.observed < stop]:
+            ends = [min(s.observed + self.chunk, stops[s]) for s in behind]
+            spans = [Span(s.slot, s.observed, e) for s, e in zip(behind, ends, strict=True)]
+            self.readings.catch_up(spans)
+            for sequence, end in zip(behind, ends, strict=True):
+                sequence.observed = end
 
     def learn(self) -> None:
         """A round has settled: so has what was read in front of it, but not behind, which nobody

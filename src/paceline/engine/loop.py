@@ -235,15 +235,14 @@ class Loop:
         row, whether this round's draft leaves it up to date."""
         if not launch.next_k:
             return [False] * len(rows)
-        follows = []
-        for sequence, drafts in zip(rows, launch.drafts, strict=True):
-            # The draft's first pass has room for two tokens: one that this round commits beside
-            # its draft, and one that a round in flight commits, or else the last one known.
-            needed = len(sequence.tokens) - (not sequence.in_flight)
-            if drafts and self._catches_up and sequence.observed < needed:
-                self.feeder.bring_up(sequence, len(sequence.tokens))
-            follows.append(sequence.observed >= needed)
-        return follows
+        # The draft's first pass has room for two tokens: one that this round commits beside its
+        # draft, and one that a round in flight commits, or else the last one known.
+        needed = {s: len(s.tokens) - (not s.in_flight) for s in rows}
+        if self._catches_up:
+            wanted = [s for s, drafts in zip(rows, launch.drafts, strict=True) if drafts]
+            behind = [s for s in wanted if s.observed < needed[s]]
+            self.feeder.bring_up({s: len(s.tokens) for s in behind})
+        return [s.observed >= needed[s] for s in rows]
 
     def _make_room(self) -> None:
         """Preempt until there are pages for a round of those that then still run."""

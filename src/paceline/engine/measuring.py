@@ -17,9 +17,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from paceline.engine.catch_up import NO_CATCH_UP, CatchUp, Span
 from paceline.engine.cost import CostTable
 from paceline.engine.cost_file import load_costs, save_costs
-from paceline.engine.cost_grid import NO_CATCH_UP, CatchUp, Point
+from paceline.engine.cost_grid import Point
 from paceline.engine.costs import Costs
 from paceline.engine.readings import Readings
 from paceline.engine.round import Machine, Plan
@@ -123,7 +124,7 @@ def measure_catch_up(machine: Machine, readings: Readings) -> CatchUp:
         for _ in range(_REPEATS):
             _wait(device)
             began = time.perf_counter()
-            readings.catch_up(1, 0, count)
+            readings.catch_up([Span(1, 0, count)])
             _wait(device)
             found.append(time.perf_counter() - began)
         return min(found)

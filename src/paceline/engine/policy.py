@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paceline.engine.acceptance import Acceptance, Seen, Track
+from paceline.engine.catch_up import NEAR
 from paceline.engine.cost import CostTable
 from paceline.engine.trial import Choice, Trials
 
@@ -23,7 +24,7 @@ _SWITCH = 0.03  # of a round: what a change of K must have gained at least
 _PATIENCE = 16  # rounds of rest after which the drafter is said to be paused
 _SILENCE = 200  # rounds between two log lines about it
 _WRITTEN = 8192  # tokens written after which what prompts cost beside them is halved
-_FIRST_TEXT = 256  # tokens that a text is taken to have while nothing is known
+_AHEAD = 128  # tokens that a running text is taken to have before it: its prompt is for them too
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +134,15 @@ class Governor:
             key = track.place, most, track.waiting
             groups[key] = groups.get(key, 0) + 1
         seconds = self.cost.rounds(len(tracks), context)
-        beside = self._fed / (self._written + _FIRST_TEXT)
+        beside = self._fed / (self._written + _AHEAD * len(tracks))
         tokens = self._tokens(groups)
         view = self._view = _View(self.ks, len(tracks), tokens, seconds, beside)
         best = choose(self.ks, tokens, seconds, self.latency, beside)
-        trying = self._trials.left > 0
-        self._follow(view, best, tracks)
+        trying, sure = self._trials.left > 0, best
+        if best.k and not self._k:  # the way back has its price: so much must be known to stand
+            doubted = self._tokens(groups, -self.acceptance.doubt)
+            sure = choose(self.ks, doubted, seconds, self.latency, beside)
+        self._follow(view, sure, tracks)
         next_k = self._k or self._try(view, best, tracks)
         k = self._window(groups, view, next_k, trying, max(best.rate, view.at(0).rate), context)
         asked = tuple([w if (w := track.waiting) < k else k for track in tracks])
@@ -211,11 +215,11 @@ class Governor:
 
     # --- inside ---
 
-    def _tokens(self, groups: _Groups) -> list[float]:
-        """Tokens that a round of each k commits, all rows together."""
+    def _tokens(self, groups: _Groups, shift: int = 0) -> list[float]:
+        """Tokens that a round of each k commits, all rows together. shift: of all their places."""
         sums = [0.0] * len(self.ks)
         for (place, most, _), count in groups.items():
-            expected = self.acceptance.tokens(place)
+            expected = self.acceptance.tokens(place + shift)
             for i, k in enumerate(self.ks):
                 sums[i] += count * expected[k if k < most else most]
         return sums
@@ -234,8 +238,8 @@ class Governor:
             if not self._k and not self._trials.left:
                 price += self._trials.lead_in(view.rows, now, best)
                 price += self.cost.catching_up(track.behind for track in tracks)
-            elif not best.k:  # the way back will cost as much at least
-                price += self.cost.catching_up([_PATIENCE] * view.rows)
+            elif not best.k:  # the way back will cost something too
+                price += self.cost.catching_up([NEAR] * view.rows)
             if self._missed > price:
                 self._switch(best)
         self._rest = 0 if self._k else self._rest + 1

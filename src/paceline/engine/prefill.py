@@ -5,10 +5,14 @@ It covers all of a prompt but its last token, which is the root of the first win
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from paceline.engine.catch_up import Span
 from paceline.engine.round import Machine
+from paceline.ops.upload import upload
 from paceline.speculation.window import addresses
 from paceline.types import Rows, TargetOut, Window
 
@@ -31,6 +35,18 @@ def show_chunk(machine: Machine, slot: int, start: int, stop: int) -> None:
     machine.drafter.observe(window, None, None, rows)
 
 
+def show_side_by_side(machine: Machine, spans: Sequence[Span]) -> None:
+    """The same of several texts in one pass."""
+    device = machine.slots.limits.device
+    slot, start, count = (
+        upload(values, device)
+        for values in zip(*((slot, b, e - b) for slot, b, e in spans), strict=True)
+    )
+    width, bounds = max(e - b for _, b, e in spans), tuple(e for _, _, e in spans)
+    window = committed(machine, slot, start, count, width, bounds)
+    machine.drafter.observe(window, None, None, read_rows(machine, slot, window))
+
+
 def _chunk(machine: Machine, slot: int, start: int, stop: int) -> tuple[Window, Rows]:
     """Committed positions start to stop (exclusive) of `slot`, as one window."""
     slots = machine.slots
@@ -49,13 +65,13 @@ def committed(
     width: int,
     bounds: tuple[int, ...] | None = None,
 ) -> Window:
-    """Committed positions start to start + count of the slot `index`, and behind them nodes that
-    are not valid, up to `width`. index, start, count [1] int64; bounds: see `Window`, by default
+    """Committed positions start to start + count of the slots `index`, and behind them nodes that
+    are not valid, up to `width`. index, start, count [B] int64; bounds: see `Window`, by default
     as long as a text may be."""
     slots = machine.slots
     limits = slots.limits
     node = torch.arange(width, device=index.device).unsqueeze(0)  # [1, W]
-    position = (start.unsqueeze(1) + node).clamp_(max=limits.max_length - 1)
+    position = (start.unsqueeze(1) + node).clamp_(max=limits.max_length - 1)  # [B, W]
     valid = node < count.unsqueeze(1)
     pages = slots.pages.index_select(0, index)
     return Window(
@@ -63,14 +79,14 @@ def committed(
         position=position,
         address=addresses(pages, limits.page_size, position, valid),
         valid=valid,
-        bounds=bounds or (limits.max_length,),
+        bounds=bounds or (limits.max_length,) * index.shape[0],
         pages=pages,
         page_size=limits.page_size,
     )
 
 
 def read_rows(machine: Machine, index: Tensor, window: Window) -> Rows:
-    """What a drafter that is shown `window`, of the slot `index` [1], may read besides."""
+    """What a drafter that is shown `window`, of the slots `index` [B], may read besides."""
     slots, width = machine.slots, window.ids.shape[1]
     return Rows(
         index=index,

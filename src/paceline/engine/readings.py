@@ -11,14 +11,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from paceline.engine.capture import Recording, recorder
-from paceline.engine.prefill import committed, read_chunk, read_rows, show_chunk
+from paceline.engine.catch_up import SIDE, TOGETHER, Span, cut
+from paceline.engine.prefill import (
+    committed,
+    read_chunk,
+    read_rows,
+    show_chunk,
+    show_side_by_side,
+)
 from paceline.engine.round import Machine
+from paceline.ops.upload import put
 from paceline.types import TargetOut
 
 log = logging.getLogger(__name__)
@@ -40,8 +49,8 @@ class Readings(Protocol):
         """Through the target. shown: and show them to the drafter."""
         ...
 
-    def catch_up(self, slot: int, start: int, stop: int) -> None:
-        """Show them to a drafter with `catch_up="tokens"` that has not seen them."""
+    def catch_up(self, spans: Sequence[Span]) -> None:
+        """Show a drafter with `catch_up="tokens"` what it has not seen, of slots that differ."""
         ...
 
 
@@ -58,51 +67,63 @@ class EagerReadings:
         for begin, end, _ in pieces(start, stop, self.widths):
             read_chunk(self._machine, slot, begin, end, shown)
 
-    def catch_up(self, slot: int, start: int, stop: int) -> None:
-        for begin, end, _ in pieces(start, stop, self.widths):
-            show_chunk(self._machine, slot, begin, end)
+    def catch_up(self, spans: Sequence[Span]) -> None:
+        for group in cut(spans):
+            if len(group) > 1:
+                show_side_by_side(self._machine, group)
+                continue
+            slot, start, stop = group[0]
+            for begin, end, _ in pieces(start, stop, self.widths):
+                show_chunk(self._machine, slot, begin, end)
 
 
 class CapturedReadings:
-    """See `Readings`. `place` holds slot, start and count of the pass that is replayed next."""
+    """See `Readings`. `place` holds slot, start and count of each row of the pass that is replayed
+    next."""
 
     def __init__(self, machine: Machine, progress: Progress | None = None) -> None:
         """Record every pass there can be. progress(done, all) is called on the way."""
         self._machine, self._eager = machine, EagerReadings(machine)
         limits = machine.slots.limits
-        self._place = torch.zeros(3, 1, dtype=torch.int64, device=limits.device)
+        self._place = torch.zeros(3, TOGETHER, dtype=torch.int64, device=limits.device)
         self._target: dict[int, Recording] = {}
         self._drafter: dict[int, Recording] = {}
+        self._together: dict[int, Recording] = {}  # by rows
         began = time.perf_counter()
         self.widths = passes(limits.max_length)
-        record, count = recorder(limits.device), 2 * len(self.widths)
+        every, record = every_pass(machine), recorder(limits.device)
         with torch.inference_mode():
-            for done, width in enumerate(reversed(self.widths), 1):
+            for done, (rows, width) in enumerate(every, 1):
                 if limits.device.type == "cuda":  # elsewhere recording runs it
-                    rehearse(machine, width, self._place)
+                    rehearse(machine, width, self._place[:, :rows])
                 if progress is not None:
-                    progress(done, count)
-            for done, width in enumerate(reversed(self.widths), 1 + len(self.widths)):
-                self._record(width, record)
+                    progress(done, 2 * len(every))
+            for done, (rows, width) in enumerate(every, 1 + len(every)):
+                self._record(width, self._place[:, :rows], record)
                 if progress is not None:
-                    progress(done, count)
-        log.info("recorded %d reading passes in %.1f s", count, time.perf_counter() - began)
+                    progress(done, 2 * len(every))
+        log.info("recorded %d reading passes in %.1f s", len(every), time.perf_counter() - began)
 
-    def _record(self, width: int, record: Callable[[Callable[[], None]], Recording]) -> None:
-        machine = self._machine
+    def _record(
+        self, width: int, place: Tensor, record: Callable[[Callable[[], None]], Recording]
+    ) -> None:
+        machine, rows = self._machine, place.shape[1]
         kind = machine.drafter.needs.catch_up
         seen: list[Any] = []
 
         def target() -> None:
-            seen[:] = _target_pass(machine, width, self._place)
+            seen[:] = _target_pass(machine, width, place)
 
         def drafter() -> None:
             if kind == "observe":
-                window, out, rows = seen
-                machine.drafter.observe(window, out, None, rows)
+                window, out, read = seen
+                machine.drafter.observe(window, out, None, read)
             else:
-                _drafter_pass(machine, width, self._place)
+                _drafter_pass(machine, width, place)
 
+        if rows > 1:
+            self._together[rows] = record(drafter)
+            return
         self._target[width] = record(target)
         if kind != "none":  # a drafter without a state of its own has nothing to see
             self._drafter[width] = record(drafter)
@@ -112,23 +133,34 @@ class CapturedReadings:
             if not width:
                 self._eager.read(slot, begin, end, shown)
                 continue
-            self._set(slot, begin, end)
+            self._set([Span(slot, begin, end)])
             self._target[width].replay()
             if shown and width in self._drafter:
                 self._drafter[width].replay()
 
-    def catch_up(self, slot: int, start: int, stop: int) -> None:
-        for begin, end, width in pieces(start, stop, self.widths):
-            if width:
-                self._set(slot, begin, end)
-                self._drafter[width].replay()
-            else:
-                self._eager.catch_up(slot, begin, end)
+    def catch_up(self, spans: Sequence[Span]) -> None:
+        for group in cut(spans):
+            if len(group) > 1:
+                rows = next(rows for rows in sorted(self._together) if rows >= len(group))
+                # What is left over is slot 0, of which nothing is read.
+                self._set([*group, *(rows - len(group)) * [Span(0, 0, 0)]])
+                self._together[rows].replay()
+                continue
+            slot, start, stop = group[0]
+            for begin, end, width in pieces(start, stop, self.widths):
+                if width:
+                    self._set([Span(slot, begin, end)])
+                    self._drafter[width].replay()
+                else:
+                    self._eager.catch_up([Span(slot, begin, end)])
 
-    def _set(self, slot: int, start: int, end: int) -> None:
-        # Numbers that travel as launch arguments: the host waits for nothing.
-        for into, value in zip(self._place, (slot, start, end - start), strict=True):
-            into.fill_(value)
+    def _set(self, spans: Sequence[Span]) -> None:
+        given = zip(*((slot, start, stop - start) for slot, start, stop in spans), strict=True)
+        for into, values in zip(self._place, given, strict=True):
+            if len(values) == 1:  # travels as a launch argument
+                into[:1].fill_(values[0])
+            else:
+                put(into, values)
 
 
 def pieces(start: int, stop: int, widths: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
@@ -149,17 +181,31 @@ def passes(longest: int) -> tuple[int, ...]:
     return tuple(w for w, less in zip(WIDTHS, (0, *WIDTHS), strict=False) if less < longest)
 
 
-def rehearse(machine: Machine, width: int, place: torch.Tensor) -> None:
-    """Run once what a pass of that width records."""
-    window, out, rows = _target_pass(machine, width, place)
+def every_pass(machine: Machine) -> list[tuple[int, int]]:
+    """(Rows, width) of the passes that are recorded, the largest first: one text's, and of a
+    drafter that is brought up to date from tokens those over several."""
+    limits = machine.slots.limits
+    found = [(1, width) for width in reversed(passes(limits.max_length))]
+    if machine.drafter.needs.catch_up == "tokens":
+        most = min(TOGETHER, limits.slots - 1)
+        found += [(1 << i, SIDE) for i in range((most - 1).bit_length(), 0, -1)]
+    return found
+
+
+def rehearse(machine: Machine, width: int, place: Tensor) -> None:
+    """Run once what a pass of that width records. place: see `CapturedReadings`, an entry a row."""
     kind = machine.drafter.needs.catch_up
+    if place.shape[1] > 1:
+        _drafter_pass(machine, width, place)
+        return
+    window, out, rows = _target_pass(machine, width, place)
     if kind == "observe":
         machine.drafter.observe(window, out, None, rows)
     elif kind == "tokens":
         _drafter_pass(machine, width, place)
 
 
-def _target_pass(machine: Machine, width: int, place: torch.Tensor) -> tuple[Any, TargetOut, Any]:
+def _target_pass(machine: Machine, width: int, place: Tensor) -> tuple[Any, TargetOut, Any]:
     slot, start, count = place
     window = committed(machine, slot, start, count, width)
     _, kept = machine.target.forward(window, machine.pool, machine.drafter.needs.features)
@@ -168,7 +214,7 @@ def _target_pass(machine: Machine, width: int, place: torch.Tensor) -> tuple[Any
     return window, out, read_rows(machine, slot, window)
 
 
-def _drafter_pass(machine: Machine, width: int, place: torch.Tensor) -> None:
+def _drafter_pass(machine: Machine, width: int, place: Tensor) -> None:
     slot, start, count = place
     window = committed(machine, slot, start, count, width)
     machine.drafter.observe(window, None, None, read_rows(machine, slot, window))

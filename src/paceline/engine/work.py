@@ -21,6 +21,7 @@ from paceline.types import KVSpec, Limits, Needs
 # besides.
 _LOGITS, _LOGITS_Q = 10, 6
 _ATTENTION_PARTS = 17  # what `ops.device_attention` keeps of a head's sums, at its 16 streams
+_TOGETHER = 4  # passes over several texts that are recorded, see `engine.readings.every_pass`
 _GRAPH = 256 * 2**10  # of the driver's memory a graph takes, beside its tensors
 _RUNTIME = 384 * 2**20  # on a GPU: compiled kernels, the libraries' work space, rounding up
 
@@ -82,7 +83,7 @@ def _kept_bytes(
     if config.capture:
         # A window, and the drafts that may follow one, or each, of them.
         drafts = len(ks) ** 2 if needs.catch_up == "observe" else len(ks)
-        graphs = len(sizes) * len(LEVELS) * (len(ks) + drafts) + 2 * len(read)
+        graphs = len(sizes) * len(LEVELS) * (len(ks) + drafts) + 2 * len(read) + _TOGETHER
     return batches + 2 * (arena + out) + graphs * _GRAPH  # twice: a draft model has its own
 
 
