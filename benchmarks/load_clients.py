@@ -66,8 +66,8 @@ class Run:
 @dataclass(frozen=True, slots=True)
 class Clients:
     """Who asks for what. Request (client, turn) has prompt first + client + turn · count of
-    `asked`, and is the same request however the engine drafts. tokens: of each text; counted: tokens
-    of a run."""
+    `asked`, and is the same request however the engine drafts. tokens: of each text; counted:
+    tokens of a run."""
 
     count: int
     asked: list[list[int]]
