@@ -59,7 +59,6 @@ from paceline.types import Window
 log = logging.getLogger(__name__)
 
 _SWITCH = 2e-4  # seconds that a thread keeps Python's lock while another wants it
-_PRACTICE = 1.0  # seconds of made-up requests before the engine is ready
 
 Progress = Callable[[str, int, int], None]
 
@@ -85,12 +84,14 @@ def on_device(name: str) -> Callable[[], AbstractContextManager[None]]:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An engine's inside. eos_ids: tokens that end a text unless a request says otherwise;
-    widest: draft tokens a round at most; keep: saves what live rounds taught, at the end; costs:
-    what rounds cost, as known or (seconds given) measured now."""
+    """An engine's inside. practice: a loop over the same machine for made-up requests before the
+    first user's, None where a device is as fast at first; eos_ids: tokens that end a text unless a
+    request says otherwise; widest: draft tokens a round at most; keep: saves what live rounds
+    taught, at the end; costs: what rounds cost, as known or (seconds given) measured now."""
 
     tokenizer: Tokenizer
     loop: Loop
+    practice: Loop | None
     budget: Budget
     eos_ids: frozenset[int]
     threads: int
@@ -164,22 +165,24 @@ def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progr
     if device.type == "cpu" and config.threads is None:
         progress("choosing threads", 0, 0)
     paces: dict[int, float] = {}
-    if device.type == "cuda":
+    if _slow_at_first(device):
         paces = practise(_make_loop(config, machine, rounds, readings, k, FixedK(k)), tokenizer)
     threads = _set_threads(config, machine)
     rig = _make_rig(machine, rounds, readings, k)
     pilot, keep_costs = _make_pilot(config, machine, rig, k, progress)
     every_eos = {*model.eos_token_ids, *tokenizer.eos_ids}
-    if device.type == "cuda":  # once more, with whoever decides K from now on
-        again = pilot
-        if isinstance(pilot, Governor):
-            again = Governor(pilot.cost, latency=pilot.latency)
-        practise(_make_loop(config, machine, rounds, readings, k, again), tokenizer, _PRACTICE)
+    practice = None
+    if _slow_at_first(device):
+        decides = pilot
+        if isinstance(pilot, Governor):  # a new one, that forgets what it saw
+            decides = Governor(pilot.cost, latency=pilot.latency)
+        practice = _make_loop(config, machine, rounds, readings, k, decides)
     loop = _make_loop(config, machine, rounds, readings, k, pilot)
     loop.feeder.paces |= paces
     return Opened(
         tokenizer,
         loop,
+        practice,
         budget,
         # A tokenizer may name more tokens than the model has.
         frozenset(token for token in every_eos if token < model.vocab_size),
@@ -188,6 +191,10 @@ def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progr
         keep_costs,
         partial(costs_of, rig, pilot.cost if isinstance(pilot, Governor) else None),
     )
+
+
+def _slow_at_first(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _make_loop(

@@ -74,6 +74,16 @@ class Driver:
             self._stop = True
             raise
 
+    def drive(self, steps: Steps) -> None:
+        """Drive what there is to its end, and from then on another."""
+
+        def exchange() -> None:
+            while self._steps is not None and not self._steps.idle:
+                self._steps.step()
+            self._steps = steps
+
+        self.ask(exchange)
+
     @property
     def stopping(self) -> bool:
         """Whether the thread was told to stop: what takes long while it opens looks here."""

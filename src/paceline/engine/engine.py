@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,6 +27,7 @@ from paceline.engine.fixed import FixedK
 from paceline.engine.handle import Handle
 from paceline.engine.intake import Intake
 from paceline.engine.policy import Governor
+from paceline.engine.practice import ask
 from paceline.engine.requests import Prompt, as_prompts, check_ids
 from paceline.engine.scoring import Scorer
 from paceline.errors import ConfigError, EngineClosedError, PacelineError, RequestError
@@ -90,7 +92,13 @@ class Engine:
 
         given = drafter if isinstance(drafter, Drafter) else None
         config = self.config
-        opened = driver.start(lambda: open_machine(config, given, told), lambda made: made.loop)
+        opened = driver.start(
+            lambda: open_machine(config, given, told), lambda made: made.practice or made.loop
+        )
+        if opened.practice is not None:
+            intake = Intake(config, replace(opened, loop=opened.practice), driver)
+            ask(intake.take, opened.budget.limits)
+            driver.drive(opened.loop)
         self.tokenizer, self.threads = opened.tokenizer, opened.threads
         self._loop, self._widest = opened.loop, opened.widest
         self._keep, self._costs = opened.keep, opened.costs

@@ -41,11 +41,11 @@ class Intake:
         prompt: Prompt,
         params: SamplingParams | None,
         *,
-        prediction: str | Seq[int] | None,
-        k: int | None,
-        priority: int,
-        deadline: float | None,
-        grammar: Grammar | None,
+        prediction: str | Seq[int] | None = None,
+        k: int | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        grammar: Grammar | None = None,
     ) -> Handle:
         """Queue one text; see `Engine.submit`. Raises RequestError at once for one that cannot be
         served."""
