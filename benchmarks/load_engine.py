@@ -5,6 +5,7 @@ A pilot is exchanged for another while nothing runs, so all of them run the same
 
 from __future__ import annotations
 
+import gc
 import time
 from typing import Any
 
@@ -52,6 +53,7 @@ def opened(bench: Bench) -> tuple[Engine, Heads, dict[str, Watched]]:
                 bench, max(o.ks), adaptive=True, slots=max(*o.concurrency, *o.field_batches),
                 max_length=longest + 16,
             )  # fmt: skip
+        gc.freeze()  # as the server does: or Python looks at all of it again in the middle of a run
         bench.shared["opening"] = {
             "seconds": digits(time.perf_counter() - began, 4), "log": log.lines,
             "bytes": engine.memory, "pages": engine.limits.pages,

@@ -18,7 +18,7 @@ from gpu_common import Bench, digits, fixed, median, open_engine, prompts, say
 from harness import Job, Parts, add_options, choose_parts, measure, numbers, shrink
 
 from paceline import Engine
-from paceline.lab.plan_measured import Drafted
+from paceline.lab.plan_measured import Drafted, Measured, save
 from paceline.lab.plan_model import Machine, Point, Traffic, best, constant, predict
 from paceline.lab.plan_probe import Probe, closed_loop, measure_engine
 
@@ -47,6 +47,8 @@ def probe(bench: Bench) -> dict[str, Any]:
     began = time.perf_counter()
     drafted = measure_engine(engine, "model", ask, say)
     seconds = time.perf_counter() - began
+    if o.out:  # what `paceline plan --from` reads
+        save(Measured("a probe", "llama-8b", (drafted,)), o.out.with_suffix(".measured.json"))
     fitted = drafted.fitted()
     traffic = Traffic(sum(map(len, asked)) / len(asked), o.new_tokens)
     every = [_predicted(bench, fitted.machine, traffic, *point) for point in o.points]

@@ -31,6 +31,16 @@ def _ask(w, column, n, k, COLUMNS: tl.constexpr):
     )
 
 
+@triton.jit
+def _total(x, ROWS: tl.constexpr, WIDE: tl.constexpr):
+    """x [ROWS, WIDE] summed over WIDE, a power of two, neighbours first. `tl.sum` adds in whatever
+    order the compiler's layout suggests, and that changes with the tile of the product."""
+    for level in tl.static_range(WIDE.bit_length() - 1):
+        left, right = tl.split(tl.reshape(x, (ROWS, WIDE >> (level + 1), 2)))
+        x = left + right
+    return tl.reshape(x, (ROWS,))
+
+
 @triton.jit(do_not_specialize=["rows"])
 def few_rows(
     x,
@@ -119,7 +129,7 @@ def few_rows(
     acc = tl.trans(acc)
     up = tl.trans(up)
     if TILES > 0:
-        scale = tl.rsqrt(tl.sum(sums, 1) / k + eps)[:, None]
+        scale = tl.rsqrt(_total(sums, BM, WIDE) / k + eps)[:, None]
         acc *= scale
         up *= scale
     if BIAS:
