@@ -107,6 +107,29 @@ def test_events_in_threads_and_event_loops_at_once(engine: Engine) -> None:
         same(joined(seen[n]), result)
 
 
+def test_a_task_that_is_cancelled_while_it_awaits_events(engine: Engine) -> None:
+    """It ends at once, its neighbour reads on, and whoever asks next gets what it has missed."""
+
+    async def read(n: int) -> list[Event]:
+        return [event async for event in handles[n].events()]
+
+    async def both() -> list[Event]:
+        leaving, staying = asyncio.create_task(read(0)), asyncio.create_task(read(1))
+        await asyncio.sleep(0.01)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(leaving, 5)
+        assert not staying.done()
+        while handles[1].finish is None:
+            step()
+        return await asyncio.wait_for(staying, 60)
+
+    with engine._driver.held() as step:
+        handles = [engine.submit(prompt(n), replace(PARAMS, max_tokens=1)) for n in range(2)]
+        assert [event.finish for event in asyncio.run(both())] == ["length"]
+        assert [event.finish for event in handles[0].events()] == ["length"]
+
+
 def test_a_result_that_is_waited_for_too_short(engine: Engine) -> None:
     with engine._driver.held():
         handle = engine.submit(prompt(1), PARAMS)

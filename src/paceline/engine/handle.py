@@ -11,12 +11,49 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from contextvars import Context
+from typing import Any
 
 from paceline.engine.outbox import Reader
 from paceline.types import Completion, Event, FinishReason, SequenceStats
 
-_Future: TypeAlias = "asyncio.Future[None]"
+
+class _News(asyncio.Future[None]):
+    """What one task awaits until its request has news.
+
+    The task goes on inside `arrived`, where a plain future would have it called one turn of the
+    loop later: a turn is a system call more, at which Python's lock changes hands with the
+    engine's thread.
+    """
+
+    _waiting: tuple[Callable[[_News], object], Context | None] | None = None
+
+    def add_done_callback(
+        self, fn: Callable[[_News], object], /, *, context: Context | None = None
+    ) -> None:
+        assert self._waiting is None
+        self._waiting = fn, context
+
+    def arrived(self) -> None:
+        """There is news. Called by the event loop; nothing happens where the task has left."""
+        if not self.done():
+            self.set_result(None)
+            self._go_on()
+
+    def cancel(self, msg: Any = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self.get_loop().call_soon(self._go_on)
+        return cancelled
+
+    def _go_on(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            fn, context = waiting
+            if context is None:
+                fn(self)
+            else:
+                context.run(fn, self)
 
 
 class Handle:
@@ -31,7 +68,7 @@ class Handle:
         self._reader, self._end = reader, end
         self._lock = threading.Lock()  # guards the waiters
         self._sleepers: list[threading.Event] = []
-        self._futures: list[tuple[asyncio.AbstractEventLoop, _Future]] = []
+        self._futures: list[_News] = []
 
     @property
     def id(self) -> str:
@@ -110,17 +147,14 @@ class Handle:
 
     async def wait_async(self) -> None:
         """`wait` for an event, on the running event loop."""
-        loop = asyncio.get_running_loop()
-        future: _Future = loop.create_future()
+        news = _News()
         with self._lock:
-            self._futures.append((loop, future))
+            self._futures.append(news)
         if self._reader.events or self._reader.closed:
             return  # the future is forgotten at the next wake-up
-        await future
+        await news
 
-    def waiters(
-        self,
-    ) -> tuple[list[threading.Event], list[tuple[asyncio.AbstractEventLoop, _Future]]]:
+    def waiters(self) -> tuple[list[threading.Event], list[_News]]:
         """Whom to wake; they are waiters no more."""
         with self._lock:
             sleepers, self._sleepers = self._sleepers, []
@@ -157,19 +191,18 @@ class Events:
 
 def wake(handles: Iterable[Handle]) -> None:
     """Wake everybody who waits for one of these, each event loop once."""
-    loops: dict[asyncio.AbstractEventLoop, list[_Future]] = {}
+    loops: dict[asyncio.AbstractEventLoop, list[_News]] = {}
     for handle in handles:
         sleepers, futures = handle.waiters()
         for sleeper in sleepers:
             sleeper.set()
-        for loop, future in futures:
-            loops.setdefault(loop, []).append(future)
+        for future in futures:
+            loops.setdefault(future.get_loop(), []).append(future)
     for loop, waiting in loops.items():
         with contextlib.suppress(RuntimeError):  # closed: nobody waits there any more
             loop.call_soon_threadsafe(_resolve, waiting)
 
 
-def _resolve(futures: list[_Future]) -> None:
+def _resolve(futures: list[_News]) -> None:
     for future in futures:
-        if not future.done():
-            future.set_result(None)
+        future.arrived()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -17,13 +16,12 @@ from paceline.server import details
 from paceline.server.asking import Ask
 from paceline.server.body import GONE
 from paceline.server.errors import ApiError, busy, told
+from paceline.server.frames import DONE, Frames, frame
 from paceline.server.gate import Gate
 from paceline.server.generation import Generation, Text
 from paceline.server.record import Record, log_failure
-from paceline.server.shapes import Json, Shape
+from paceline.server.shapes import Shape
 from paceline.server.wire import StreamOptions
-
-_DONE = b"data: [DONE]\n\n"
 
 
 class Exchange:
@@ -130,22 +128,24 @@ async def _chunks(
     counted = bool(options and options.include_usage)
     timed = bool(options and options.include_timing)
     opened: set[int] = set()
+    written = Frames(shape.chunk([]), {"usage": None} if counted else {})
 
     def frames(text: Text, event: Event) -> bytes:
         choices = shape.piece(text, event)
         if timed and not choices:  # tokens that complete no character have their chunk, too
             choices = [shape.silence(text)]
-        opening = [] if text.index in opened else shape.opening(text)
-        opened.add(text.index)
-        chunks = [shape.chunk([choice]) for choice in opening + choices]
+        told = None
         if timed:
-            # The round's figures go with its text, which comes before the finish.
             seconds = time.monotonic() - exchange.generation.began
-            chunks[len(opening)][details.KEY] = details.details(event, seconds)
-        if counted:
-            for chunk in chunks:
-                chunk["usage"] = None
-        return b"".join(map(_frame, chunks))
+            told = {details.KEY: details.details(event, seconds)}
+        parts = []
+        if text.index not in opened:
+            opened.add(text.index)
+            parts = [written.choice(choice, None) for choice in shape.opening(text)]
+        for choice in choices:
+            parts.append(written.choice(choice, told))
+            told = None  # the round's figures go with its text, which comes before the finish
+        return "".join(parts).encode()
 
     try:
         yield frames(*first)
@@ -154,11 +154,11 @@ async def _chunks(
                 yield data
         if counted:
             total = shape.usage(exchange.ask, exchange.generation.texts)
-            yield _frame(shape.chunk([]) | {"usage": total})
+            yield frame(shape.chunk([]) | {"usage": total})
     except ApiError as error:
         exchange.record.error = error.message
-        yield _frame(error.body())
-    yield _DONE
+        yield frame(error.body())
+    yield DONE
 
 
 class EventStream(StreamingResponse):
@@ -182,11 +182,6 @@ class EventStream(StreamingResponse):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._close()
-
-
-def _frame(data: Json) -> bytes:
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return b"data: " + text.encode() + b"\n\n"
 
 
 def _too_late() -> ApiError:

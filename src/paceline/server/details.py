@@ -5,8 +5,6 @@ Pure. It stands beside OpenAI's fields under the key `paceline`, where their cli
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from paceline import Event
 
 KEY = "paceline"
@@ -19,7 +17,14 @@ def details(event: Event, seconds: float) -> dict[str, object]:
     report = event.round
     told = None
     if report is not None:
-        told = asdict(report) | {"seconds": round(report.seconds, 6)}
+        told = {
+            "k": report.k,
+            "drafted": report.drafted,
+            "evaluated": report.evaluated,
+            "accepted": report.accepted,
+            "drafter": report.drafter,
+            "seconds": round(report.seconds, 6),
+        }
     return {
         "seconds": round(seconds, 6),
         "tokens": len(event.token_ids),

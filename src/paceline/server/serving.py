@@ -67,6 +67,8 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 lifespan="off",
+                # Not httptools, which uvicorn would prefer: with it a head may be of any size.
+                http="h11",
                 ws="none",
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE,

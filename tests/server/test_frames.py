@@ -1,0 +1,28 @@
+"""A spliced frame is what json.dumps makes of the whole chunk, byte for byte."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from paceline.server.frames import Frames, frame
+
+
+@pytest.mark.parametrize("told", [None, {"paceline": {"seconds": 1e-06, "round": None}}])
+@pytest.mark.parametrize("after", [{}, {"usage": None}])
+@pytest.mark.parametrize("text", ["", 'a"\\\n\x00', "日本 é 🦊", '"choices":['])
+def test_the_same_bytes(
+    text: str, after: dict[str, object], told: dict[str, object] | None
+) -> None:
+    empty: dict[str, object] = {"id": "x", "model": '"choices":[é', "choices": [], "end": "fp"}
+    choice: dict[str, object] = {"text": text, "index": 3, "logprobs": [-0.5, None]}
+    chunk = empty | {"choices": [choice]} | (told or {}) | after
+    dumped = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
+    wanted = f"data: {dumped}\n\n".encode()
+    assert Frames(empty, after).choice(choice, told).encode() == wanted == frame(chunk)
+
+
+def test_a_number_that_is_not_finite() -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        frame({"logprob": float("nan")})
