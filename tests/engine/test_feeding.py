@@ -157,6 +157,33 @@ def test_nobody_waits_for_a_drafter_to_read_a_whole_prefix() -> None:
     assert calls == [("draft", 0, 300), ("both", 300, 428, True)]
 
 
+@pytest.mark.parametrize("gap", [0.04, 0.06, 0.1])
+def test_the_first_long_chunk_is_a_short_one(gap: float) -> None:
+    """Behind the last recorded pass come chunks whose pace nobody knows; they take a while each."""
+
+    def takes(start: int, stop: int) -> float:
+        return sum(
+            truth(begin, end) + (0.0 if width else 0.012)
+            for begin, end, width in pieces(start, stop, WIDTHS)
+        )
+
+    found, busy = feeder(max_gap=gap), 0.008
+    for stop in (10, 60, 120, 250, 300):
+        for _ in range(10):
+            saw(found, 0, stop)
+    sequence = text(20000)
+    while sequence.prefilled < 20000:
+        tokens = found.step_tokens(sequence, 2048, busy)
+        start, stop = sequence.prefilled, sequence.prefilled + tokens
+        assert takes(start, stop) <= max(gap - busy, truth(start, start + 16) * 1.001)
+        marks: Any = SimpleNamespace(
+            passed=True, wait=lambda start=start, stop=stop: takes(start, stop)
+        )
+        found._marks.append((start, stop, marks, 0.0))
+        found.learn()
+        sequence.prefilled = stop
+
+
 def test_a_read_of_many_passes_is_learned_from_once() -> None:
     """Its time is one measurement, however many passes it had."""
     found = feeder()

@@ -314,5 +314,6 @@ def test_what_prompts_cost_is_forgotten_with_time() -> None:
         launch = governor.plan([track], 0.0)
         governor.settled([track], launch, report)
         assert governor._view is not None
-        shares.append(governor._view.beside)
+        plain, drafting = governor._view.beside
+        shares.append(drafting - plain)
     assert shares[0] > 100 * shares[-1] > 0

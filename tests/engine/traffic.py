@@ -41,6 +41,7 @@ class Device:
     draft: Callable[[int, int], float]
     catch_up: CatchUp = NO_CATCH_UP
     observe: float = 0.0  # what the drafter takes in every round, whatever K
+    beside: float = 0.0  # what a round with drafts takes that no clock of a round sees
 
 
 _STEP = ((1, 4.0), (8, 4.3), (32, 5.0), (64, 6.2))
@@ -159,7 +160,7 @@ def play(
 
     rows = [arrive() for _ in range(traffic.concurrency)]
     held = [0] * traffic.concurrency  # drafts that wait, by row
-    share = 0.0
+    share, told_until = 0.0, played.seconds
     # The share over is one of plain seconds, so that every policy meets the change at about the
     # same work done: by tokens.
     goal = traffic.rounds * traffic.concurrency
@@ -206,16 +207,18 @@ def play(
             slow = 10.0 if watch.random() < outliers else 1.0
             return value * slow * max(0.1, 1 + watch.gauss(0, noise))
 
-        played.seconds += seconds
+        played.seconds += seconds + device.beside * bool(k or next_k)
         played.rounds += 1
         played.chosen.append(next_k)
         if launch is not None:
             verify, draft = told(true_verify), told(true_draft)
-            waiting.append((tracks, launch, report, verify, draft, verify + draft))
+            elapsed = played.seconds - told_until
+            told_until = played.seconds
+            waiting.append((tracks, launch, report, verify, draft, verify + draft, elapsed))
             while len(waiting) > (1 if late and not next_k else 0):
-                tracks_, launch_, report_, v, d, wall = waiting.pop(0)
+                tracks_, launch_, report_, v, d, wall, elapsed = waiting.pop(0)
                 fixed.settled(tracks_, launch_, report_, verify_seconds=v, draft_seconds=d,
-                              wall_seconds=wall)  # fmt: skip
+                              wall_seconds=wall, elapsed_seconds=elapsed)  # fmt: skip
             if played.rounds % 200 == 0:
                 played.lines.append(fixed.describe())
     return played

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from paceline.engine.catch_up import Span
 from paceline.engine.landing import Marks
-from paceline.engine.readings import Readings, pieces
+from paceline.engine.readings import LONG, REACH, Readings, pieces
 from paceline.engine.round import Machine
 from paceline.engine.scheduling import Scheduler
 from paceline.engine.sequence import Sequence
@@ -55,8 +55,9 @@ class Feeder:
             return most
         if not self.paces:
             return min(most, _LEAST)
-        room = _SAFETY * (self.max_gap - busy)
-        tokens = most
+        room, tokens = _SAFETY * (self.max_gap - busy), most
+        if 0 not in self.paces and start + most > REACH:  # nobody knows what such a chunk takes
+            tokens = min(tokens, LONG)
         while tokens > _LEAST and self.seconds(start, start + tokens) > room:
             tokens = max(_LEAST, (tokens - 1) // _STEP * _STEP)
         expected = self.seconds(start, start + tokens)

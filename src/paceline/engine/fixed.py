@@ -52,6 +52,7 @@ class FixedK:
         verify_seconds: float = 0.0,
         draft_seconds: float = 0.0,
         wall_seconds: float | None = None,
+        elapsed_seconds: float | None = None,
     ) -> None:
         """Nothing: it learns nothing."""
 

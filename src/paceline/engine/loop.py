@@ -49,6 +49,7 @@ class Pilot(Protocol):
         verify_seconds: float = 0.0,
         draft_seconds: float = 0.0,
         wall_seconds: float | None = None,
+        elapsed_seconds: float | None = None,
     ) -> None: ...
     @property
     def paused(self) -> bool: ...
@@ -98,12 +99,14 @@ class Loop:
 
     def submit(self, sequence: Sequence, reader: Reader) -> None:
         """Queue a sequence; its events appear in `reader`."""
-        params = sequence.request.params
+        params, was_idle = sequence.request.params, self.idle
         try:
             self.scheduler.add(sequence)
         except PacelineError as error:
             reader.close("error", error)
             return
+        if was_idle:  # what goes by from now on is work
+            self._settled_at = time.perf_counter()
         sequence.stats.prompt_tokens = len(sequence.request.prompt)
         self.ledger.totals.prompt_tokens += len(sequence.request.prompt)
         remaining = min(params.max_tokens, sequence.limit - len(sequence.tokens))
@@ -286,7 +289,7 @@ class Loop:
                 raise
             for sequence, row in zip(launched.rows, rows, strict=True):
                 self.scheduler.settled(sequence, row.token_ids)
-            self._settled_at = now
+            elapsed, self._settled_at = now - self._settled_at, now
             self._round_seconds = outcome.verify_seconds + outcome.draft_seconds
             self.pilot.settled(
                 launched.tracks,
@@ -295,6 +298,7 @@ class Loop:
                 verify_seconds=outcome.verify_seconds,
                 draft_seconds=outcome.draft_seconds,
                 wall_seconds=now - began if launched.alone else None,
+                elapsed_seconds=elapsed,
             )
         self.ledger.book_round(launched.launch.k, outcome, now - began)
         self.feeder.learn()

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paceline.engine.acceptance import Acceptance, Seen, Track
+from paceline.engine.beside import Beside
 from paceline.engine.catch_up import NEAR
 from paceline.engine.cost import CostTable
 from paceline.engine.trial import Choice, Trials
@@ -23,8 +24,8 @@ log = logging.getLogger(__name__)
 _SWITCH = 0.03  # of a round: what a change of K must have gained at least
 _PATIENCE = 16  # rounds of rest after which the drafter is said to be paused
 _SILENCE = 200  # rounds between two log lines about it
-_WRITTEN = 8192  # tokens written after which what prompts cost beside them is halved
-_AHEAD = 128  # tokens that a running text is taken to have before it: its prompt is for them too
+_CLOSE = 0.93  # of drafting, what plain decoding brings at least where it is worth a look
+_CLOSE_FOR, _LOOK = 32, 48  # rounds that it must have been so, and plain rounds of such a look
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Launch:
     next_k: int
     asked: tuple[int, ...]
     drafts: tuple[int, ...]
+    first: float = 0.0  # seconds that bringing the drafter up to date should take
 
 
 def choose(
@@ -50,14 +52,13 @@ def choose(
     tokens: Sequence[float],
     seconds: Sequence[float],
     latency: float | None,
-    beside: float = 0.0,
+    beside: tuple[float, float] = (0.0, 0.0),
 ) -> Choice:
     """The k of most tokens a second among rounds of at most `latency` seconds; where there is
     none, the shortest round. tokens, seconds: of a round of each k; beside: seconds that each token
-    costs elsewhere where there are drafts. The smaller k wins a tie."""
+    costs elsewhere, of plain rounds and of others. The smaller k wins a tie."""
     choices = [
-        Choice(k, n, s, beside * n if k else 0.0)
-        for k, n, s in zip(ks, tokens, seconds, strict=True)
+        Choice(k, n, s, beside[k > 0] * n) for k, n, s in zip(ks, tokens, seconds, strict=True)
     ]
     fitting = [c for c in choices if latency is None or c.seconds <= latency]
     if fitting:
@@ -77,12 +78,11 @@ class _View:
     rows: int
     tokens: list[float]
     seconds: list[float]
-    beside: float
+    beside: tuple[float, float]
 
     def at(self, k: int) -> Choice:
         i = self.ks.index(k)
-        beside = self.beside * self.tokens[i] if k else 0.0
-        return Choice(k, self.tokens[i], self.seconds[i], beside)
+        return Choice(k, self.tokens[i], self.seconds[i], self.beside[k > 0] * self.tokens[i])
 
 
 class Governor:
@@ -98,8 +98,9 @@ class Governor:
         self.acceptance = acceptance or Acceptance(cost.ks[-1])
         self._trials = Trials(cost, self.acceptance)
         self._k = self.ks[1] if len(self.ks) > 1 else 0  # until something is known
-        self._fed = 0.0  # seconds that a drafter takes for the prompts that were read
-        self._written = 0  # tokens that were written meanwhile
+        self._beside = Beside()
+        self._close = 0  # rounds in a row in which plain decoding seemed as good
+        self._looks = 0  # plain rounds that are still to come of a look
         self._missed = 0.0  # seconds that another k would have saved since it is the better one
         self._rest = 0  # rounds in a row without drafts, tries aside
         self._silent = _SILENCE  # rounds since a change was logged
@@ -121,7 +122,7 @@ class Governor:
 
     def fed(self, tokens: int) -> None:
         """So many tokens of a prompt are being read; a drafter that drafts reads them too."""
-        self._fed += self.cost.catching_up((tokens,))
+        self._beside.fed(self.cost.catching_up((tokens,)))
 
     def plan(self, tracks: Sequence[Track], context: float) -> Launch:
         """Decide a round for `tracks`, in the order of its rows. context: committed positions a
@@ -134,8 +135,7 @@ class Governor:
             key = track.place, most, track.waiting
             groups[key] = groups.get(key, 0) + 1
         seconds = self.cost.rounds(len(tracks), context)
-        beside = self._fed / (self._written + _AHEAD * len(tracks))
-        tokens = self._tokens(groups)
+        beside, tokens = self._beside.both(len(tracks)), self._tokens(groups)
         view = self._view = _View(self.ks, len(tracks), tokens, seconds, beside)
         best = choose(self.ks, tokens, seconds, self.latency, beside)
         trying, sure = self._trials.left > 0, best
@@ -151,7 +151,8 @@ class Governor:
             if next_k and (self._k or track.tried):
                 track.waiting = limit if (limit := track.limit) < next_k else next_k
         drafts = tuple([track.waiting for track in tracks])
-        return Launch(len(tracks), context, k, next_k, asked, drafts)
+        first = self.cost.catching_up([t.behind for t in tracks if t.waiting]) if next_k else 0.0
+        return Launch(len(tracks), context, k, next_k, asked, drafts, first)
 
     def settled(
         self,
@@ -162,16 +163,17 @@ class Governor:
         verify_seconds: float = 0.0,
         draft_seconds: float = 0.0,
         wall_seconds: float | None = None,
+        elapsed_seconds: float | None = None,
     ) -> None:
         """A planned round has settled. tracks: as they were planned. seen: its report. Seconds
         of 0 were not measured; draft_seconds may be those of this round or of the one before it.
         wall_seconds: since the round before it settled, or None where other work (a prompt) lay
-        between."""
+        between. elapsed_seconds: the same, whatever lay between, or None where nobody knows."""
         cost, last = self.cost, self._settled
-        self._settled = launch
-        self._written += sum(seen.n)
-        if self._written > _WRITTEN:
-            self._written, self._fed = self._written // 2, self._fed / 2
+        self._settled, tokens = launch, sum(seen.n)
+        self._beside.wrote(tokens)
+        if elapsed_seconds is not None and (launch.k > 0) == (launch.next_k > 0):
+            self._beside.saw(launch.k > 0, tokens, self._expected(launch), elapsed_seconds)
         if self.acceptance.record(tracks, launch.asked, seen):
             self._trials.tested()
         cost.saw("verify", launch.rows, launch.k, launch.context, verify_seconds)
@@ -215,6 +217,13 @@ class Governor:
 
     # --- inside ---
 
+    def _expected(self, launch: Launch) -> float:
+        """Seconds that a round should have taken."""
+        rows, k, next_k, context = launch.rows, launch.k, launch.next_k, launch.context
+        verify = self.cost.verify(rows, k + 1, context)
+        draft = self.cost.draft(rows, next_k, context)
+        return verify + draft + self.cost.host(rows, k) + launch.first
+
     def _tokens(self, groups: _Groups, shift: int = 0) -> list[float]:
         """Tokens that a round of each k commits, all rows together. shift: of all their places."""
         sums = [0.0] * len(self.ks)
@@ -228,16 +237,23 @@ class Governor:
         """Change K once the change would have gained what it costs: so noise costs little, and
         no gain, however small, is left for long."""
         now = view.at(self._k)
-        if best.k == self._k:
+        looked, self._looks = self._looks == 1, max(0, self._looks - 1)
+        if self._k and best.k and self._worth_a_look(view, best):
+            self._looks = _LOOK
+            self._switch(view.at(0))
+        elif looked and best.k:
+            self._switch(best)
+        elif best.k == self._k or self._looks:
             self._missed = 0.0
         elif not self._fits(now):
             self._switch(best)
         else:
             self._missed += now.seconds * (best.rate / now.rate - 1)
             price = _SWITCH * now.seconds
-            if not self._k and not self._trials.left:
-                price += self._trials.lead_in(view.rows, now, best)
+            if not self._k:
                 price += self.cost.catching_up(track.behind for track in tracks)
+                if not self._trials.left:  # else it is on its way already
+                    price += self._trials.lead_in(view.rows, now, best)
             elif not best.k:  # the way back will cost something too
                 price += self.cost.catching_up([NEAR] * view.rows)
             if self._missed > price:
@@ -246,6 +262,14 @@ class Governor:
         self._silent += 1
         if self._rest == _PATIENCE and len(self.ks) > 1:
             self._say()
+
+    def _worth_a_look(self, view: _View, best: Choice) -> bool:
+        """Whether plain decoding has seemed nearly as good for a while, and drafting alone is
+        known."""
+        plain = view.at(0)
+        close = self._fits(plain) and plain.rate > _CLOSE * best.rate
+        self._close = self._close + 1 if close else 0
+        return self._close >= _CLOSE_FOR and self._beside.lopsided
 
     def _switch(self, best: Choice) -> None:
         self._k, self._missed = best.k, 0.0

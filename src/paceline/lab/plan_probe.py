@@ -131,9 +131,10 @@ class _Writing:
 def closed_loop(
     engine: Engine, probe: Probe, load: int, k: int, seconds: float, tokens: int | None = None
 ) -> Run:
-    """`load` texts at a time for about so many seconds, counted from when every client has had a
-    token. tokens: of each text, for a run that tells what a beginning costs, and lasts until it has
-    seen some; it says nothing of how texts are. Raises TimeoutError where no tokens come."""
+    """`load` texts at a time for about so many seconds, counted from when all of them are being
+    written at once and none waits behind the prompts of the beginning. tokens: of each text, for a
+    run that tells what a beginning costs, and lasts until it has seen some; it says nothing of how
+    texts are. Raises TimeoutError where no tokens come."""
     settle(engine, k)
     numbers, most = itertools.count(), tokens or probe.params.max_tokens
     asked: list[_Writing] = []
@@ -166,7 +167,8 @@ def closed_loop(
                 waiting.discard(place)
             if text.done:
                 running[place] = ask(most)
-        if not opened and not waiting:
+        # Texts of a few tokens are never all being written at once.
+        if not opened and not waiting and (tokens or all(text.stamps for text in running)):
             opened = now
     for text in running:
         text.handle.cancel()

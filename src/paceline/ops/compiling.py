@@ -53,7 +53,7 @@ class Rehearsal:
         which = id(fn.jit_function), key
         if which not in self._asked:
             preload, data = fn.jit_function.preload, compile["specialization_data"]
-            self._asked[which] = partial(_prepare, preload, data)
+            self._asked[which] = partial(preload, data)
         return True
 
     def finish(self) -> None:
@@ -67,12 +67,6 @@ class Rehearsal:
     def close(self) -> None:
         """Begin nothing more."""
         self._pool.shutdown(cancel_futures=True)
-
-
-def _prepare(preload: Callable[[Any], Any], data: Any) -> None:
-    """Compile a kernel, and what its first launch would: its launcher, and loading it."""
-    kernel = preload(data)
-    _ = kernel.run
 
 
 class _Zeros(TorchDispatchMode):  # type: ignore[no-untyped-call]
