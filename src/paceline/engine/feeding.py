@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from paceline.engine.catch_up import Span
 from paceline.engine.landing import Marks
-from paceline.engine.readings import LONG, REACH, Readings, pieces
+from paceline.engine.readings import Readings, pieces
 from paceline.engine.round import Machine
 from paceline.engine.scheduling import Scheduler
 from paceline.engine.sequence import Sequence
@@ -25,6 +25,7 @@ _STEP = 64  # what a step reads is made of so many tokens
 _LEAST = 16  # tokens that it reads whatever the bound, so that every prompt is read some day
 _FIXED = 64  # tokens' worth of time that a pass takes beside its tokens
 _SAFETY = 0.85  # of the seconds that are left, what a prompt is given
+_FIRST = 2  # times what is expected of a chunk of a kind that was never read, that it may take
 _GAIN = 0.3  # how fast the measured paces follow
 
 
@@ -56,8 +57,6 @@ class Feeder:
         if not self.paces:
             return min(most, _LEAST)
         room, tokens = _SAFETY * (self.max_gap - busy), most
-        if 0 not in self.paces and start + most > REACH:  # nobody knows what such a chunk takes
-            tokens = min(tokens, LONG)
         while tokens > _LEAST and self.seconds(start, start + tokens) > room:
             tokens = max(_LEAST, (tokens - 1) // _STEP * _STEP)
         expected = self.seconds(start, start + tokens)
@@ -90,7 +89,9 @@ class Feeder:
         if not self.paces:
             return 0.0
         near = min(self.paces, key=lambda other: abs(other - tokens))
-        return self.paces[near] * (tokens + _FIXED) / (near + _FIXED if near else 1)
+        # The first chunk that is not recorded is slow besides: whatever it needs is made for it.
+        caution = 1 if width else _FIRST
+        return caution * self.paces[near] * (tokens + _FIXED) / (near + _FIXED if near else 1)
 
     def read(
         self, sequence: Sequence, tokens: int, drafting: bool, busy: float | None = None

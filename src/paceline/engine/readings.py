@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 WIDTHS = (16, 64, 128, 256)  # tokens of a recorded pass
 REACH = 4096  # positions up to which texts are read in recorded passes alone
-LONG = 2 * WIDTHS[-1]  # tokens from which on a chunk behind them is read at once
+_LONG = 2 * WIDTHS[-1]  # tokens from which on a chunk behind them is read at once
 
 Progress = Callable[[int, int], None]
 
@@ -168,7 +168,7 @@ def pieces(start: int, stop: int, widths: tuple[int, ...]) -> Iterator[tuple[int
     and its width among `widths`; 0 for one that is read as it is, as all are that no width is
     for."""
     while start < stop:
-        if not widths or (start >= REACH and stop - start >= LONG):
+        if not widths or (start >= REACH and stop - start >= _LONG):
             yield start, stop, 0
             return
         end = min(stop, start + widths[-1])
