@@ -1,4 +1,4 @@
-"""Draws what `load.py` wrote: tokens a second over plain decoding, by workload and concurrency, K
+"""Draws what `load.py` wrote (one result, or several as `runs`): tokens a second over plain decoding, by workload and concurrency, K
 fixed and chosen. Needs matplotlib alone (requirements-plot.txt).
 """
 
@@ -25,8 +25,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a .svg or .png file")
     options = parser.parse_args()
     results = json.loads(options.results.read_text(encoding="utf-8"))
-    points = results["parts"]["closed"]["points"]
-    workloads = list(dict.fromkeys(point["workload"] for point in points))
+    runs = results.get("runs", [results])
+    points = latest(runs)
+    workloads = sorted({point["workload"] for point in points})
     plt.rcParams |= {"svg.hashsalt": "paceline", "font.size": 9, "axes.spines.top": False,
                      "axes.spines.right": False}  # fmt: skip
     figure, panels = plt.subplots(
@@ -37,15 +38,20 @@ def main() -> None:
     panels[0][0].set_ylabel("tokens a second, over plain decoding")
     handles, names = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
-    machine = results["machine"]
+    device, settings = runs[-1]["machine"]["device"], runs[-1]["settings"]
     figure.suptitle(
-        f"{machine['device']}, {results['settings']['dtype']}, "
-        f"{results['settings']['repeats']} repeats (dots)",
-        fontsize=9,
+        f"{device}, {settings['dtype']}, {settings['repeats']} repeats (dots)", fontsize=9
     )
     metadata = {"Date": None} if options.out.suffix == ".svg" else None
     figure.savefig(options.out, dpi=150, metadata=metadata)
     print(json.dumps({"written": str(options.out), "points": len(points)}))
+
+
+def latest(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each point as the last run has it that measured it; by workload and load."""
+    every = [point for run in runs for point in run["parts"].get("closed", {}).get("points", ())]
+    found = {(point["workload"], point["concurrency"]): point for point in every}
+    return [found[key] for key in sorted(found)]
 
 
 def draw(panel: Any, workload: str, points: list[dict[str, Any]]) -> None:
