@@ -1,5 +1,5 @@
-"""Draws what `load.py` wrote (one result, or several as `runs`): tokens a second over plain decoding, by workload and concurrency, K
-fixed and chosen. Needs matplotlib alone (requirements-plot.txt).
+"""Draws what `load.py` wrote, one result or several as `runs`: tokens a second over plain decoding,
+by workload and concurrency, K fixed and chosen. Needs matplotlib alone (requirements-plot.txt).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import uvicorn
 from paceline import ConfigError, Engine
 from paceline.server.app import Api, create_app
 from paceline.server.file import settle
+from paceline.server.protocol import BoundedHttp
 from paceline.server.record import log_to_stderr, tell
 from paceline.server.settings import ServerSettings
 
@@ -67,8 +68,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 lifespan="off",
-                # Not httptools, which uvicorn would prefer: with it a head may be of any size.
-                http="h11",
+                http=BoundedHttp,
                 ws="none",
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE,
