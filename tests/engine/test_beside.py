@@ -57,3 +57,21 @@ def test_it_is_told_when_one_kind_was_hardly_met_for_long() -> None:
     for _ in range(3000):
         beside.saw(True, 10, 5e-3, 5e-3)
     assert beside.lopsided
+
+
+def test_a_round_whose_texts_had_ended_says_nothing() -> None:
+    beside = Beside()
+    beside.saw(False, 0, 5e-3, 5e-3)
+    beside.saw(True, 0, 5e-3, 5e-3)
+    assert beside.both(1) == (0, 0)
+    beside.saw(True, 4, 5e-3, 6e-3)
+    assert beside.both(1)[1] > 0
+
+
+def test_it_is_never_a_gain() -> None:
+    """A table that says too much is the table's to learn."""
+    beside = Beside()
+    for _ in range(100):
+        beside.saw(False, 1, 5e-3, 4e-3)
+        beside.saw(True, 3, 8e-3, 5e-3)
+    assert beside.both(64) == (0, 0)

@@ -95,6 +95,20 @@ def test_requests_that_are_none(request_: bytes, served: Served) -> None:
     works(served)
 
 
+@pytest.mark.parametrize("where", ["a header", "a trailer"])
+def test_a_line_without_an_end_is_not_kept(where: str, served: Served) -> None:
+    """What has come of it lies in the parser until it is whole."""
+    if where == "a header":
+        begin = b"POST /v1/completions HTTP/1.1\r\nhost: test\r\nx: "
+    else:
+        begin = post(b"1\r\n{\r\n0\r\nx: ", "/v1/completions", "transfer-encoding: chunked")
+    block, before = b"y" * (1 << 20), psutil.Process().memory_info().rss
+    answer = answer_to(served, begin, *([block] * 40), patience=2.0)
+    assert answer[:10] in (b"", b"HTTP/1.1 4"), answer[:200]
+    assert psutil.Process().memory_info().rss - before < 16 << 20
+    works(served)
+
+
 def test_many_faults_leave_no_memory_behind(served: Served) -> None:
     def round_of_them() -> None:
         for body in BODIES:

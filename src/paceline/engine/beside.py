@@ -36,7 +36,9 @@ class _Kind:
 
     def blend(self, prior: float) -> float:
         """Seconds a token, drawn to `prior` where little was seen."""
-        drawn = _DRAWN * self.tokens / self.rounds if self.rounds else 1.0
+        if not self.tokens:
+            return prior
+        drawn = _DRAWN * self.tokens / self.rounds
         return (self.seconds + drawn * prior) / (self.tokens + drawn)
 
 
@@ -61,7 +63,10 @@ class Beside:
 
     def saw(self, drafting: bool, tokens: int, expected: float, elapsed: float) -> None:
         """Such a round of so many tokens was to take `expected` seconds; `elapsed` went by since
-        the one before it had settled, whatever else was done."""
+        the one before it had settled, whatever else was done. One of no tokens, whose texts had
+        all ended, says nothing."""
+        if not tokens:
+            return
         own, other = self._plain, self._drafting
         if drafting:
             own, other = other, own
@@ -77,7 +82,9 @@ class Beside:
         one kind is what the other says, and the drafter's share of the prompts."""
         reading = self._fed / (self._written + _AHEAD * rows)
         plain = self._plain.blend(max(self._drafting.mean - reading, 0.0))
-        return plain, self._drafting.blend(self._plain.mean + reading)
+        drafting = self._drafting.blend(max(self._plain.mean, 0.0) + reading)
+        # Rounds that take less than the table says are the table's to learn.
+        return max(plain, 0.0), max(drafting, 0.0)
 
     @property
     def lopsided(self) -> bool:

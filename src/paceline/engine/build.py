@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,7 @@ from paceline.types import Window
 log = logging.getLogger(__name__)
 
 _SWITCH = 2e-4  # seconds that a thread keeps Python's lock while another wants it
+_opening, _openings, _before = threading.Lock(), 0, 0.0
 
 Progress = Callable[[str, int, int], None]
 
@@ -126,12 +128,19 @@ def open_machine(
 def _many_threads() -> Iterator[None]:
     """Who waits for Python's lock gets it soon: while one thread imports and reads a vocabulary,
     others ask for it after each few milliseconds of reading weights, and would lose as much."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, _SWITCH))
+    global _openings, _before
+    with _opening:  # several engines may open at once, and the last one restores it
+        if not _openings:
+            _before = sys.getswitchinterval()
+            sys.setswitchinterval(min(_before, _SWITCH))
+        _openings += 1
     try:
         yield
     finally:
-        sys.setswitchinterval(before)
+        with _opening:
+            _openings -= 1
+            if not _openings:
+                sys.setswitchinterval(_before)
 
 
 def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progress) -> Opened:
@@ -174,7 +183,7 @@ def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progr
     practice = None
     if _slow_at_first(device):
         decides = pilot
-        if isinstance(pilot, Governor):  # a new one, that forgets what it saw
+        if isinstance(pilot, Governor):  # a new one; what rounds cost is true of these as well
             decides = Governor(pilot.cost, latency=pilot.latency)
         practice = _make_loop(config, machine, rounds, readings, k, decides)
     loop = _make_loop(config, machine, rounds, readings, k, pilot)

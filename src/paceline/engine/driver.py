@@ -75,7 +75,8 @@ class Driver:
             raise
 
     def drive(self, steps: Steps) -> None:
-        """Drive what there is to its end, and from then on another."""
+        """Drive what there is to its end, and from then on another. Raises what a step of the
+        former raises, and goes on with it."""
 
         def exchange() -> None:
             while self._steps is not None and not self._steps.idle:

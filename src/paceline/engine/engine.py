@@ -97,8 +97,12 @@ class Engine:
         )
         if opened.practice is not None:
             intake = Intake(config, replace(opened, loop=opened.practice), driver)
-            ask(intake.take, opened.budget.limits)
-            driver.drive(opened.loop)
+            try:
+                ask(intake.take, opened.budget.limits)
+                driver.drive(opened.loop)
+            except BaseException:  # Ctrl-C, say: nobody will have this engine
+                self._end()
+                raise
         self.tokenizer, self.threads = opened.tokenizer, opened.threads
         self._loop, self._widest = opened.loop, opened.widest
         self._keep, self._costs = opened.keep, opened.costs

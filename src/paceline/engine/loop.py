@@ -172,8 +172,10 @@ class Loop:
                 tokens = self.feeder.step_tokens(sequence, left, busy)
                 began = time.perf_counter()
                 if tokens:
-                    self.pilot.fed(tokens)
+                    start = sequence.prefilled
                     self.feeder.read(sequence, tokens, not self.pilot.paused, busy)
+                    if sequence.prefilled > start:  # else the drafter was brought up first
+                        self.pilot.fed(sequence.prefilled - start)
                     left, fed = left - tokens, True
                 if sequence.prefilled == len(sequence.tokens) - 1:
                     self._start(sequence)

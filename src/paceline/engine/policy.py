@@ -210,6 +210,8 @@ class Governor:
             return f"drafting: {why}; {other.rate / plain.rate:.2f} times plain"
         if self._trials.left:
             return f"drafter being tried: {why}"
+        if self._looks:
+            return f"plain decoding being tried: {why}"
         word = "paused" if self.paused else "resting"
         if not self._fits(other):
             return f"drafter {word}: {why}; a round is to take {_ms(self.latency or 0.0)} at most"
@@ -260,6 +262,8 @@ class Governor:
                 self._switch(best)
         self._rest = 0 if self._k else self._rest + 1
         self._silent += 1
+        if self._looks:
+            self._rest = 0
         if self._rest == _PATIENCE and len(self.ks) > 1:
             self._say()
 
@@ -288,7 +292,7 @@ class Governor:
 
     def _try(self, view: _View, best: Choice, tracks: Sequence[Track]) -> int:
         other = self._best_draft(view)
-        if not other.k or not self._fits(other):
+        if self._looks or not other.k or not self._fits(other):
             return 0
         return self._trials.step(view.at(0), other, best.k > 0, tracks)
 

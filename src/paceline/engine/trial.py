@@ -27,7 +27,7 @@ _LOOK = 8  # rounds after which it is reckoned anew whether one is due
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A draft length, and what is expected of a round of it, all rows together. beside: seconds
-    that such rounds cost elsewhere, where the drafter has to read prompts."""
+    that such rounds cost elsewhere, see `engine.beside`."""
 
     k: int
     tokens: float

@@ -8,6 +8,7 @@ import torch
 
 from paceline.config import EngineConfig
 from paceline.engine.capture import LEVELS, widths
+from paceline.engine.catch_up import SIDE, TOGETHER
 from paceline.engine.readings import passes
 from paceline.engine.slots import MAX_BIAS, MAX_STOP_IDS
 from paceline.models.config import ModelConfig
@@ -21,7 +22,6 @@ from paceline.types import KVSpec, Limits, Needs
 # besides.
 _LOGITS, _LOGITS_Q = 10, 6
 _ATTENTION_PARTS = 17  # what `ops.device_attention` keeps of a head's sums, at its 16 streams
-_TOGETHER = 4  # passes over several texts that are recorded, see `engine.readings.every_pass`
 _GRAPH = 256 * 2**10  # of the driver's memory a graph takes, beside its tensors
 _RUNTIME = 384 * 2**20  # on a GPU: compiled kernels, the libraries' work space, rounding up
 
@@ -75,15 +75,16 @@ def _kept_bytes(
     ks = {0, config.k} if config.adaptive is False else widths(config.k)
     inner = model.heads * model.head_dim
     read = passes(limits.max_length) if config.capture else ()
-    nodes = max(sizes[-1] * (config.k + 1), *read, 0)
+    together = [SIDE << i for i in range(1, TOGETHER.bit_length())] if config.capture else []
+    nodes = max(sizes[-1] * (config.k + 1), *read, *together, 0)
     arena = nodes * model.heads * _ATTENTION_PARTS * (model.head_dim + 8) * 4
-    kept = sum(sizes) * sum(k + 1 for k in ks) + sum(read)
+    kept = sum(sizes) * sum(k + 1 for k in ks) + sum(read) + sum(together)
     out = kept * (inner * 4 + model.heads * 4)
     graphs = 0
     if config.capture:
         # A window, and the drafts that may follow one, or each, of them.
         drafts = len(ks) ** 2 if needs.catch_up == "observe" else len(ks)
-        graphs = len(sizes) * len(LEVELS) * (len(ks) + drafts) + 2 * len(read) + _TOGETHER
+        graphs = len(sizes) * len(LEVELS) * (len(ks) + drafts) + 2 * len(read) + len(together)
     return batches + 2 * (arena + out) + graphs * _GRAPH  # twice: a draft model has its own
 
 

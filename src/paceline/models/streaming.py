@@ -34,11 +34,13 @@ class Carrier:
 
     def close(self) -> None:
         """Let the threads go. The buffers are kept until what is under way has arrived."""
-        for buffer in self._buffers:
-            buffer.wait()
-        self._readers.shutdown()
-        while self._files:
-            os.close(self._files.popitem()[1])
+        try:
+            for buffer in self._buffers:
+                buffer.wait()
+        finally:
+            self._readers.shutdown()
+            while self._files:
+                os.close(self._files.popitem()[1])
 
     def carry(
         self, stored: Stored, first: int, shape: tuple[int, ...], put: Callable[[Tensor], object]

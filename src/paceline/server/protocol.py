@@ -13,19 +13,18 @@ _MOST = 64 * 1024  # bytes of a request's line and headers
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection. A request whose head is longer gets a 400, and the connection ends."""
+    """One connection. A request whose head is longer gets a 400, and the connection ends; so does
+    one with as much behind its body."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        self._before_body = True
-        self._came = self._head = 0  # bytes: received before the body, and those of the head
+        self._came = self._head = 0  # bytes: received since a body's last part, and of the head
 
     def data_received(self, data: bytes) -> None:
-        if self._before_body:
-            self._came += len(data)
+        self._came += len(data)
         super().data_received(data)
         # No end is in sight: what a header has so far is kept until it is whole.
-        if self._before_body and self._came > _MOST and not self.transport.is_closing():
+        if self._came > _MOST and not self.transport.is_closing():
             self.send_400_response("The request's headers are too long.")
 
     def on_url(self, url: bytes) -> None:
@@ -39,9 +38,13 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._before_body = False
+        self._came = 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._came = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._before_body, self._came, self._head = True, 0, 0
+        self._came = self._head = 0
