@@ -138,14 +138,14 @@ async def _chunks(
         if timed:
             seconds = time.monotonic() - exchange.generation.began
             told = {details.KEY: details.details(event, seconds)}
-        parts = []
+        parts: list[bytes] = []
         if text.index not in opened:
             opened.add(text.index)
             parts = [written.choice(choice, None) for choice in shape.opening(text)]
         for choice in choices:
             parts.append(written.choice(choice, told))
             told = None  # the round's figures go with its text, which comes before the finish
-        return "".join(parts).encode()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     try:
         yield frames(*first)

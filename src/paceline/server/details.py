@@ -28,7 +28,7 @@ def details(event: Event, seconds: float) -> dict[str, object]:
     return {
         "seconds": round(seconds, 6),
         "tokens": len(event.token_ids),
-        "sources": list(event.sources),
-        "pieces": list(event.pieces),
+        "sources": event.sources,
+        "pieces": event.pieces,
         "round": told,
     }

@@ -6,21 +6,18 @@ lock meanwhile: what a stream's chunks have in common is written once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+
+from pydantic_core import to_json
 
 DONE = b"data: [DONE]\n\n"
 
-# One encoder for all: json.dumps would make one a call.
-_ENCODER = json.JSONEncoder(
-    ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")
-)
-_CHOICES = '"choices":['
+_CHOICES = b'"choices":['
 
 
 def frame(data: Mapping[str, object]) -> bytes:
-    """One event. Raises ValueError where a number is not finite."""
-    return f"data: {_ENCODER.encode(data)}\n\n".encode()
+    """One event. A number that is not finite is null there: JSON has none."""
+    return b"data: %b\n\n" % _encoded(data)
 
 
 class Frames:
@@ -28,16 +25,21 @@ class Frames:
 
     def __init__(self, empty: Mapping[str, object], after: Mapping[str, object]) -> None:
         """empty: a chunk without choices; after: what stands behind everything else in a chunk."""
-        head, found, tail = _ENCODER.encode(empty).partition(_CHOICES)
+        head, found, tail = _encoded(empty).partition(_CHOICES)
         assert found
-        self._head, self._tail = f"data: {head}{found}", tail[:-1]
-        self._end = "".join(_member(name, value) for name, value in after.items()) + "}\n\n"
+        self._head, self._tail = b"data: " + head + found, tail[:-1]
+        self._end = _members(after) + b"}\n\n"
 
-    def choice(self, choice: Mapping[str, object], told: Mapping[str, object] | None) -> str:
+    def choice(self, choice: Mapping[str, object], told: Mapping[str, object] | None) -> bytes:
         """The frame of a chunk with one choice. told: what else the chunk says."""
-        extra = "" if told is None else "".join(_member(*item) for item in told.items())
-        return f"{self._head}{_ENCODER.encode(choice)}{self._tail}{extra}{self._end}"
+        extra = b"" if told is None else _members(told)
+        return b"".join((self._head, _encoded(choice), self._tail, extra, self._end))
 
 
-def _member(name: str, value: object) -> str:
-    return f',"{name}":{_ENCODER.encode(value)}'
+def _encoded(value: Mapping[str, object]) -> bytes:
+    return to_json(value, inf_nan_mode="null")
+
+
+def _members(more: Mapping[str, object]) -> bytes:
+    """What follows inside an object that has members already."""
+    return b"," + _encoded(more)[1:-1] if more else b""
