@@ -92,6 +92,7 @@ class _State:
     contexts: float = 0.0  # sum over those that run
     held: int = 0  # positions that those with a slot may grow to
     busy: float = 0.0
+    read: float = 0.0
     choices: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)
 
     @property
@@ -117,6 +118,7 @@ class _State:
         self._admit()
         began = self.clock
         self._read()
+        self.read += self.clock - began
         if self.running:
             k, seconds = self._choose()
             if k != self.k:
@@ -222,10 +224,13 @@ class _State:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of the requests, in their order. busy: the share of the time that replicas worked,
-    on average; seconds: from the beginning to the last token."""
+    on average, and read: that they read prompts; rounds: of all replicas; seconds: from the
+    beginning to the last token."""
 
     served: tuple[Served, ...]
     busy: float
+    read: float
+    rounds: int
     seconds: float
 
     def ttft(self, share: float) -> float:
@@ -251,8 +256,14 @@ def simulate(replica: Replica, gpus: int, arrivals: Sequence[Arrival], seed: int
     for state in states:
         state.advance(math.inf)
     end = max((each.end for each in served.values()), default=0.0)
-    busy = sum(state.busy for state in states) / (gpus * end) if end else 0.0
-    return Outcome(tuple(served[n] for n in range(len(arrivals))), busy, end)
+    whole = gpus * end or 1.0
+    return Outcome(
+        tuple(served[n] for n in range(len(arrivals))),
+        busy=sum(state.busy for state in states) / whole,
+        read=sum(state.read for state in states) / whole,
+        rounds=sum(state.round for state in states),
+        seconds=end,
+    )
 
 
 def draw_rounds(
