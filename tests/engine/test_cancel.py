@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -115,8 +116,22 @@ def test_a_bad_prompt_among_good_ones_leaves_none_behind(
 # --- closing ----------------------------------------------------------------------------------
 
 
+def wait_to_be_closed(engine: Engine) -> None:
+    """Have the engine's thread do nothing from its next step on, until the engine is closed."""
+
+    def command() -> None:
+        while not engine._driver.stopping:
+            time.sleep(0.001)
+
+    engine._driver.post(command)
+
+
 def test_closing_while_it_runs(engine: Engine) -> None:
-    stream = engine.stream(CASES[0].prompt, CASES[0].params)
+    with engine._driver.held() as step:
+        stream = engine.stream(CASES[0].prompt, CASES[0].params)
+        while not engine.stats().rounds:
+            step()
+        wait_to_be_closed(engine)
     next(stream)
     engine.close()
     engine.close()
@@ -151,8 +166,11 @@ def test_closing_from_another_thread(engine: Engine) -> None:
             outcome.append(error)
 
     reader = threading.Thread(target=read)
-    reader.start()
-    assert started.wait(60)
+    with engine._driver.held() as step:
+        reader.start()
+        while not started.wait(0.01):
+            step()
+        wait_to_be_closed(engine)
     engine.close()
     reader.join(60)
     assert not reader.is_alive()
@@ -235,16 +253,19 @@ def test_tasks_that_are_cancelled_or_raise(engine: Engine, wanted: list[Result])
                 raise KeyError("the consumer's own")
 
     async def scene() -> list[Any]:
-        cancelled = asyncio.create_task(collect(engine, CASES[3]))
-        rest = asyncio.gather(
-            collect(engine, CASES[0]),
-            leave(CASES[4]),
-            fail(CASES[5]),
-            collect(engine, CASES[1]),
-            return_exceptions=True,
-        )
-        await asyncio.sleep(0.01)
-        cancelled.cancel()
+        with engine._driver.held() as step:  # so that none is done too early
+            cancelled = asyncio.create_task(collect(engine, CASES[3]))
+            rest = asyncio.gather(
+                collect(engine, CASES[0]),
+                leave(CASES[4]),
+                fail(CASES[5]),
+                collect(engine, CASES[1]),
+                return_exceptions=True,
+            )
+            while engine.stats().rounds < 2:
+                await asyncio.sleep(0)
+                step()
+            cancelled.cancel()
         outcomes = await rest
         with pytest.raises(asyncio.CancelledError):
             await cancelled
@@ -271,13 +292,17 @@ def test_closing_under_async_readers(opened: Callable[..., Engine]) -> None:
     engine = opened(drafter=RandomDrafter(), k=2, slots=1)
 
     async def scene() -> list[Any]:
-        tasks = [
-            asyncio.create_task(
-                collect(engine, replace(case, params=replace(PARAMS, max_tokens=99)))
-            )
-            for case in CASES[:3]
-        ]
-        await asyncio.sleep(0.02)
+        with engine._driver.held() as step:
+            tasks = [
+                asyncio.create_task(
+                    collect(engine, replace(case, params=replace(PARAMS, max_tokens=99)))
+                )
+                for case in CASES[:3]
+            ]
+            while engine.stats().rounds < 4:
+                await asyncio.sleep(0)
+                step()
+            wait_to_be_closed(engine)
         engine.close()
         return await asyncio.gather(*tasks, return_exceptions=True)
 

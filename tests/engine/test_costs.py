@@ -63,12 +63,14 @@ def test_measuring_leaves_no_trace_in_a_text(folders: tuple[Path, Path]) -> None
 
 def test_costs_while_texts_are_written(folders: tuple[Path, Path]) -> None:
     with opened(folders, prefix_cache=False) as engine:
-        handle = engine.submit("abc", SamplingParams(max_tokens=100, ignore_eos=True))
+        params = SamplingParams(max_tokens=100, ignore_eos=True)
+        handles = [engine.submit("abc", params) for _ in range(20)]  # none of them is soon done
         with pytest.raises(RequestError, match="wait until it is idle"):
             engine.costs(0.05)
         with pytest.raises(RequestError, match="texts are being written"):
             engine.fix_k(0)
-        handle.cancel()
+        for handle in handles:
+            handle.cancel()
 
 
 @pytest.mark.parametrize("drafter", ["model", "ngram"])

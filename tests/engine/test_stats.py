@@ -48,16 +48,19 @@ def test_nothing_is_wasted_without_drafts(engine: Engine) -> None:
 
 def test_they_count_while_a_text_is_written(engine: Engine) -> None:
     before = engine.stats()
-    handle = engine.submit(PROMPT, sampling_params(max_tokens=200, ignore_eos=True))
-    events = handle.events()
-    for _ in range(3):
-        next(events)
-    during = engine.stats()
-    assert during.finished == before.finished
-    assert during.emitted - before.emitted >= 3
-    assert during.prompt_tokens > before.prompt_tokens
-    assert handle.stats.emitted >= 3
-    handle.cancel()
+    with engine._driver.held() as step:
+        handle = engine.submit(PROMPT, sampling_params(max_tokens=200, ignore_eos=True))
+        while handle.stats.rounds < 3:
+            step()
+        events = handle.events()
+        for _ in range(3):
+            next(events)
+        during = engine.stats()
+        assert during.finished == before.finished
+        assert during.emitted - before.emitted >= 3
+        assert during.prompt_tokens > before.prompt_tokens
+        assert handle.stats.emitted >= 3
+        handle.cancel()
     handle.wait_closed()
     assert engine.stats().emitted - before.emitted == handle.stats.emitted
 

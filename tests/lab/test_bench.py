@@ -371,7 +371,7 @@ def test_a_run_killed_outright_goes_on_and_repeats_nothing(tmp_path: Path) -> No
     prompts.write_text("".join(f"prompt {n}\n" for n in range(20)))
     out = tmp_path / "out"
     with fake_server() as server:
-        server.delay = 0.05
+        server.delay = 0.2  # so that it is not done before it is killed
         command = [sys.executable, "-m", "paceline", "bench", f"url:{server.url}", "-w",
                    str(prompts), "--out", str(out), "--warmup", "0"]  # fmt: skip
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

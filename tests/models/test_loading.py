@@ -102,7 +102,7 @@ def test_every_tensor_is_in_its_place(
 def test_products_of_queries_and_keys_do_not_change(tmp_path: Path) -> None:
     _, weights = read(tiny_checkpoint(tmp_path, "llama", tokenizer=False))
     attention = tiny_model("llama").model.layers[0].self_attn
-    x = torch.randn(3, 32)
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     mine = (x @ weights.layers[0].qkv.T).view(3, 8, 8)
     q, k = attention.q_proj(x).view(3, 4, 8), attention.k_proj(x).view(3, 2, 8)
     torch.testing.assert_close(

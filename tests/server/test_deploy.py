@@ -48,7 +48,10 @@ def samples(app: Callable[..., Call], exposed: dict[str, set[str]]) -> dict[str,
     if exposed:
         return exposed
     call = app(queue=0)
-    body: dict[str, Any] = {"model": "mini", "prompt": "def add(a, b):", "max_tokens": 30}
+    body: dict[str, Any] = {
+        "model": "mini", "prompt": "def add(a, b):", "max_tokens": 30,
+        "seed": 7, "ignore_eos": True,
+    }  # fmt: skip
     assert call("POST", "/v1/completions", body).status == 200
     for line in call("GET", "/metrics").body.decode().splitlines():
         if not line.startswith("#"):

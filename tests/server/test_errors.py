@@ -166,11 +166,11 @@ def test_chats_that_cannot_be(extra: dict[str, Any], param: str, call: Call) -> 
 def test_a_million_faults_cost_no_more_than_one(kind: type[Wire], item: bytes) -> None:
     items = b",".join([item] * 300_000) + b",null"
     body = b'{"model": "mini", "prompt": [%b], "messages": [%b]}' % (items, items)
-    began = time.monotonic()
+    began = time.thread_time()  # of this thread alone: others may be busy
     with pytest.raises(ApiError) as raised:
         parse(kind, body)
     assert len(raised.value.message) < 400
-    assert time.monotonic() - began < 5
+    assert time.thread_time() - began < 5
 
 
 def test_unknown_fields_are_ignored_and_nulls_are_defaults(call: Call) -> None:

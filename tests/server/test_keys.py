@@ -14,7 +14,7 @@ from tests.server.tools import PROMPT, Call
 from paceline.server import border
 from paceline.server.record import JsonLines, Lines
 
-BODY: dict[str, Any] = {"model": "mini", "prompt": PROMPT, "max_tokens": 4}
+BODY: dict[str, Any] = {"model": "mini", "prompt": PROMPT, "max_tokens": 4, "seed": 7}
 
 
 def test_every_key_costs_the_same_comparisons(
