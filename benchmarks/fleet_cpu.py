@@ -165,8 +165,8 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--seconds", type=float, default=600.0, help="of a run")
     add("--runs", type=int, default=3)
-    add("--probe-seconds", type=float, default=45.0)
-    add("--busy", type=float, default=0.6, help="share of what the engine could write at most")
+    add("--probe-seconds", type=float, default=60.0)
+    add("--busy", type=float, default=0.5, help="share of what the engine could write at most")
     add("--slots", type=int, default=4)
     add("--k", type=int, default=6)
     add("--threads", type=int, default=None)
@@ -212,7 +212,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def _replica(drafted: Drafted, slots: int) -> Replica:
     machine, accepted = drafted.fitted().machine, drafted.accepted()
     law, offsets = accepted.conditional(), accepted.offsets()
-    return Replica(machine, drafted.ks, law, slots, offsets=offsets)
+    return Replica(machine, drafted.ks, law, slots, offsets=offsets, pace=drafted.pace())
 
 
 def _probed(drafted: Drafted) -> dict[str, Any]:
@@ -224,6 +224,7 @@ def _probed(drafted: Drafted) -> dict[str, Any]:
                       "drafting": asdict(fitted.machine.drafting),
                       "edge": fitted.machine.edge},
         "fit_error": round(fitted.error, 4),
+        "pace": round(drafted.pace(), 4),
     }  # fmt: skip
 
 

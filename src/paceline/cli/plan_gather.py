@@ -135,4 +135,4 @@ def replica(kept: Measured, found: Plan, slots: int | None) -> Replica:
     accepted = one.accepted()
     return Replica(one.fitted().machine, ks, accepted.conditional(), count,
                    int(chunk) if chunk.isdecimal() else 512,
-                   offsets=accepted.offsets())  # fmt: skip
+                   offsets=accepted.offsets(), pace=one.pace())  # fmt: skip

@@ -5,12 +5,13 @@ Works on slots and pages that nobody holds yet, and leaves them as it found them
 
 from __future__ import annotations
 
+import itertools
 import logging
 import platform
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -87,29 +88,45 @@ def costs_of(rig: Rig, table: CostTable | None, seconds: float | None) -> Costs:
     sizes = rig.sizes if rig.rounded else ()
     if table is not None and seconds is None:
         return Costs(table.learned(), rig.ks, sizes)
-    points = measure(rig, 2.0 if seconds is None else seconds)
+    points = measure(rig, 2.0 if seconds is None else seconds, often=seconds is not None)
     return Costs(tuple(points), rig.ks, sizes)
 
 
-def measure(rig: Rig, seconds: float, progress: Progress | None = None) -> list[Point]:
+def measure(
+    rig: Rig, seconds: float, progress: Progress | None = None, often: bool = False
+) -> list[Point]:
     """Time rounds, those first between which the others lie. However little time there is, plain
-    decoding and the longest draft are measured for the fewest and for the most rows."""
-    limits, needs = rig.machine.slots.limits, rig.machine.drafter.needs
-    points: list[Point] = []
+    decoding and the longest draft are measured for the fewest and for the most rows. often: go
+    round until the time is over, so that a machine whose pace drifts slows all sizes alike."""
+    slots = rig.machine.slots.limits.slots
     cells, end = _cells(rig), time.perf_counter() + seconds
+    found: dict[tuple[int, int, int], list[tuple[float, float]]] = {cell: [] for cell in cells}
     with torch.inference_mode(), _texts(rig.machine, rig.ks[-1]):
-        for done, (size, k, context) in enumerate(cells):
-            if done >= 4 and time.perf_counter() > end:
+        for done, cell in enumerate(itertools.chain(cells, itertools.cycle(cells))):
+            over = time.perf_counter() > end
+            if (done >= 4 and over) or (done >= len(cells) and not often):
                 break
-            rows = min(size, limits.slots - 1)
-            verify, draft = _time(rig, rows, k, context)
-            points.append(Point("verify", size, k, context, verify))
-            if k or needs.catch_up == "observe":
-                points.append(Point("draft", size, k, context, draft))
+            size, k, context = cell
+            found[cell] += _time(rig, min(size, slots - 1), k, context)
             if progress is not None:
-                progress(done + 1, len(cells))
+                progress(min(done + 1, len(cells)), len(cells))
     if progress is not None:
         progress(len(cells), len(cells))
+    return _points(rig, found)
+
+
+def _points(
+    rig: Rig, found: Mapping[tuple[int, int, int], Sequence[tuple[float, float]]]
+) -> list[Point]:
+    """The medians of what was timed."""
+    observes, points = rig.machine.drafter.needs.catch_up == "observe", list[Point]()
+    for (size, k, context), times in found.items():
+        if not times:
+            continue
+        verify, draft = (statistics.median(column) for column in zip(*times, strict=True))
+        points.append(Point("verify", size, k, context, verify))
+        if k or observes:
+            points.append(Point("draft", size, k, context, draft))
     return points
 
 
@@ -185,14 +202,14 @@ def _texts(machine: Machine, k: int) -> Iterator[int]:
             field[held] = 0
 
 
-def _time(rig: Rig, rows: int, k: int, context: int) -> tuple[float, float]:
-    """Median seconds to verify and to draft k tokens in each of so many rows."""
+def _time(rig: Rig, rows: int, k: int, context: int) -> list[tuple[float, float]]:
+    """Seconds to verify and to draft k tokens in each of so many rows, some times over."""
     slots, limits = rig.machine.slots, rig.machine.slots.limits
     index = torch.arange(1, rows + 1, device=limits.device)
     bound = min(context + 2 * k + 2, limits.max_length)
     plan = Plan(slots.batch(index), (bound,) * rows, SamplingFlags(), k, k)
     ahead, flying = rig.rounds.ahead(plan), deque[tuple[float, Pending]]()
-    verify, draft = [], []
+    found = []
     for turn in range(_REPEATS + _WARM + ahead):
         slots.active[1 : rows + 1] = True
         slots.length[1 : rows + 1], slots.draft_count[1 : rows + 1] = context, k
@@ -203,11 +220,10 @@ def _time(rig: Rig, rows: int, k: int, context: int) -> tuple[float, float]:
             outcome = pending.wait()
             wall = time.perf_counter() - began
             if turn >= _WARM + ahead:  # and drafting may be told of one round late
-                verify.append(outcome.verify_seconds or wall)
-                draft.append(outcome.draft_seconds)
+                found.append((outcome.verify_seconds or wall, outcome.draft_seconds))
     for _, pending in flying:
         pending.wait()
-    return statistics.median(verify), statistics.median(draft)
+    return found
 
 
 def _wait(device: torch.device) -> None:

@@ -27,9 +27,10 @@ _CONTEXT = 64  # positions to which a context is rounded when costs are looked u
 class Replica:
     """One engine. ks: the draft lengths it may choose from, (0,) for none; conditional: acceptance
     by position, of all texts; offsets: by how many logits texts differ from it, of which each text
-    draws one, none for texts that are alike. slots: texts at once; chunk: prompt tokens a step;
-    positions: that its cache holds, None for enough. A text is let in where what it may grow to
-    fits beside the others, so nothing is preempted."""
+    draws one, none for texts that are alike. pace: seconds for each that the machine's model says,
+    of an engine that chooses K itself (`Drafted.pace`). slots: texts at once; chunk: prompt tokens
+    a step; positions: that its cache holds, None for enough. A text is let in where what it may
+    grow to fits beside the others, so nothing is preempted."""
 
     machine: Machine
     ks: tuple[int, ...]
@@ -38,6 +39,7 @@ class Replica:
     chunk: int = 512
     positions: int | None = None
     offsets: tuple[float, ...] = ()
+    pace: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ class _State:
             tokens = min(left, text.left)
             whole = max(text.arrival.prompt - 1, 0)
             share = tokens / whole if whole else 1.0
-            self.clock += over.of_text(text.arrival.prompt) * share
+            self.clock += over.of_text(text.arrival.prompt) * share * self.about.pace
             text.left -= tokens
             left -= max(tokens, 1)
             if text.left:
@@ -173,7 +175,8 @@ class _State:
         found = self.choices.get((rows, place))
         if found is None:
             machine, context = self.about.machine, float(place * _CONTEXT)
-            seconds = {k: machine.round(rows, k, context) for k in self.about.ks}
+            pace = self.about.pace
+            seconds = {k: machine.round(rows, k, context) * pace for k in self.about.ks}
             law = self.about.conditional
             k = max(self.about.ks, key=lambda k: (tokens_per_round(law, k) / seconds[k], -k))
             found = self.choices[rows, place] = k, seconds[k]

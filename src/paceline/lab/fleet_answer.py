@@ -57,7 +57,7 @@ def compare(
     or longer where the work lasts longer."""
     tokens = sum(arrival.new for arrival in arrivals)
     found = []
-    for name, each in (("plain", replace(replica, ks=(0,))), ("speculative", replica)):
+    for name, each in (("plain", replace(replica, ks=(0,), pace=1.0)), ("speculative", replica)):
         outcomes = _Outcomes(each, arrivals, seed, partial(_told, progress, name))
         outcome = outcomes.of(gpus)
         needed = None

@@ -271,10 +271,8 @@ def cheaper(machine: Machine, cost: float) -> Machine:
 
 def _check(each: Drafted, machine: Machine, run: Run) -> Checked:
     """The run's rate as it was predicted from the others, for its own lengths of texts."""
-    texts = [text for text in run.texts if text.whole] or list(run.texts)
-    new = sum(text.new for text in texts) / len(texts)
     law = each.accepted().conditional()
-    point = predict(machine, Traffic(run.prompt, new), run.load, run.k, law)
+    point = predict(machine, Traffic(run.prompt, run.new), run.load, run.k, law)
     return Checked(each.drafter, run.load, run.k, run.tok_s, point.tok_s)
 
 

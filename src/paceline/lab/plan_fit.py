@@ -67,6 +67,12 @@ class Run:
         return self.tokens / self.seconds
 
     @property
+    def new(self) -> float:
+        """Tokens of a text, of those that ended by themselves if there are any."""
+        texts = [text for text in self.texts if text.whole] or list(self.texts)
+        return sum(text.new for text in texts) / len(texts)
+
+    @property
     def rounds(self) -> float:
         """Rounds of the stretch."""
         return self.tokens / (self.load * self.per_round)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from paceline import ConfigError, CostPoint, Costs
 from paceline.lab.bench_json import Malformed, build, plain
 from paceline.lab.plan_acceptance import Acceptance
 from paceline.lab.plan_fit import Fitted, Run, fit
-from paceline.lab.plan_model import Traffic
+from paceline.lab.plan_model import Traffic, best, predict
 
 _FORMAT = 1
 
@@ -18,8 +19,9 @@ _FORMAT = 1
 @dataclass(frozen=True, slots=True)
 class Drafted:
     """What was measured with one drafter: the table of costs, short runs, runs that were kept apart
-    to check the predictions, and bytes on the device by part. acceptance: counted elsewhere (a
-    server's metrics) and used instead of that of the runs."""
+    to check the predictions, and bytes on the device by part. adaptive: runs in which the engine
+    chose K round by round; their k is the longest. acceptance: counted elsewhere (a server's
+    metrics) and used instead of that of the runs."""
 
     drafter: str
     points: tuple[CostPoint, ...]
@@ -28,6 +30,7 @@ class Drafted:
     draft: str | None = None
     sizes: tuple[int, ...] = ()
     checks: tuple[Run, ...] = ()
+    adaptive: tuple[Run, ...] = ()
     memory: dict[str, int] = field(default_factory=dict)
     acceptance: Acceptance | None = None
 
@@ -47,6 +50,17 @@ class Drafted:
         return Acceptance(
             tuple(t.tested for run in self.runs if run.k for t in run.texts if t.tested.evaluated)
         )
+
+    def pace(self) -> float:
+        """Seconds that an engine took which chose K itself, for each that the model says of the
+        best K: it has to learn costs and acceptance, follows no noise, and looks at what it does
+        not use. 1 where that was not measured."""
+        machine, law, shares = self.fitted().machine, self.accepted().conditional(), list[float]()
+        for run in self.adaptive:
+            traffic = Traffic(run.prompt, run.new)
+            most = best([predict(machine, traffic, run.load, k, law) for k in self.ks])
+            shares.append(most.tok_s / run.tok_s)
+        return statistics.geometric_mean(shares) if shares else 1.0
 
     @property
     def rows(self) -> int:

@@ -66,13 +66,14 @@ def measure_engine(
     began = time.perf_counter()
     costs = engine.costs(probe.seconds * _COSTS)
     points = plan_runs(probe, costs.ks)
-    every = [*points, *((load, k, False) for load, k in probe.checks)]
+    free = [(load, None, False) for load in chosen_loads(probe)] if engine.config.adaptive else []
+    inside, checks = len(points) + len(free), ((load, k, False) for load, k in probe.checks)
     end, runs, each = began + probe.seconds, list[Run](), _LEAST
-    for number, (load, k, short) in enumerate(every):
-        progress(f"{drafter}: {load} at a time, K = {k}")
-        if number < len(points):  # where one took too long, the others have less
+    for number, (load, k, short) in enumerate((*points, *free, *checks)):
+        progress(f"{drafter}: {load} at a time, {'K chosen' if k is None else f'K = {k}'}")
+        if number < inside:  # where one took too long, the others have less
             left = end - time.perf_counter()
-            each = max(_LEAST, left / (len(points) - number) * _COUNTED)
+            each = max(_LEAST, left / (inside - number) * _COUNTED)
         tokens = min(_SHORT, probe.params.max_tokens) if short else None
         runs.append(replace(closed_loop(engine, probe, load, k, each, tokens), drafter=drafter))
     settle(engine, None)
@@ -83,7 +84,8 @@ def measure_engine(
         ks=costs.ks,
         sizes=costs.sizes,
         runs=tuple(runs[: len(points)]),
-        checks=tuple(runs[len(points) :]),
+        adaptive=tuple(replace(run, k=costs.ks[-1]) for run in runs[len(points) : inside]),
+        checks=tuple(runs[inside:]),
         memory=engine.memory,
     )
 
@@ -103,6 +105,12 @@ def plan_runs(probe: Probe, ks: Sequence[int]) -> list[tuple[int, int, bool]]:
     found = [(load, k, False) for load in loads for k in (0, middle)]
     found += [(between, k, True) for k in (0, middle)]
     return found + [(loads[-1], k, False) for k in (drafts[-1], drafts[0]) if k != middle]
+
+
+def chosen_loads(probe: Probe) -> list[int]:
+    """The loads at which the engine's own choice of K is measured: one between, and the most."""
+    loads = sorted(set(probe.loads))
+    return sorted({loads[len(loads) // 2], loads[-1]})
 
 
 @dataclass(slots=True)
@@ -129,10 +137,12 @@ class _Writing:
 
 
 def closed_loop(
-    engine: Engine, probe: Probe, load: int, k: int, seconds: float, tokens: int | None = None
-) -> Run:
+    engine: Engine, probe: Probe, load: int, k: int | None, seconds: float,
+    tokens: int | None = None,
+) -> Run:  # fmt: skip
     """`load` texts at a time for about so many seconds, counted from when all of them are being
-    written at once and none waits behind the prompts of the beginning. tokens: of each text, for a
+    written at once and none waits behind the prompts of the beginning. k: None for the engine's
+    own choice; the run's is 0 then. tokens: of each text, for a
     run that tells what a beginning costs, and lasts until it has seen some; it says nothing of how
     texts are. Raises TimeoutError where no tokens come."""
     settle(engine, k)
@@ -173,7 +183,7 @@ def closed_loop(
     for text in running:
         text.handle.cancel()
     done = [(text, text.handle.result()) for text in asked]
-    run = _run(load, k, now - opened, counted, begun, done)
+    run = _run(load, k or 0, now - opened, counted, begun, done)
     if tokens is None:
         return run
     texts = tuple(replace(t, tested=Counts((), ()), whole=False) for t in run.texts)
