@@ -51,6 +51,7 @@ ONLY_IN = {"triton": ("ops/",)}
 NOT_IN = {
     "torch": (
         "engine/acceptance",
+        "engine/beside",
         "engine/cost",
         "engine/fixed",
         "engine/paging",

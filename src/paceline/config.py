@@ -31,14 +31,15 @@ class EngineConfig:
     """How to open an engine. Raises ConfigError for a value that cannot be.
 
     target: a checkpoint folder, a bundled model's name or a hub id. drafter: a drafter's name,
-    several joined with `+`. draft: the draft model, for drafters that have one. k: draft tokens a
-    round, 0 is plain decoding. rule: match, reject or block. dtype: bfloat16, float32, float64.
-    slots: texts written at once. max_length: positions a text may have, prompt included; None is
-    the model's own, on a CPU at most 4096, and no more than the cache can hold of one text.
-    threads: of the CPU; None measures at start. prefill_chunk: prompt tokens a pass. seed: for
-    requests that bring none; None draws one. On a GPU: capture records the rounds as CUDA graphs
-    at start (False: run them eagerly, for debugging), and memory is the cache's share of what
-    weights, slots and work space leave free, where cache_tokens is None.
+    several joined with `+`; `make` takes "model" where `draft` alone is given. draft: the draft
+    model, for drafters that have one. k: draft tokens a round, 0 is plain decoding. rule: match,
+    reject or block. dtype: bfloat16, float32, float64. slots: texts written at once. max_length:
+    positions a text may have, prompt included; None is the model's own, on a CPU at most 4096, and
+    no more than the cache can hold of one text. threads: of the CPU; None measures at start.
+    prefill_chunk: prompt tokens a pass. seed: for requests that bring none; None draws one. On a
+    GPU: capture records the rounds as CUDA graphs at start (False: run them eagerly, for
+    debugging), and memory is the cache's share of what weights, slots and work space leave free,
+    where cache_tokens is None.
 
     adaptive: choose every round's draft tokens, 0 to k, from what rounds cost and how many drafts
     stand (False: always k; None: where that cannot change a text, under the rule match).
@@ -107,6 +108,8 @@ class EngineConfig:
         _known(options, [field.name for field in fields(cls)], "option")
         if options.get("target") is None:
             raise ConfigError("no target; give a checkpoint folder, for instance mini-target")
+        if options.get("drafter") is None:
+            options["drafter"] = "none" if options.get("draft") is None else "model"
         return cls(**options)
 
 

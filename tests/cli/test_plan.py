@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from commands import Call, Done, Pair, one_line_error
-from plan_tools import measured
+from plan_tools import measured, run
 
 from paceline.config import load_toml
 from paceline.lab.plan_measured import load, save
@@ -98,6 +98,36 @@ def test_what_vllm_cannot_do_is_said(call: Call, kept: str) -> None:
         assert done.status == 0
         assert "No line for vLLM" in done.out
         assert words in done.out
+
+
+@pytest.mark.parametrize(
+    ("acceptance", "rule", "paced"),
+    [(0.85, "match", True), (0.85, "reject", False), (0.02, "match", False)],
+)
+def test_a_fleet_works_at_the_pace_of_engines_that_choose_k(
+    acceptance: float, rule: str, paced: bool, call: Call, tmp_path: Path
+) -> None:
+    """And at the model's where nothing is drafted, and where one K is served."""
+    kept, slow = tmp_path / "kept.json", tmp_path / "slow.json"
+    found = measured(acceptance)
+    found = replace(found, engine=found.engine | {"rule": rule})
+    (one,) = found.drafters
+    some = run(one.fitted().machine, 4, 4, acceptance)
+    some = replace(some, seconds=some.seconds * 1.5)
+    one = replace(one, adaptive=(some,))
+    assert one.pace() > 1.2
+    save(found, kept)
+    save(replace(found, drafters=(one,)), slow)
+    first, second = (
+        told(
+            call("plan", "--measured", str(file), "--loads", "1,4", "--rate", "0.05", "--hours",
+                 "0.5", "--gpus", "1", "--json")
+        )["fleet"]
+        for file in (kept, slow)
+    )  # fmt: skip
+    assert first[0] == second[0]
+    ratio = second[1]["tpot"][0] / first[1]["tpot"][0]
+    assert ratio == pytest.approx(one.pace() if paced else 1.0, rel=0.01)
 
 
 def test_a_fleet_with_and_without_speculation(call: Call, tmp_path: Path) -> None:

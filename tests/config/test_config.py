@@ -20,6 +20,15 @@ def test_defaults_and_values() -> None:
     assert config.rule == "match"
 
 
+def test_a_draft_model_drafts_unless_another_drafter_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "paceline.toml"
+    file.write_text('target = "a"\ndraft = "b"\n')
+    assert load_toml(file).drafter == EngineConfig.make(target="a", draft="b").drafter == "model"
+    assert load_toml(file, drafter="ngram").drafter == "ngram"
+    file.write_text('target = "a"\ndraft = "b"\ndrafter = "none"\n')
+    assert load_toml(file).drafter == "none"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -15,6 +15,8 @@ import pytest
 from tests.engine.tools import Case, Pair, RandomDrafter, Result, joined, prompt, same, together
 
 from paceline import Engine, EngineClosedError, RequestError, SamplingParams
+from paceline.engine.round import Plan
+from paceline.engine.rounds import Pending
 
 PARAMS = SamplingParams(temperature=1.0, seed=3, max_tokens=24, ignore_eos=True, logprobs=1)
 CASES = [Case(prompt(seed, 5 + 6 * seed), replace(PARAMS, seed=seed)) for seed in range(6)]
@@ -154,8 +156,10 @@ def test_the_context_manager_closes(pair: Pair) -> None:
         engine.generate([[65]], PARAMS)
 
 
-def test_closing_from_another_thread(engine: Engine) -> None:
-    started = threading.Event()
+def test_closing_from_another_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a step: its round is launched when the engine is told to close."""
+    started, launched = threading.Event(), threading.Event()
+    launch = engine._loop.rounds.launch
     outcome: list[object] = []
 
     def read() -> None:
@@ -165,12 +169,19 @@ def test_closing_from_another_thread(engine: Engine) -> None:
         except EngineClosedError as error:
             outcome.append(error)
 
+    def slow(plan: Plan) -> Pending:
+        launched.set()
+        while not engine._driver.stopping:
+            time.sleep(0.001)
+        return launch(plan)
+
     reader = threading.Thread(target=read)
     with engine._driver.held() as step:
         reader.start()
         while not started.wait(0.01):
             step()
-        wait_to_be_closed(engine)
+        monkeypatch.setattr(engine._loop.rounds, "launch", slow)
+    assert launched.wait(60)
     engine.close()
     reader.join(60)
     assert not reader.is_alive()

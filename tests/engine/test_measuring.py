@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +33,32 @@ def state(machine: Machine) -> dict[str, torch.Tensor]:
         for name, value in vars(machine.slots).items()
         if isinstance(value, torch.Tensor) and name not in ("draft_tokens", "draft_source")
     }
+
+
+@pytest.mark.parametrize("often", [False, True])
+def test_sizes_are_measured_in_rounds_until_the_time_is_over(
+    often: bool, opened: Callable[..., Engine], pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a slow moment of the machine is a few samples of each size, not all of one."""
+    made = rig(opened(draft=pair.other, k=4, slots=3))
+    given: dict[tuple[int, int, int], list[float]] = {}
+
+    def sample(_: Rig, rows: int, k: int, context: int) -> list[tuple[float, float]]:
+        seen = given.setdefault((rows, k, context), [])
+        seen.append(1.0 + len(seen) % 3)  # 1, 2, 3, 1, …
+        clock[0] += 1.0
+        return [(seen[-1], 2 * seen[-1])]
+
+    clock = [0.0]
+    monkeypatch.setattr(measuring, "_time", sample)
+    monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    points = measure(made, 60.0, often=often)
+    counts = {len(seen) for seen in given.values()}
+    assert len(given) == 18
+    assert counts == ({3, 4} if often else {1})
+    for point in points:
+        middle = statistics.median(given[point.rows, point.k, point.context])
+        assert point.seconds == middle * (1 if point.kind == "verify" else 2)
 
 
 def test_numbers_of_rows() -> None:

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from plan_tools import measured, run
+from plan_tools import TRAFFIC, measured, run
 
 from paceline import ConfigError, EngineConfig
 from paceline.config import load_toml
 from paceline.lab.plan_acceptance import Acceptance, Counts
 from paceline.lab.plan_answer import Question, answer, check_points
 from paceline.lab.plan_measured import Measured, load, save
-from paceline.lab.plan_model import constant, predict
+from paceline.lab.plan_model import best, constant, predict, tokens_per_round
 from paceline.lab.plan_serve import fixed_k, toml, wanted
 from paceline.lab.plan_vllm import check, command
 from paceline.lab.plan_words import checked, verdict
@@ -93,6 +93,33 @@ def test_predictions_are_held_against_runs_that_were_kept_apart() -> None:
     assert plan.checks[0].error == pytest.approx(1.0, abs=0.1)
 
 
+def test_how_near_the_engines_own_choice_comes_to_the_best() -> None:
+    whole = measured(0.8)
+    (found,) = whole.drafters
+    assert found.pace() == 1.0  # nobody measured it
+    made = found.fitted().machine
+    law = found.accepted().conditional()
+    runs = []
+    for rows in (4, 64):
+        k = best([predict(made, TRAFFIC, rows, k, law) for k in found.ks]).k
+        one = run(made, rows, k, 0.8)
+        runs.append(replace(one, k=8, seconds=one.seconds * 1.1))
+    found = replace(found, adaptive=tuple(runs))
+    assert found.pace() == pytest.approx(1.1, rel=0.02)
+    # Another traffic's acceptance says nothing of these runs.
+    other = replace(whole, drafters=(found,)).with_acceptance(
+        Acceptance((Counts((100,), (20,)),)), "elsewhere"
+    )
+    assert other.drafters[0].pace() == found.pace()
+    # A stretch in which no text ended: rounds alone, of texts cut short.
+    k = best([predict(made, TRAFFIC, 64, k, law) for k in found.ks]).k
+    tokens = round(100 * 64 * tokens_per_round(law, k))
+    seconds = 100 * made.round(64, k, 150.0) * 1.1
+    cut = tuple(replace(text, new=30, whole=False) for text in runs[1].texts)
+    short = replace(runs[1], tokens=tokens, seconds=seconds, begun=0, context=150.0, texts=cut)
+    assert replace(found, adaptive=(short,)).pace() == pytest.approx(1.1, rel=0.02)
+
+
 def test_check_points_are_not_those_of_the_probe() -> None:
     points = check_points((1, 4, 16), (1, 2, 3, 4))
     assert len(points) == len(set(points)) == 4
@@ -152,6 +179,12 @@ def test_measurements_are_the_same_when_read_again(tmp_path: Path) -> None:
             "at least one measured verify window",
         ),
         ('{"source": "x", "target": "t", "drafters": [], "format": 9}', "format 9"),
+        (
+            '{"source": "x", "target": "t", "drafters": [{"drafter": "m", "points": [], "ks": [0], '
+            '"runs": [{"drafter": "m", "load": 1, "k": 0, "seconds": 1, "tokens": 0, "begun": 0, '
+            '"per_round": 1, "prompt": 9, "context": 9, "texts": []}]}]}',
+            "a run has texts, tokens and seconds",
+        ),
     ],
 )
 def test_a_file_that_is_no_measurement(text: str, words: str, tmp_path: Path) -> None:

@@ -8,7 +8,13 @@ import pytest
 from helpers import tiny_checkpoint
 
 from paceline import Engine, SamplingParams
-from paceline.lab.plan_probe import Probe, closed_loop, measure_engine, plan_runs
+from paceline.lab.plan_probe import (
+    Probe,
+    chosen_loads,
+    closed_loop,
+    measure_engine,
+    plan_runs,
+)
 
 PROMPTS = ("def f(x):", tuple(range(40, 90)), [{"role": "user", "content": "hi"}])
 
@@ -19,7 +25,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     target = tiny_checkpoint(place / "t")
     draft = tiny_checkpoint(place / "d", num_hidden_layers=1)
     with Engine(target, draft=draft, k=3, slots=3, dtype="float32", threads=1, max_length=128,
-                prefix_cache=False) as engine:  # fmt: skip
+                prefix_cache=False, adaptive=True) as engine:  # fmt: skip
         yield engine
 
 
@@ -57,7 +63,9 @@ def test_a_probe_keeps_what_a_plan_needs_and_leaves_the_engine_as_it_was(engine:
     assert [(run.load, run.k) for run in found.runs] == [
         (load, k) for load, k, _ in plan_runs(asked(), found.ks)
     ]
-    assert len(told) == len(found.runs) + 1
+    assert len(told) == 1 + len(found.runs) + len(found.adaptive)
+    assert [(run.load, run.k) for run in found.adaptive] == [(3, 3)]
+    assert found.pace() > 0
     assert {run.drafter for run in found.runs} == {"model"}
     assert found.rows == 3
     assert found.accepted().rate is not None
@@ -73,3 +81,4 @@ def test_runs_of_a_probe() -> None:
     assert {k for load, k, _ in runs if load == 64} == {0, 1, 2, 8}
     assert sum(short for _, _, short in runs) == 2
     assert plan_runs(probe, (0,)) == [(1, 0, False), (8, 0, False), (64, 0, False)]
+    assert chosen_loads(probe) == [8, 64]

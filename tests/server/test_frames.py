@@ -1,4 +1,4 @@
-"""A spliced frame is what json.dumps makes of the whole chunk, byte for byte."""
+"""A spliced frame is what the whole chunk would be, byte for byte."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ def test_the_same_bytes(
     dumped = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
     wanted = f"data: {dumped}\n\n".encode()
     assert Frames(empty, after).choice(choice, told) == wanted == frame(chunk)
+
+
+def test_small_numbers_are_those_that_were_written() -> None:
+    """Not to the byte what json.dumps makes, which writes 1e-06."""
+    chunk = {"choices": [], "logprob": [1e-06, -1.25e-05, -3.5e-10, 1e22, -0.0]}
+    data = frame(chunk)
+    assert json.loads(data.removeprefix(b"data: ")) == chunk
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

@@ -66,6 +66,11 @@ CASES: list[tuple[str, str, list[tuple[str, int, str]]]] = [
      [content("<tool_call>"), *call(0, "now", "{}")]),
     ("hermes", "if a <tool and b <tool_cal", [content("if a <tool and b <tool_cal")]),
     ("hermes", "<tool_call>", [content("<tool_call>")]),
+    # Half of a pair is no text that can be sent: as it is spelled, or no call.
+    ("hermes", '<tool_call>{"name": "now", "arguments": "\\ud83e"}</tool_call>',
+     call(0, "now", '"\\ud83e"')),
+    ("hermes", '<tool_call>{"name": "\\ud83e"}</tool_call>',
+     [content('<tool_call>{"name": "\\ud83e"}</tool_call>')]),
     ("hermes", " \n ", [content(" \n ")]),
     ("hermes", "", []),
     # Llama 3.1, 3.2 and 3.3

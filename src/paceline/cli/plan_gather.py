@@ -21,6 +21,7 @@ from paceline.lab.fleet_traffic import read as read_traffic
 from paceline.lab.plan_answer import Plan, check_points
 from paceline.lab.plan_measured import Measured
 from paceline.lab.plan_probe import Probe, Prompt
+from paceline.lab.plan_serve import fixed_k
 
 BUNDLED = 32  # prompts of the bundled set
 
@@ -128,11 +129,12 @@ def replica(kept: Measured, found: Plan, slots: int | None) -> Replica:
     """An engine as the plan recommends it; the first drafter's where it recommends none."""
     name = found.drafter or kept.drafters[0].drafter
     one = next(each for each in kept.drafters if each.drafter == name)
-    most = found.k
-    ks = tuple(k for k in one.ks if k <= most)
+    ks, pace = tuple(k for k in one.ks if k <= found.k), one.pace() if found.k else 1.0
+    if kept.engine.get("rule", "match") != "match":  # served with one K, as the file says
+        ks, pace = (fixed_k(found),), 1.0
     count = slots or max(point.load for point in found.plain)
     chunk = kept.engine.get("prefill_chunk", "")
     accepted = one.accepted()
     return Replica(one.fitted().machine, ks, accepted.conditional(), count,
                    int(chunk) if chunk.isdecimal() else 512,
-                   offsets=accepted.offsets(), pace=one.pace())  # fmt: skip
+                   offsets=accepted.offsets(), pace=pace)  # fmt: skip

@@ -76,7 +76,7 @@ class Engine:
         name = drafter if isinstance(drafter, str) else None
         self.config = EngineConfig.make(
             target=str(target),
-            drafter=name or ("model" if draft is not None else "none"),
+            drafter=name,
             draft=None if draft is None else str(draft),
             **options,
         )

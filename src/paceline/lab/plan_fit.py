@@ -61,6 +61,10 @@ class Run:
     context: float
     texts: tuple[Text, ...]
 
+    def __post_init__(self) -> None:
+        if not self.texts or self.tokens <= 0 or self.seconds <= 0:
+            raise ValueError("a run has texts, tokens and seconds")
+
     @property
     def tok_s(self) -> float:
         """Tokens a second, all texts together."""

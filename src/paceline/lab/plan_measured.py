@@ -11,7 +11,7 @@ from paceline import ConfigError, CostPoint, Costs
 from paceline.lab.bench_json import Malformed, build, plain
 from paceline.lab.plan_acceptance import Acceptance
 from paceline.lab.plan_fit import Fitted, Run, fit
-from paceline.lab.plan_model import Traffic, best, predict
+from paceline.lab.plan_model import Traffic, tokens_per_round
 
 _FORMAT = 1
 
@@ -45,8 +45,9 @@ class Drafted:
 
     def accepted(self) -> Acceptance:
         """How many drafts stand: from elsewhere, or in the runs."""
-        if self.acceptance is not None:
-            return self.acceptance
+        return self._seen() if self.acceptance is None else self.acceptance
+
+    def _seen(self) -> Acceptance:
         return Acceptance(
             tuple(t.tested for run in self.runs if run.k for t in run.texts if t.tested.evaluated)
         )
@@ -55,11 +56,15 @@ class Drafted:
         """Seconds that an engine took which chose K itself, for each that the model says of the
         best K: it has to learn costs and acceptance, follows no noise, and looks at what it does
         not use. 1 where that was not measured."""
-        machine, law, shares = self.fitted().machine, self.accepted().conditional(), list[float]()
+        machine, law, shares = self.fitted().machine, self._seen().conditional(), list[float]()
         for run in self.adaptive:
-            traffic = Traffic(run.prompt, run.new)
-            most = best([predict(machine, traffic, run.load, k, law) for k in self.ks])
-            shares.append(most.tok_s / run.tok_s)
+            seconds = min(
+                run.tokens / (run.load * tokens_per_round(law, k))
+                * machine.round(run.load, k, run.context)
+                + run.begun * machine.overhead(k).of_text(run.prompt)
+                for k in self.ks
+            )  # fmt: skip
+            shares.append(run.seconds / seconds)
         return statistics.geometric_mean(shares) if shares else 1.0
 
     @property

@@ -61,12 +61,12 @@ def measure(
 def measure_engine(
     engine: Engine, drafter: str, probe: Probe, progress: Progress = lambda what: None
 ) -> Drafted:
-    """`measure` on an engine that is open, has written nothing, and keeps no prompts."""
+    """`measure` on an engine that is open, writes nothing else, and keeps no prompts."""
     progress(f"{drafter}: what rounds cost")
     began = time.perf_counter()
     costs = engine.costs(probe.seconds * _COSTS)
     points = plan_runs(probe, costs.ks)
-    free = [(load, None, False) for load in chosen_loads(probe)] if engine.config.adaptive else []
+    free = [(load, None, False) for load in chosen_loads(probe)] if chooses(engine) else []
     inside, checks = len(points) + len(free), ((load, k, False) for load, k in probe.checks)
     end, runs, each = began + probe.seconds, list[Run](), _LEAST
     for number, (load, k, short) in enumerate((*points, *free, *checks)):
@@ -105,6 +105,12 @@ def plan_runs(probe: Probe, ks: Sequence[int]) -> list[tuple[int, int, bool]]:
     found = [(load, k, False) for load in loads for k in (0, middle)]
     found += [(between, k, True) for k in (0, middle)]
     return found + [(loads[-1], k, False) for k in (drafts[-1], drafts[0]) if k != middle]
+
+
+def chooses(engine: Engine) -> bool:
+    """Whether the engine chooses K round by round where it may not change a text: a server's
+    does by itself."""
+    return engine.config.rule == "match" and engine.config.adaptive is not False
 
 
 def chosen_loads(probe: Probe) -> list[int]:

@@ -74,7 +74,7 @@ class Pieces:
         raw = self.raw(token_id)
         return {
             "token": raw.decode(errors="replace"),
-            "logprob": max(logprob, _LEAST),
+            "logprob": _finite(logprob),
             "bytes": list(raw),
         }
 
@@ -82,11 +82,11 @@ class Pieces:
         """A completion's `logprobs`: columns, the chosen token among the most likely."""
         tops = []
         for item in items:
-            top = {self.name(token): max(value, _LEAST) for token, value in item.top}
-            tops.append(top | {self.name(item.token_id): max(item.logprob, _LEAST)})
+            top = {self.name(token): _finite(value) for token, value in item.top}
+            tops.append(top | {self.name(item.token_id): _finite(item.logprob)})
         return {
             "tokens": [self.name(item.token_id) for item in items],
-            "token_logprobs": [max(item.logprob, _LEAST) for item in items],
+            "token_logprobs": [_finite(item.logprob) for item in items],
             "top_logprobs": tops if any(item.top for item in items) else None,
             "text_offset": [offsets.step(self.raw(item.token_id)) for item in items],
         }
@@ -108,6 +108,10 @@ class Pieces:
                 offsets.step(b"" if token in special else self.raw(token)) for token in ids
             ],
         }
+
+
+def _finite(logprob: float) -> float:
+    return logprob if logprob > _LEAST else _LEAST
 
 
 def followed(first: dict[str, object], more: dict[str, object]) -> dict[str, object]:

@@ -227,8 +227,10 @@ def _nothing(text: str) -> None:
 
 
 def _text_of(spelled: list[str]) -> str | None:
+    """What a JSON text says; None where it is none, or no text that can be sent: half a pair."""
     try:
         value = json.loads("".join(spelled), strict=False)
+        str(value).encode()
     except ValueError:
         return None
     return value if isinstance(value, str) else None
