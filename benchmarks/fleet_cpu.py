@@ -169,7 +169,7 @@ def parse() -> argparse.Namespace:
     add("--busy", type=float, default=0.5, help="share of what the engine could write at most")
     add("--slots", type=int, default=4)
     add("--k", type=int, default=6)
-    add("--threads", type=int, default=None)
+    add("--threads", type=int, default=1, help="the other core is the clients")
     add("--new-tokens", default="128:0.5", help="MEAN:SPREAD")
     add("--prompt-lengths", default="64,256,128,320")
     add("--seed", type=int, default=0)

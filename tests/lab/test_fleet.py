@@ -42,11 +42,11 @@ def test_one_text_alone() -> None:
 
 def test_an_engine_that_chooses_k_works_at_its_own_pace() -> None:
     found = simulate(replica(steady(0.1, text=0.5), pace=1.2), 1, [Arrival(3.0, 100, 10)])
-    assert found.served[0].ttft == pytest.approx(0.6 * 1.2)
+    assert found.served[0].ttft == pytest.approx(0.5 + 0.1 * 1.2)
     assert found.served[0].tpot == pytest.approx(0.1 * 1.2)
-    assert (found.rounds, found.seconds) == (10, pytest.approx(3.0 + 1.5 * 1.2))
-    assert found.read * found.seconds == pytest.approx(0.5 * 1.2)
-    assert found.busy * found.seconds == pytest.approx(1.5 * 1.2)
+    assert (found.rounds, found.seconds) == (10, pytest.approx(3.0 + 0.5 + 1.2))
+    assert found.read * found.seconds == pytest.approx(0.5)
+    assert found.busy * found.seconds == pytest.approx(0.5 + 1.2)
 
 
 def test_a_prompt_stops_the_others_and_rounds_are_shared() -> None:

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from plan_tools import TRAFFIC, measured, run
+from plan_tools import measured, run
 
 from paceline import ConfigError, EngineConfig
 from paceline.config import load_toml
 from paceline.lab.plan_acceptance import Acceptance, Counts
 from paceline.lab.plan_answer import Question, answer, check_points
 from paceline.lab.plan_measured import Measured, load, save
-from paceline.lab.plan_model import best, constant, predict, tokens_per_round
+from paceline.lab.plan_model import constant, predict, tokens_per_round
 from paceline.lab.plan_serve import fixed_k, toml, wanted
 from paceline.lab.plan_vllm import check, command
 from paceline.lab.plan_words import checked, verdict
@@ -97,27 +97,36 @@ def test_how_near_the_engines_own_choice_comes_to_the_best() -> None:
     whole = measured(0.8)
     (found,) = whole.drafters
     assert found.pace() == 1.0  # nobody measured it
-    made = found.fitted().machine
-    law = found.accepted().conditional()
-    runs = []
-    for rows in (4, 64):
-        k = best([predict(made, TRAFFIC, rows, k, law) for k in found.ks]).k
-        one = run(made, rows, k, 0.8)
-        runs.append(replace(one, k=8, seconds=one.seconds * 1.1))
-    found = replace(found, adaptive=tuple(runs))
-    assert found.pace() == pytest.approx(1.1, rel=0.02)
+    made, law = found.fitted().machine, found.accepted().conditional()
+
+    def price(load: int, k: int) -> float:
+        return made.round(load, k, 200.0) / tokens_per_round(law, k)
+
+    top = min(found.ks, key=lambda k: price(16, k))
+    assert 0 < top < 8
+    # A hundred rounds of the best, or of another K, however long the machine took for them.
+    base = replace(run(made, 16, 8, 0.8), context=200.0)
+    alone = replace(base, by_k=(*[0] * top, 100))
+    assert replace(found, adaptive=(alone,)).pace() == pytest.approx(1.0)
+    plain = replace(base, by_k=(100,), seconds=base.seconds * 7)
+    wanted = price(16, 0) / price(16, top)
+    slow = replace(found, adaptive=(plain,))
+    assert slow.pace() == pytest.approx(wanted)
+    mixed = replace(base, by_k=(50, *[0] * (top - 1), 50))
+    assert 1.0 < replace(found, adaptive=(mixed,)).pace() < wanted
+    assert replace(found, adaptive=(base,)).pace() == 1.0  # nobody counted its rounds
     # Another traffic's acceptance says nothing of these runs.
-    other = replace(whole, drafters=(found,)).with_acceptance(
+    other = replace(whole, drafters=(slow,)).with_acceptance(
         Acceptance((Counts((100,), (20,)),)), "elsewhere"
     )
-    assert other.drafters[0].pace() == found.pace()
-    # A stretch in which no text ended: rounds alone, of texts cut short.
-    k = best([predict(made, TRAFFIC, 64, k, law) for k in found.ks]).k
-    tokens = round(100 * 64 * tokens_per_round(law, k))
-    seconds = 100 * made.round(64, k, 150.0) * 1.1
-    cut = tuple(replace(text, new=30, whole=False) for text in runs[1].texts)
-    short = replace(runs[1], tokens=tokens, seconds=seconds, begun=0, context=150.0, texts=cut)
-    assert replace(found, adaptive=(short,)).pace() == pytest.approx(1.1, rel=0.02)
+    assert other.drafters[0].pace() == slow.pace()
+
+
+def test_rounds_are_those_that_were_counted() -> None:
+    made = measured(0.8).drafters[0].fitted().machine
+    one = run(made, 4, 4, 0.8)
+    assert one.rounds == pytest.approx(one.tokens / 4 / one.per_round)
+    assert replace(one, by_k=(3, 0, 7)).rounds == 10
 
 
 def test_check_points_are_not_those_of_the_probe() -> None:

@@ -41,6 +41,9 @@ def test_a_closed_loop_counts_what_was_written(engine: Engine, k: int) -> None:
     assert 0 < run.tokens <= sum(text.new for text in run.texts)
     assert run.seconds >= 0.3
     assert 1.0 <= run.per_round <= k + 1
+    assert 0 < run.rounds == sum(run.by_k)
+    assert sum(run.by_k[1:]) == 0 or k  # plain rounds alone, or also those before a first draft
+    assert run.tokens <= run.rounds * 3 * (k + 1) + 3 * (k + 1)
     whole = [text for text in run.texts if text.whole]
     assert {text.new for text in whole} <= {16}
     for text in run.texts:
@@ -65,7 +68,8 @@ def test_a_probe_keeps_what_a_plan_needs_and_leaves_the_engine_as_it_was(engine:
     ]
     assert len(told) == 1 + len(found.runs) + len(found.adaptive)
     assert [(run.load, run.k) for run in found.adaptive] == [(3, 3)]
-    assert found.pace() > 0
+    assert found.pace() >= 1.0 - 1e-9
+    assert all(sum(run.by_k) > 0 for run in (*found.runs, *found.adaptive))
     assert {run.drafter for run in found.runs} == {"model"}
     assert found.rows == 3
     assert found.accepted().rate is not None

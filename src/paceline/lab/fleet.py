@@ -27,10 +27,10 @@ _CONTEXT = 64  # positions to which a context is rounded when costs are looked u
 class Replica:
     """One engine. ks: the draft lengths it may choose from, (0,) for none; conditional: acceptance
     by position, of all texts; offsets: by how many logits texts differ from it, of which each text
-    draws one, none for texts that are alike. pace: seconds for each that the machine's model says,
-    of an engine that chooses K itself (`Drafted.pace`). slots: texts at once; chunk: prompt tokens
-    a step; positions: that its cache holds, None for enough. A text is let in where what it may
-    grow to fits beside the others, so nothing is preempted."""
+    draws one, none for texts that are alike. pace: seconds of rounds for
+    each that the machine's model says, of an engine that chooses K itself (`Drafted.pace`). slots:
+    texts at once; chunk: prompt tokens a step; positions: that its cache holds, None for enough. A
+    text is let in where what it may grow to fits beside the others, so nothing is preempted."""
 
     machine: Machine
     ks: tuple[int, ...]
@@ -158,7 +158,7 @@ class _State:
             tokens = min(left, text.left)
             whole = max(text.arrival.prompt - 1, 0)
             share = tokens / whole if whole else 1.0
-            self.clock += over.of_text(text.arrival.prompt) * share * self.about.pace
+            self.clock += over.of_text(text.arrival.prompt) * share
             text.left -= tokens
             left -= max(tokens, 1)
             if text.left:

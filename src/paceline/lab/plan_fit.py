@@ -45,9 +45,10 @@ class Text:
 class Run:
     """A stretch in which `load` texts were always being written, with k drafts a round.
 
-    seconds, tokens: of the stretch. begun: texts that had their first
-    token in it. per_round: tokens that a row had
-    of a round, over all texts of the run. context: positions of a text.
+    seconds, tokens: of the stretch. begun: texts that had their first token in it. per_round:
+    tokens that a row had of a round, over all texts of the run. context: positions of a text.
+    by_k: the engine's rounds in the stretch by the drafts that they verified, none where nobody
+    counted them.
     """
 
     drafter: str
@@ -60,6 +61,7 @@ class Run:
     prompt: float
     context: float
     texts: tuple[Text, ...]
+    by_k: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.texts or self.tokens <= 0 or self.seconds <= 0:
@@ -78,8 +80,8 @@ class Run:
 
     @property
     def rounds(self) -> float:
-        """Rounds of the stretch."""
-        return self.tokens / (self.load * self.per_round)
+        """Rounds of the stretch; without a count, as if every one had all the rows."""
+        return sum(self.by_k) or self.tokens / (self.load * self.per_round)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,18 +53,19 @@ class Drafted:
         )
 
     def pace(self) -> float:
-        """Seconds that an engine took which chose K itself, for each that the model says of the
-        best K: it has to learn costs and acceptance, follows no noise, and looks at what it does
-        not use. 1 where that was not measured."""
+        """Seconds a token of the rounds that an engine ran which chose K itself, for each of the
+        best K's: it has to learn costs and acceptance, follows no noise, and looks at what it does
+        not use. Both by the model, so that how fast the machine was meanwhile does not count. 1
+        where that was not measured."""
         machine, law, shares = self.fitted().machine, self._seen().conditional(), list[float]()
         for run in self.adaptive:
-            seconds = min(
-                run.tokens / (run.load * tokens_per_round(law, k))
-                * machine.round(run.load, k, run.context)
-                + run.begun * machine.overhead(k).of_text(run.prompt)
-                for k in self.ks
-            )  # fmt: skip
-            shares.append(run.seconds / seconds)
+            seconds = {k: machine.round(run.load, k, run.context) for k in self.ks}
+            tokens = {k: tokens_per_round(law, k) for k in self.ks}
+            rounds = {k: n for k, n in enumerate(run.by_k) if n and k in seconds}
+            spent = sum(n * seconds[k] for k, n in rounds.items())
+            brought = sum(n * tokens[k] for k, n in rounds.items())
+            if brought:
+                shares.append(spent / brought / min(seconds[k] / tokens[k] for k in self.ks))
         return statistics.geometric_mean(shares) if shares else 1.0
 
     @property

@@ -165,7 +165,7 @@ def closed_loop(
 
     # The first texts end one after the other, and so do all behind them.
     running = [ask(max(1, -(-most * (place + 1) // load))) for place in range(load)]
-    began, opened, counted, begun = time.perf_counter(), 0.0, 0, 0
+    began, opened, counted, begun, before = time.perf_counter(), 0.0, 0, 0, engine.stats()
     now, least = began, max(_BEGUN, load) if tokens is not None else 0
     waiting = set(range(load))  # clients that have had no token yet
     while not opened or now - opened < seconds or not counted or begun < least:
@@ -185,15 +185,22 @@ def closed_loop(
                 running[place] = ask(most)
         # Texts of a few tokens are never all being written at once.
         if not opened and not waiting and (tokens or all(text.stamps for text in running)):
-            opened = now
+            opened, before = now, engine.stats()
+    after = engine.stats()
     for text in running:
         text.handle.cancel()
     done = [(text, text.handle.result()) for text in asked]
     run = _run(load, k or 0, now - opened, counted, begun, done)
+    run = replace(run, by_k=_rounds(before.rounds_by_k, after.rounds_by_k))
     if tokens is None:
         return run
     texts = tuple(replace(t, tested=Counts((), ()), whole=False) for t in run.texts)
     return replace(run, texts=texts)
+
+
+def _rounds(before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:
+    """Rounds by K between two counts, of which the second may reach farther."""
+    return tuple(b - a for a, b in itertools.zip_longest(before, after, fillvalue=0))
 
 
 def _run(
