@@ -64,6 +64,7 @@ class Watcher(Drafter):
     def admit(self, slot: int, request: Request) -> None:
         self.calls.append(("admit", slot))
         self.texts[slot] = list(request.prompt)
+        self._random.admit(slot, request)
 
     def release(self, slot: int) -> None:
         self.calls.append(("release", slot))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 
 import pytest
@@ -192,8 +192,7 @@ def test_counts_agree_with_the_events(
         assert getattr(totals, name) == sum(getattr(one.stats, name) for one in every), name
     for name in ("evaluated_by_position", "accepted_by_position"):
         columns = [getattr(one.stats, name) for one in every]
-        padded = [column + [0] * (4 - len(column)) for column in columns]
-        assert getattr(totals, name) == [sum(column) for column in zip(*padded, strict=True)], name
+        assert getattr(totals, name) == list(map(sum, zip_longest(*columns, fillvalue=0))), name
     # Two slots: a round serves up to two requests.
     each = [one.stats.rounds for one in every]
     assert max(each) <= totals.rounds <= sum(each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,20 +131,27 @@ EVERYTHING = readable(
 
 
 class RandomDrafter(Drafter):
-    """Proposes tokens and counts from a generator, whatever the text says."""
+    """Proposes tokens and counts at random: always the same for one prompt at one position,
+    whoever shares the batch and whenever its requests came in."""
 
     name: ClassVar[str] = "random"
 
     def __init__(self, seed: int = 0, low: int = 0, high: int = VOCAB_SIZE) -> None:
         """Tokens from low to high - 1."""
-        self._generator = torch.Generator().manual_seed(seed)
-        self._low, self._high = low, high
+        self._seed, self._low, self._high = seed, low, high
+        self._prompts: dict[int, tuple[int, ...]] = {}
+
+    def admit(self, slot: int, request: Request) -> None:
+        self._prompts[slot] = request.prompt
 
     def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
-        size = rows.index.shape[0]
-        tokens = torch.randint(self._low, self._high, (size, k), generator=self._generator)
-        count = torch.randint(k + 1, (size,), generator=self._generator)
-        return Draft(tokens, count, torch.zeros_like(count))
+        tokens, counts = [], []
+        for slot, length in zip(rows.index.tolist(), rows.length.tolist(), strict=True):
+            rng = random.Random(f"{self._seed} {self._prompts.get(slot)} {length}")
+            tokens.append([rng.randrange(self._low, self._high) for _ in range(k)])
+            counts.append(rng.randint(0, k))
+        count = torch.tensor(counts)
+        return Draft(torch.tensor(tokens), count, torch.zeros_like(count))
 
 
 class KnownDrafter(Drafter):
