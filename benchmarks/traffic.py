@@ -90,6 +90,14 @@ class Upset:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
+    @property
+    def idle(self) -> bool:
+        """Nothing to do; an engine that is idle is kept from no pages (the last text may end
+        between two steps, by a cancel)."""
+        if self._loop.idle:
+            self._give_back()
+        return self._loop.idle
+
     def step(self) -> None:
         """One step of the loop; where nothing is taken, every page must be where it belongs."""
         scheduler = self._loop.scheduler

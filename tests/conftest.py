@@ -14,12 +14,18 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["PACELINE_CACHE"] = os.path.join(tempfile.gettempdir(), "paceline-tests")
 
+import importlib
+import pkgutil
+import random
+import secrets
 import socket
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+import paceline
 
 torch.set_num_threads(1)
 
@@ -28,7 +34,11 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 # A shared machine is slow at times: no deadline, and a slow draw is no failure. The examples are
-# the same on every run, so that a red suite is red for everyone.
+# the same on every run, so that a red suite is red for everyone; hypothesis also draws constants of
+# whatever modules are loaded, so all are.
+for _module in pkgutil.walk_packages(paceline.__path__, "paceline."):
+    if not _module.name.endswith("__main__"):
+        importlib.import_module(_module.name)
 settings.register_profile(
     "paceline", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -47,3 +57,9 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         real(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture(autouse=True)
+def _same_seeds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests without a seed draw the same ones on every run, for the reason above."""
+    monkeypatch.setattr(secrets, "randbits", random.Random(request.node.nodeid).getrandbits)

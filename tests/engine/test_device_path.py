@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import tiny_checkpoint
-from tests.engine.tools import EVERYTHING, Case, alone, prompt, same, together
+from tests.engine.tools import EVERYTHING, Case, alone, comes_to_rest, prompt, same, together
 
 pytest.importorskip("triton")
 
@@ -117,7 +117,7 @@ def test_plain_rounds_are_launched_ahead(
     for mine, theirs in zip(together(engine, CASES), on_the_cpu, strict=True):
         same(mine, theirs, tolerance=1e-3, ties=True)
     assert engine._loop.rounds.ahead(next(iter(_plans(engine)))) == 1
-    assert engine._driver.ask(lambda: engine._loop.idle)
+    comes_to_rest(engine)
 
 
 def _plans(engine: Engine) -> list[Any]:
@@ -177,7 +177,7 @@ def test_leaving_early_frees_the_slot(device_engine: Callable[..., Engine]) -> N
     next(stream)
     stream.close()
     assert len(engine.generate(prompt(2, 4), SamplingParams(max_tokens=3))[0].token_ids) == 3
-    assert engine._driver.ask(lambda: engine._loop.idle)
+    comes_to_rest(engine)
 
 
 @pytest.mark.parametrize("kind", ["target", "drafter"])

@@ -114,7 +114,7 @@ def test_what_is_observed(rule: str, pair: Pair, opened: Callable[..., Engine]) 
     cases = [Case(prompt(1, 10), PARAMS), Case(prompt(2, 3), replace(PARAMS, seed=5))]
     texts = [
         case.prompt + list(result.token_ids)
-        for case, result in zip(cases, together(engine, cases), strict=True)
+        for case, result in zip(cases, together(engine, cases, in_order=True), strict=True)
     ]
     target, limits = watcher.bound[0]
     assert (target.vocab_size, target.hidden_size) == (VOCAB_SIZE, 32)

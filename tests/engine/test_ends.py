@@ -196,6 +196,8 @@ def read_in_rounds(
         committed = Committed(tuple(part), "x", 0, 0, 0, at >= len(ids), False)
         stand = reader.take(committed)
         assert 0 <= stand <= len(part)
+    if reader.finish is not None:
+        reader.seal()
     text, pieces = "".join(reader._pieces), [p for e in reader.events for p in e.pieces]
     assert "".join(pieces) == text
     assert all(len(e.pieces) == len(e.token_ids) == len(e.sources) for e in reader.events)

@@ -146,11 +146,9 @@ def test_cancelling_frees_slot_and_pages_within_two_rounds(engine: Engine) -> No
         with engine._driver.held() as step:
             others = [engine.submit(prompt(n), LONG) for n in range(2 if place == "waiting" else 0)]
             leaving = engine.submit(prompt(9, 30), LONG)
-            while engine.stats().rounds < 2 and place != "prefill":
-                step()
-                if place == "waiting" and engine.stats().rounds:
-                    break
-            if place == "prefill":
+            before = engine.stats().rounds
+            step()
+            while engine.stats().rounds < before + 2 and place != "prefill":
                 step()
             leaving.cancel()
             for _ in range(2):

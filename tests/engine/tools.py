@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -70,18 +72,29 @@ def joined(events: Sequence[Event]) -> Result:
     )
 
 
-def together(engine: Engine, cases: Sequence[Case], k: int | None = None) -> list[Result]:
-    """Write all cases at once; a case's own k goes before `k`."""
-    streams = [
-        engine.stream(
-            case.prompt,
-            case.params,
-            prediction=case.prediction,
-            k=k if case.k is None else case.k,
-        )
-        for case in cases
-    ]
+def together(
+    engine: Engine, cases: Sequence[Case], k: int | None = None, in_order: bool = False
+) -> list[Result]:
+    """Write all cases at once; a case's own k goes before `k`. in_order: no text is begun before
+    the last case is there, so that the n-th has slot n."""
+    with engine._driver.held() if in_order else nullcontext():
+        streams = [
+            engine.stream(
+                case.prompt,
+                case.params,
+                prediction=case.prediction,
+                k=k if case.k is None else case.k,
+            )
+            for case in cases
+        ]
     return [joined(list(stream)) for stream in streams]
+
+
+def comes_to_rest(engine: Engine) -> None:
+    """Wait until nothing is left to do: a round launched ahead ends after the text it was for."""
+    until = time.monotonic() + 60
+    while not engine._driver.ask(lambda: engine._loop.idle):
+        assert time.monotonic() < until, "the engine does not come to rest"
 
 
 def alone(engine: Engine, cases: Sequence[Case], k: int | None = None) -> list[Result]:

@@ -315,7 +315,9 @@ def test_the_figures(app: Callable[..., Call], engine: Engine) -> None:
     assert values[f"vllm:spec_decode_num_draft_tokens_total{label}"] == stats.drafted
     assert values[f"vllm:spec_decode_num_accepted_tokens_total{label}"] == stats.accepted
     place = 'vllm:spec_decode_num_accepted_tokens_per_pos_total{model_name="mini",position="%d"}'
-    assert [values[place % n] for n in range(5)] == stats.accepted_by_position
+    assert sum(stats.accepted_by_position) == stats.accepted > 0
+    for n, accepted in enumerate(stats.accepted_by_position):
+        assert values[place % n] == accepted
     drafter = "vllm:spec_decode_num_accepted_tokens_per_drafter_total"
     assert values[f'{drafter}{{drafter="model",model_name="mini"}}'] > 0
     assert values[f"vllm:draft_seconds_total{label}"] > 0

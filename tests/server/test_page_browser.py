@@ -265,20 +265,22 @@ def test_a_key_is_asked_for(look: Look, locked: Served) -> None:
 
 
 @pytest.mark.parametrize("way", ["key", "button"])
-def test_a_run_is_stopped(way: str, look: Look, served: Served) -> None:
+def test_a_run_is_stopped(way: str, look: Look, engine: Engine, served: Served) -> None:
+    """The engine is held between two steps: the text cannot end by itself."""
     page = ready(look())
     page.fill("#temperature", "0")
     page.fill("#max-tokens", "400")
     page.fill("#prompt", "x = [1, ")
     page.select_option("#k", "0")
-    page.press("#prompt", "Control+Enter")
-    page.wait_for_selector(".panel .text .token")
-    if way == "key":
-        page.keyboard.press("Escape")
-    else:
-        page.click("#stop")
-    page.wait_for_selector("#status:has-text('Stopped')")
-    assert 0 < len(panel(page, "Plain")["tokens"]) < 400
+    with engine._driver.held() as step:
+        page.press("#prompt", "Control+Enter")
+        until(lambda: (step(), page.locator(".panel .text .token").count())[1] > 0)
+        if way == "key":
+            page.keyboard.press("Escape")
+        else:
+            page.click("#stop")
+        page.wait_for_selector("#status:has-text('Stopped')")
+        assert 0 < len(panel(page, "Plain")["tokens"]) < 400
     until(lambda: served.api.gate.inside == 0)
 
 

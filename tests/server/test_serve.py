@@ -24,7 +24,7 @@ from paceline.server.serving import bind, settle
 LONG: dict[str, Any] = {
     "model": "code",
     "prompt": PROMPT,
-    "max_tokens": 160,
+    "max_tokens": 250,
     "ignore_eos": True,
     "stream": True,
     "speculative": {"enabled": False},

@@ -29,23 +29,21 @@ def test_round_trip_and_sizes(tmp_path: Path) -> None:
 def test_a_long_text_leaves_the_lock_to_others(tmp_path: Path) -> None:
     loaded = Tokenizer.load(tiny_tokenizer(tmp_path))
     text = "def f(x):\n    return x\n" * 40_000
-    gaps, done = [0.0], threading.Event()
+    turns, done = [0], threading.Event()
 
     def other() -> None:
-        last = time.perf_counter()
         while not done.is_set():
             time.sleep(0.001)
-            gaps.append(time.perf_counter() - last)
-            last += gaps[-1]
+            turns[0] += 1
 
     thread = threading.Thread(target=other)
     thread.start()
-    began = time.perf_counter()
+    before = turns[0]
     ids = loaded.encode(text)
-    taken = time.perf_counter() - began
+    after = turns[0]
     done.set()
     thread.join()
-    assert max(gaps) < 0.7 * taken, "nobody else ran while the text was read"
+    assert after > before + 3, "nobody else ran while the text was read"
     short = "def f(x):\n    return x\n" * 10
     assert ids[: len(short)] == loaded.encode(short)
     assert loaded.decode(ids) == text

@@ -61,11 +61,12 @@ class Ledger:
     def end_all(self, error: Exception) -> None:
         """Every request that is not finished fails with `error`; the device is not touched. No
         round may be in flight any more, as far as the scheduler knows."""
-        for live in self.live.values():
-            live.reader.close("error", error)
         ended, self.live = self.live, {}
         for sequence in ended:
             self.scheduler.finish(sequence, keep=False)
+        for live in ended.values():
+            live.reader.close("error", error)
+            live.reader.seal()
 
     def book(self, sequence: Sequence, row: Committed) -> None:
         """Book one row of a round and finish the sequence where it ended."""
@@ -91,7 +92,7 @@ class Ledger:
             self._finish(sequence, keep=not row.failed)
 
     def _finish(self, sequence: Sequence, keep: bool) -> None:
-        del self.live[sequence]
+        reader = self.live.pop(sequence).reader
         try:
             if sequence.status in (Status.PREFILL, Status.RUNNING):
                 self.machine.slots.release(sequence.slot)
@@ -99,6 +100,7 @@ class Ledger:
         finally:  # whatever the device or a drafter says: nobody else may find it running
             self.scheduler.finish(sequence, keep)
             self.finished += 1
+            reader.seal()
 
     def book_round(self, k: int, outcome: Outcome, seconds: float) -> None:
         """Book a round of all rows, whose windows had room for k draft tokens, and its time."""

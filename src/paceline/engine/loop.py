@@ -104,6 +104,7 @@ class Loop:
             self.scheduler.add(sequence)
         except PacelineError as error:
             reader.close("error", error)
+            reader.seal()
             return
         if was_idle:  # what goes by from now on is work
             self._settled_at = time.perf_counter()

@@ -55,7 +55,11 @@ class Committed:
 
 @dataclass(slots=True)
 class Reader:
-    """Collects one request's tokens and text, and hands them out as events."""
+    """Collects one request's tokens and text, and hands them out as events.
+
+    The event with `finish` is held back until `seal`: whoever sees it finds everything about the
+    request counted, and its slot and pages free.
+    """
 
     request: Request
     tokenizer: Tokenizer | None
@@ -67,6 +71,7 @@ class Reader:
     events: deque[Event] = field(default_factory=deque)
     finish: FinishReason | None = None
     closed: bool = False  # the event with `finish` is there: other threads look at nothing else
+    last: Event | None = None  # that event, until it may be seen
     stop_reason: str | int | None = None
     error: Exception | None = None
     notify: Callable[[], None] | None = None  # called after each event
@@ -116,6 +121,12 @@ class Reader:
             rest = "" if self._text is None else self._text.rest()
             self._emit([], [], [], None, None, rest)
 
+    def seal(self) -> None:
+        """Nothing about a request that has ended changes any more: its last event may be seen."""
+        assert self.last is not None
+        self._hand_out(self.last)
+        self.last = None
+
     @property
     def stop_ids(self) -> frozenset[int]:
         """Token ids that end this request's text."""
@@ -139,20 +150,25 @@ class Reader:
         self.logprobs += logprobs or ()
         self._pieces.append(text)
         self.stats.emitted += len(ids)
-        self.events.append(
-            Event(
-                request_id=self.request.id,
-                token_ids=tuple(ids),
-                text=text,
-                sources=tuple(sources),
-                logprobs=None if logprobs is None else tuple(logprobs),
-                finish=self.finish,
-                stop_reason=self.stop_reason,
-                pieces=tuple(pieces),
-                round=report,
-            )
+        event = Event(
+            request_id=self.request.id,
+            token_ids=tuple(ids),
+            text=text,
+            sources=tuple(sources),
+            logprobs=None if logprobs is None else tuple(logprobs),
+            finish=self.finish,
+            stop_reason=self.stop_reason,
+            pieces=tuple(pieces),
+            round=report,
         )
-        self.closed = self.finish is not None
+        if self.finish is not None:
+            self.last = event
+        else:
+            self._hand_out(event)
+
+    def _hand_out(self, event: Event) -> None:
+        self.events.append(event)
+        self.closed = event.finish is not None
         if self.notify is not None:
             self.notify()
 

@@ -28,7 +28,7 @@ class TrafficOptions:
     """requests: in all; cancelled: the share that is; dtypes: the first is asserted where it is
     float64. longest: tokens a text is asked for at most; slots, readers: texts at once, and
     readers that ask for them, half of them tasks of one event loop; cache: of what all slots could
-    need, the share there is."""
+    need, the share there is; patience: seconds the engine has, after the last text, to be idle."""
 
     requests: int = 200
     cancelled: float = 1 / 3
@@ -40,6 +40,7 @@ class TrafficOptions:
     k: int = 4
     drafter: str = "model"
     seed: int = 0
+    patience: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)

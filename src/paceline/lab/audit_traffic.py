@@ -91,8 +91,9 @@ def _one_dtype(
         prepare(live)
         outcomes = play(live, cases, options, lambda n: progress(dtype, n, 2 * len(cases)))
         try:
-            if not live.drain(60):
-                wrong.append("a minute after the last request the engine is not idle")
+            if not live.drain(options.patience):
+                late = f"{options.patience:g} s after the last request"
+                wrong.append(f"{late} the engine is not idle")
         except PacelineError as error:
             wrong.append(str(error))
         stats = live.stats()
