@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from helpers import EOS, tiny_tokenizer
+from helpers import EOS, PAD, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.engine.tools import Case, KnownDrafter, Pair, Result, prompt, readable, same, together
@@ -108,6 +108,19 @@ def test_end_of_sequence_inside_a_window(free: Result, opened: Callable[..., Eng
     assert on.text.startswith(got.text)
     listed = each_k(opened, got.token_ids, replace(params, ignore_eos=True, stop_token_ids=(EOS,)))
     assert (listed.token_ids, listed.finish) == (got.token_ids, "stop")
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_stop_string_may_be_a_special_token(
+    shown: bool, free: Result, opened: Callable[..., Engine]
+) -> None:
+    """Whose name the text leaves out, or not."""
+    params = replace(SAMPLED, logit_bias=(*SAMPLED.logit_bias, (PAD, 11.0)))
+    params = replace(params, stop=("<|endoftext|>",), skip_special_tokens=not shown)
+    got = each_k(opened, free.token_ids, params)
+    assert (got.token_ids[-1], got.finish) == (PAD, "stop")
+    assert PAD not in got.token_ids[:-1]
+    assert "<|endoftext|>" not in got.text
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 12])

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,7 +22,9 @@ from tests.server.tools import (
 )
 
 from paceline import Engine
+from paceline.server import protocol
 from paceline.server.generation import Generation
+from paceline.server.serving import Server, bind
 from paceline.server.settings import ServerSettings
 
 LONG: dict[str, Any] = {
@@ -52,6 +60,54 @@ def test_a_client_that_hangs_up_cancels(
     after = engine.stats()
     assert after.finished == before.finished + n
     assert after.emitted - before.emitted < 480 * n
+
+
+@contextmanager
+def narrow(engine: Engine, path: str, body: dict[str, Any]) -> Iterator[tuple[Server, Any]]:
+    """A server and a client that has sent it a request; little fits between the two."""
+    server, bound = Server(engine, ServerSettings(name="mini")), bind("127.0.0.1", 0)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    until(lambda: server.started)
+    try:
+        with bound, socket.socket() as reader:
+            reader.settimeout(30)
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect(bound.getsockname())
+            reader.sendall(request_bytes(path, body))
+            yield server, reader
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+LARGE = {**LONG, "logprobs": 20, "max_tokens": 150}  # 150 KB
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_reads_nothing_is_hung_up_on(
+    stream: bool, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "UNREAD", 0.2)
+    with narrow(engine, "/v1/completions", {**LARGE, "stream": stream}) as (server, _):
+        until(lambda: server.api.gate.inside == 1)
+        until(lambda: server.api.gate.inside == 0 and not server.server_state.connections)
+
+
+def test_a_client_that_reads_slowly_has_its_answer(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "UNREAD", 0.5)
+    with narrow(engine, "/v1/completions", LARGE) as (_, reader):
+        head, _, content = reader.recv(4096).partition(b"\r\n\r\n")
+        length = int(re.findall(rb"content-length: (\d+)", head)[0])
+        while len(content) < length:
+            time.sleep(0.03)
+            more = reader.recv(4096)
+            assert more, "hung up on"
+            content += more
+    assert json.loads(content)["usage"]["completion_tokens"] == 150
 
 
 def test_while_it_waits_for_a_slot(served: Served, engine: Engine) -> None:

@@ -7,18 +7,25 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.server.tools import CHAT, PROMPT, Answer, Call, until
+from tests.server.tools import CHAT, PROMPT, Answer, Call, in_process, until
+from typer.testing import CliRunner
 
 from paceline import ConfigError, Engine, EngineClosedError, Event, NumericsError
+from paceline.cli import app as command
+from paceline.server import serving
+from paceline.server.gate import Gate
 from paceline.server.generation import Generation, Text
+from paceline.server.metrics import Metrics
 from paceline.server.record import JsonLines
+from paceline.server.serving import Server, bind
 from paceline.server.settings import ServerSettings, read_keys
+from paceline.types import SequenceStats
 
 # A text that is the same in every run, and no shorter than it may be.
 BODY: dict[str, Any] = {
@@ -199,19 +206,54 @@ def test_draining_refuses_what_comes_and_finishes_what_runs(app: Callable[..., C
     assert call("GET", "/health/live").status == 200
 
 
+@pytest.fixture(scope="module")
+def mortal() -> Iterator[Engine]:
+    """An engine that may stop without ending the server that other tests share."""
+    with Engine("mini-target", threads=1, dtype="float32", max_length=128) as engine:
+        yield engine
+
+
 def test_an_engine_that_stopped_is_told_to_whoever_restarts(
-    app: Callable[..., Call], engine: Engine, monkeypatch: pytest.MonkeyPatch
+    mortal: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = app()
-
-    def closed(*_: object, **__: object) -> None:
-        raise EngineClosedError("the engine stopped: the device is gone")
-
-    monkeypatch.setattr(engine, "submit", closed)
-    assert call("POST", "/v1/completions", BODY).status == 503
-    assert call("GET", "/health/live").status == 503
+    """Before anybody sends a request that shows it."""
+    call = in_process(mortal, ServerSettings(name="mini"))
+    gone = EngineClosedError("the engine stopped: the device is gone")
+    assert call("GET", "/health/live").status == call("GET", "/health/ready").status == 200
+    monkeypatch.setattr(mortal._driver, "_broken", gone)
+    live = call("GET", "/health/live")
+    assert (live.status, live.json) == (503, {"status": "broken", "reason": str(gone)})
     assert call("GET", "/health/ready").status == 503
+    assert call("POST", "/v1/completions", BODY).status == 503
+    assert 'draining{model_name="mini"} 1.0' in call("GET", "/metrics").body.decode()
     assert call.api.gate.inside == 0
+
+
+def test_an_engine_that_stopped_ends_the_server(
+    mortal: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, bound = Server(mortal, ServerSettings(name="mini")), bind("127.0.0.1", 0)
+    with bound:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        until(lambda: server.started)
+        monkeypatch.setattr(mortal._driver, "_broken", EngineClosedError("the device is gone"))
+        thread.join(30)
+        assert not thread.is_alive()
+    assert not server.finished
+
+
+def test_the_command_says_what_stopped_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(engine: Engine, *_: object) -> bool:
+        engine._driver._broken = EngineClosedError("the engine stopped: the device is gone")
+        return False
+
+    monkeypatch.setattr(serving, "run", run)
+    monkeypatch.setattr(serving, "log_to_stderr", lambda *_: None)
+    options = ["--target", "mini-target", "--drafter", "none", "--threads", "1", "--port", "0"]
+    done = CliRunner().invoke(command, ["serve", *options])
+    assert done.exit_code == 1
+    assert "error: the engine stopped: the device is gone" in done.stderr
 
 
 def test_a_failure_inside_is_a_500_without_its_details(
@@ -298,10 +340,25 @@ def test_the_log_tells_of_each_request(
     assert PROMPT not in json.dumps(lines())
 
 
+def test_a_text_that_is_given_up_is_in_the_times_of_its_beginning(engine: Engine) -> None:
+    metrics = Metrics(engine.stats, Gate(1, 0, lambda: None), "p", "m")
+    left = Text(0, "", tokens=3, first_at=7.0, last_at=9.0, submitted=2.0, finish="cancelled")
+    left.stats = SequenceStats(queue_seconds=4.0)
+    never = Text(1, "", finish="deadline")
+    ask = SimpleNamespace(prompts=((1, 2),))
+    metrics.ended(SimpleNamespace(texts=[left, never], began=1.0, ask=ask))  # type: ignore[arg-type]
+    told = metrics.text().decode()
+    for name, seconds in (("time_to_first_token", 6.0), ("request_queue_time", 4.0),
+                          ("request_prefill_time", 1.0)):  # fmt: skip
+        assert f'p:{name}_seconds_sum{{model_name="m"}} {seconds}' in told
+    assert 'p:e2e_request_latency_seconds_count{model_name="m"} 0.0' in told
+
+
 def test_the_figures(app: Callable[..., Call], engine: Engine) -> None:
     call = app(metrics_prefix="vllm")
     call("POST", "/v1/completions", {**BODY, "max_tokens": 30})
     call("POST", "/v1/completions", {**BODY, "max_tokens": -1})
+    call("POST", "/v1/warm", {"model": "mini", "prompt": "no text that anybody waits for"})
     engine._driver.ask(engine.stats)  # the text's last round is booked
     answer = call("GET", "/metrics")
     assert answer.headers["content-type"].startswith("text/plain")

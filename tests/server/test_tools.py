@@ -257,6 +257,33 @@ def test_the_template_is_told_of_tools_calls_and_results(
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        'Let me see. <tool_call>{"name": "web search: now", "arguments": {}}</tool_call>',
+        "<think>only thought about, up to the last",
+    ],
+)
+def test_every_answer_can_be_sent_back(
+    text: str,
+    says: Callable[[str], None],
+    app: Callable[..., Call],
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also one that calls what is no function's name, or has no content at all."""
+    template = TEMPLATE.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", template)
+    says(text)
+    call, body = app(tool_parser="hermes"), {"model": "mini", "max_tokens": 120}
+    first = call("POST", "/v1/chat/completions", {**body, "messages": CHAT, "tools": TOOLS})
+    message = first.json["choices"][0]["message"]
+    assert message.get("tool_calls") or message["content"] is None
+    talk = [*CHAT, message, {"role": "user", "content": "Go on."}]
+    again = call("POST", "/v1/chat/completions", {**body, "messages": talk, "tools": TOOLS})
+    assert again.status == 200, again.body
+
+
+@pytest.mark.parametrize(
     ("extra", "param"),
     [
         ({"tool_choice": "required"}, "tool_choice"),

@@ -16,7 +16,7 @@ SERVER = "Server"
 
 
 class _Unfinished(PacelineError):
-    """The server stopped with texts unfinished."""
+    """The server stopped with texts unfinished, or its engine has."""
 
     exit_status = 1
 
@@ -134,6 +134,9 @@ def serve(
     with listening, open_engine(options) as engine:
         server.log_to_stderr(settings.log_format, settings.api_keys)
         finished = server.run(engine, settings, listening)
+        ended = engine.ended
+    if ended is not None:
+        raise _Unfinished(str(ended))
     if not finished:
         raise _Unfinished("stopped with texts unfinished; give --drain more seconds")
 

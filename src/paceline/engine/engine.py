@@ -319,6 +319,13 @@ class Engine:
 
         self._driver.ask(exchange)
 
+    @property
+    def ended(self) -> Exception | None:
+        """Why nothing is written any more and an engine has to be opened anew: an error that it did
+        not survive, or it was closed. None while it serves, and while it drains."""
+        closed = EngineClosedError("the engine is closed; open a new one")
+        return self._driver.broken or (closed if self._closed else None)
+
     def stats(self) -> EngineStats:
         """Counts over all requests, round by round, and how things stand. From any thread."""
         return self._loop.stats()
@@ -353,10 +360,8 @@ class Engine:
         self._end()
 
     def _check_open(self) -> None:
-        if self._driver.broken is not None:
-            raise self._driver.broken
-        if self._closed:
-            raise EngineClosedError("the engine is closed; open a new one")
+        if self.ended is not None:
+            raise self.ended
         if self._draining:
             raise EngineClosedError("the engine is draining: it takes no more requests")
 

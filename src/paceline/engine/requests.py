@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias, cast
 
 from paceline.config import check_sampling
@@ -44,6 +45,8 @@ def build_request(
     else:
         expected = _token_ids(prediction or (), "the prediction is text or a list of token ids")
     check_ids("the prediction", expected, limits.vocab_size)
+    _check_shapes(params)
+    params = _stop_at_special(params, tokenizer)
     _check_params(params, limits, eos_ids)
     seed = 0 if params.seed is None else params.seed
     return Request(name, tuple(ids), params, seed, tuple(expected))
@@ -101,8 +104,15 @@ def _check_shapes(params: object) -> None:
             )
 
 
+def _stop_at_special(params: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:
+    """A stop string that is a special token stops at that token, too: the text that stop strings
+    are looked for in does not show it, unless the request wants it to."""
+    named = [tokenizer.special.get(stop) for stop in params.stop if isinstance(stop, str)]
+    ids = [token for token in named if token is not None and token not in params.stop_token_ids]
+    return replace(params, stop_token_ids=(*params.stop_token_ids, *ids)) if ids else params
+
+
 def _check_params(params: SamplingParams, limits: Limits, eos_ids: frozenset[int]) -> None:
-    _check_shapes(params)
     check_sampling(params)
     named = {f"logit_bias of token {token}": value for token, value in params.logit_bias}
     for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"):

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from paceline import Engine, Event
@@ -16,7 +16,7 @@ from paceline.server import details
 from paceline.server.asking import Ask
 from paceline.server.body import GONE
 from paceline.server.errors import ApiError, busy, told
-from paceline.server.frames import DONE, Frames, frame
+from paceline.server.frames import DONE, Frames, encoded, frame
 from paceline.server.gate import Gate
 from paceline.server.generation import Generation, Text
 from paceline.server.record import Record, log_failure
@@ -34,11 +34,12 @@ class Exchange:
         gate: Gate,
         ask: Ask,
         timeout: float,
-        ended: Callable[[Generation], None],
+        ended: Callable[[Generation], None] | None,
         seen: Callable[[Event], None],
     ) -> None:
-        """Take a place and submit. ended: told of every generation once, at its end; seen: of
-        every event. Raises ApiError and the engine's errors, and then holds nothing."""
+        """Take a place and submit. ended: told of the generation once, at its end (None: it writes
+        no text that anybody reads); seen: of every event. Raises ApiError and the engine's errors,
+        and then holds nothing."""
         self.record = Record.of(request.scope)
         self.ask = ask
         gate.enter(ask.texts)
@@ -82,9 +83,10 @@ class Exchange:
         texts = self.generation.texts
         done = all(text.finish in ("stop", "length") for text in texts)
         seconds = time.monotonic() - self.generation.began
-        self._gate.leave(self.ask.texts, seconds if done else None)
+        self._gate.leave(self.ask.texts, seconds if done and self._ended else None)
         self.record.written(self.ask.prompt_tokens, texts)
-        self._ended(self.generation)
+        if self._ended is not None:
+            self._ended(self.generation)
 
 
 async def answer_whole(exchange: Exchange, shape: Shape) -> Response:
@@ -98,7 +100,12 @@ async def answer_whole(exchange: Exchange, shape: Shape) -> Response:
     texts = exchange.generation.texts
     if all(text.finish == "deadline" and not text.tokens for text in texts):
         raise _too_late()
-    return JSONResponse(shape.whole(texts, exchange.ask))
+    if any(text.logprobs or text.prompt_logprobs for text in texts):
+        # Thousands of entries: the streams of others go on.
+        content = await asyncio.to_thread(lambda: encoded(shape.whole(texts, exchange.ask)))
+    else:
+        content = encoded(shape.whole(texts, exchange.ask))
+    return Response(content, media_type="application/json")
 
 
 async def answer_stream(

@@ -25,6 +25,7 @@ from paceline.server.border import Guarded, Recorded
 from paceline.server.document import described
 from paceline.server.errors import ApiError, told
 from paceline.server.gate import Gate
+from paceline.server.generation import Generation
 from paceline.server.metrics import Metrics
 from paceline.server.pieces import Pieces
 from paceline.server.record import Record, log_failure
@@ -46,7 +47,7 @@ class Api:
 
     def __init__(self, engine: Engine, settings: ServerSettings) -> None:
         self.engine, self.settings = engine, settings
-        self.gate = Gate(engine.config.slots, settings.queue)
+        self.gate = Gate(engine.config.slots, settings.queue, lambda: engine.ended)
         self.metrics = Metrics(engine.stats, self.gate, settings.metrics_prefix, settings.name)
         self.watch = Watch(engine, settings)
         self._pieces = Pieces(engine.tokenizer)
@@ -93,7 +94,7 @@ class Api:
     async def live(self, request: Request) -> Response:
         """200 while the process is worth keeping: 503 once the engine has stopped for good."""
         if self.gate.broken is not None:
-            return JSONResponse({"status": "broken", "reason": self.gate.broken}, 503)
+            return JSONResponse({"status": "broken", "reason": str(self.gate.broken)}, 503)
         return JSONResponse({"status": "live"})
 
     async def ready(self, request: Request) -> Response:
@@ -128,19 +129,16 @@ class Api:
         return understood(body)
 
     async def _answer(self, request: Request, body: Generating, ask: Ask, shape: Shape) -> Response:
-        exchange = self._exchange(request, ask)
+        exchange = self._exchange(request, ask, self.metrics.ended)
         if body.stream:
             return await answer_stream(exchange, shape, body.stream_options)
         return await answer_whole(exchange, shape)
 
-    def _exchange(self, request: Request, ask: Ask) -> Exchange:
-        timeout, ended, seen = self.settings.timeout, self.metrics.ended, self.watch.load.saw
-        try:
-            return Exchange(request, self.engine, self.gate, ask, timeout, ended, seen)
-        except EngineClosedError as error:
-            if not self.gate.draining:
-                self.gate.broken = str(error)
-            raise
+    def _exchange(
+        self, request: Request, ask: Ask, ended: Callable[[Generation], None] | None = None
+    ) -> Exchange:
+        timeout, seen = self.settings.timeout, self.watch.load.saw
+        return Exchange(request, self.engine, self.gate, ask, timeout, ended, seen)
 
     def _check_model(self, name: str) -> None:
         if name not in self.settings.names:

@@ -16,8 +16,8 @@ _CHOICES = b'"choices":['
 
 
 def frame(data: Mapping[str, object]) -> bytes:
-    """One event. A number that is not finite is null there: JSON has none."""
-    return b"data: %b\n\n" % _encoded(data)
+    """One event."""
+    return b"data: %b\n\n" % encoded(data)
 
 
 class Frames:
@@ -25,7 +25,7 @@ class Frames:
 
     def __init__(self, empty: Mapping[str, object], after: Mapping[str, object]) -> None:
         """empty: a chunk without choices; after: what stands behind everything else in a chunk."""
-        head, found, tail = _encoded(empty).partition(_CHOICES)
+        head, found, tail = encoded(empty).partition(_CHOICES)
         assert found
         self._head, self._tail = b"data: " + head + found, tail[:-1]
         self._end = _members(after) + b"}\n\n"
@@ -33,13 +33,14 @@ class Frames:
     def choice(self, choice: Mapping[str, object], told: Mapping[str, object] | None) -> bytes:
         """The frame of a chunk with one choice. told: what else the chunk says."""
         extra = b"" if told is None else _members(told)
-        return b"".join((self._head, _encoded(choice), self._tail, extra, self._end))
+        return b"".join((self._head, encoded(choice), self._tail, extra, self._end))
 
 
-def _encoded(value: Mapping[str, object]) -> bytes:
+def encoded(value: Mapping[str, object]) -> bytes:
+    """JSON. A number that is not finite is null there: JSON has none."""
     return to_json(value, inf_nan_mode="null")
 
 
 def _members(more: Mapping[str, object]) -> bytes:
     """What follows inside an object that has members already."""
-    return b"," + _encoded(more)[1:-1] if more else b""
+    return b"," + encoded(more)[1:-1] if more else b""

@@ -6,6 +6,7 @@ Counts texts, not requests; knows neither HTTP nor the engine. Belongs to the ev
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from paceline.server.errors import ApiError, busy, refused
 
@@ -16,16 +17,22 @@ _MEMORY = 0.9  # of the running mean of how long a text takes
 class Gate:
     """Lets texts in while there is room, and knows when the last has left."""
 
-    def __init__(self, slots: int, queue: int) -> None:
-        """slots: texts written at once; queue: texts that may wait besides."""
+    def __init__(self, slots: int, queue: int, ended: Callable[[], Exception | None]) -> None:
+        """slots: texts written at once; queue: texts that may wait besides; ended: what
+        ended the engine for good, or None."""
         self._slots, self._capacity = slots, slots + queue
+        self._ended = ended
         self._seconds = 1.0  # that a text takes, about
         self._empty = asyncio.Event()
         self._empty.set()
         self.inside = 0
         self.draining = False
-        self.broken: str | None = None
         self.refused = {"full": 0, "draining": 0}
+
+    @property
+    def broken(self) -> Exception | None:
+        """What ended the engine for good, or None."""
+        return self._ended()
 
     @property
     def ready(self) -> bool:
@@ -34,7 +41,7 @@ class Gate:
 
     def enter(self, texts: int) -> None:
         """Take `texts` in. Raises ApiError: 400, 429 or 503, and nothing is taken."""
-        if self.draining or self.broken is not None:
+        if not self.ready:
             self.refused["draining"] += 1
             raise busy(503, "the server is stopping and takes no requests", 5, "unavailable")
         if texts > self._capacity:

@@ -6,7 +6,6 @@ Belongs to the event loop's thread.
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections import deque
@@ -85,12 +84,6 @@ class Load:
                 pages_cached=stats.pages_cached,
             )
         )
-
-    async def keep(self) -> None:
-        """Sample until cancelled."""
-        while True:
-            await asyncio.sleep(SECONDS)
-            self.sample()
 
     def told(self, after: int = 0) -> dict[str, object]:
         """The samples behind number `after`, a column each, the oldest first. id: of this server's

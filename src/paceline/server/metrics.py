@@ -1,7 +1,8 @@
 """Prometheus figures: the engine's own counts read at every scrape, and times per request.
 
 Names are vLLM's where the meaning is the same, behind a prefix of the operator's choice. Counts
-of tokens and drafts go up with every round, histograms with every text that ends by itself.
+of tokens and drafts go up with every round, histograms with every text: its beginning wherever
+there was one, its whole where it ended by itself.
 """
 
 from __future__ import annotations
@@ -192,14 +193,17 @@ class Metrics:
         for text in generation.texts:
             reason = text.finish or "cancelled"
             self._success.labels(self._model, _REASONS.get(reason, reason)).inc()
-            if text.first_at is None or text.finish not in ("stop", "length"):
+            if text.first_at is None:
                 continue
-            self._first.observe(text.first_at - generation.began)
-            self._whole.observe(text.last_at - generation.began)
-            self._written.observe(text.tokens)
+            # Also of a text that its reader gave up: those that waited long are among them.
             queued = text.stats.queue_seconds
+            self._first.observe(text.first_at - generation.began)
             self._queue.observe(queued)
             self._prefill.observe(max(0.0, text.first_at - text.submitted - queued))
+            if text.finish not in ("stop", "length"):
+                continue
+            self._whole.observe(text.last_at - generation.began)
+            self._written.observe(text.tokens)
             self._decode.observe(text.last_at - text.first_at)
             if text.token_seconds is not None:
                 self._token.observe(text.token_seconds)

@@ -12,6 +12,7 @@ import uvicorn
 from paceline import ConfigError, Engine
 from paceline.server.app import Api, create_app
 from paceline.server.file import settle
+from paceline.server.load import SECONDS
 from paceline.server.protocol import BoundedHttp
 from paceline.server.record import log_to_stderr, tell
 from paceline.server.settings import ServerSettings
@@ -48,7 +49,8 @@ def address(bound: socket.socket) -> str:
 def run(engine: Engine, settings: ServerSettings, bound: socket.socket) -> bool:
     """Serve until SIGTERM or SIGINT, then refuse what comes and finish what runs.
 
-    Returns whether everything was finished. A second signal stops at once.
+    Returns whether everything was finished. A second signal stops at once; an engine that ended
+    for good stops it, too.
     """
     server = Server(engine, settings)
     server.run(sockets=[bound])
@@ -83,7 +85,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._sampling = self._loop.create_task(self.api.watch.load.keep())
+        self._sampling = self._loop.create_task(self._keep_watch())
         await super().startup(sockets)
         if self.started and sockets:
             tell("ready", url=address(sockets[0]), models=list(self.api.settings.names))
@@ -92,6 +94,15 @@ class Server(uvicorn.Server):
         if self._sampling is not None:
             self._sampling.cancel()
         await super().shutdown(sockets)
+
+    async def _keep_watch(self) -> None:
+        """Sample the load; an engine that ended for good ends the server, for whoever starts it
+        again to see."""
+        while self.api.gate.broken is None:
+            await asyncio.sleep(SECONDS)
+            self.api.watch.load.sample()
+        tell("broken", reason=str(self.api.gate.broken))
+        self.drain()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the next one stops. Nothing is raised again at the end: a
@@ -114,6 +125,6 @@ class Server(uvicorn.Server):
             async with asyncio.timeout(self._patience):
                 await self.api.gate.emptied()
         if not self.force_exit:  # else texts have been broken off, and it is told already
-            self.finished = self.api.gate.inside == 0
+            self.finished = self.api.gate.inside == 0 and self.api.gate.broken is None
         self.should_exit = True
         tell("stopping", unfinished=self.api.gate.inside)

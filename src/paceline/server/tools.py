@@ -148,7 +148,7 @@ def messages(given: Sequence[Message]) -> list[_Json]:
         # The newer name of the same role; templates know the older one.
         role = "system" if message.role == "developer" else message.role
         one: _Json = {"role": role}
-        if message.content is None and message.tool_calls:
+        if message.content is None and message.role == "assistant":
             one["content"] = ""
         else:
             one["content"] = text_of(message.content, f"{where}.content")

@@ -61,9 +61,9 @@ class Prediction(Wire):
 
 
 class CalledFunction(Wire):
-    """arguments: JSON as text, as the model wrote it."""
+    """Both as the model wrote them; arguments: JSON as text."""
 
-    name: _Name
+    name: Annotated[str, Field(min_length=1, max_length=256)]
     arguments: str = "{}"
 
 
@@ -76,7 +76,8 @@ class ToolCall(Wire):
 
 
 class Message(Wire):
-    """One message. An assistant's may have tool_calls instead of content; a tool's answers one."""
+    """One message. An assistant's may have no content: it called tools, or only reasoned; a tool's
+    answers a call."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None

@@ -60,6 +60,7 @@ class Tokenizer:
         self.name, self._folder = name, folder
         added = self._backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.special = {added[i].content: i for i in self.special_ids}
         self.byte_level = _is_byte_level(self._backend.decoder)
         self._token_bytes: dict[int, bytes] = {}
 
