@@ -7,6 +7,7 @@ runs on a GPU: rows rounded up, idle rows, static inputs, rounds launched ahead.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,11 @@ def test_plain_rounds_are_launched_ahead(
     engine = device_engine(k=0)
     for mine, theirs in zip(together(engine, CASES), on_the_cpu, strict=True):
         same(mine, theirs, tolerance=1e-3, ties=True)
-    assert engine._loop.rounds.ahead(next(iter(_plans(engine)))) == 1
+    (plan,) = _plans(engine)
+    assert engine._loop.rounds.ahead(plan) == 1
+    assert engine._loop.rounds.ahead(replace(plan, next_k=2)) == 0
+    # What it commits is more than the next draft's first pass has room for.
+    assert engine._loop.rounds.ahead(replace(plan, k=2)) == 0
     comes_to_rest(engine)
 
 

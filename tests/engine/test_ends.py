@@ -13,6 +13,7 @@ from helpers import EOS, PAD, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.engine.tools import Case, KnownDrafter, Pair, Result, prompt, readable, same, together
+from tokenizer_kinds import tokenizer
 
 from paceline import Engine, SamplingParams
 from paceline.drafters.replay import ReplayDrafter
@@ -119,6 +120,7 @@ def test_a_stop_string_may_be_a_special_token(
     params = replace(params, stop=("<|endoftext|>",), skip_special_tokens=not shown)
     got = each_k(opened, free.token_ids, params)
     assert (got.token_ids[-1], got.finish) == (PAD, "stop")
+    assert got.stop_reason == "<|endoftext|>"
     assert PAD not in got.token_ids[:-1]
     assert "<|endoftext|>" not in got.text
 
@@ -160,7 +162,36 @@ def test_min_tokens(minimum: int, free: Result, opened: Callable[..., Engine]) -
         assert len(early.token_ids) < 5
 
 
+def test_a_stop_string_over_the_end_of_min_tokens(
+    free: Result, opened: Callable[..., Engine]
+) -> None:
+    """It begins among the first tokens and is whole behind them."""
+    at = next(i for i in range(3, 30) if free.text[i : i + 2] not in free.text[: i + 1])
+    stop = free.text[at : at + 2]
+    assert len(free.text) == 40, "a token is a character"
+    params = replace(SAMPLED, stop=(stop,), min_tokens=at + 1)
+    got = each_k(opened, free.token_ids, params)
+    assert (got.text, got.stop_reason, len(got.token_ids)) == (free.text[:at], stop, at + 2)
+    late = each_k(opened, free.token_ids, replace(params, min_tokens=at + 2))
+    assert late.text.startswith(free.text[: at + 2])
+
+
 # --- the reader alone -------------------------------------------------------------------------
+
+
+def test_a_stop_string_among_bytes_that_wait() -> None:
+    """Of a sentencepiece tokenizer, whose bytes are shown when a run of them is over: here with the
+    text. Many have a newline only as such a byte."""
+    kind = tokenizer("sentencepiece")
+    ids = kind.encode("The\u20ac", add_special_tokens=False)
+    assert kind.is_byte_fallback(ids[-1])
+    params = SamplingParams(max_tokens=len(ids), stop=("\u20ac",))
+    reader = Reader(Request("r", (1,), params, 0), kind, frozenset({EOS}), SequenceStats())
+    reader.take(Committed(tuple(ids), "x", 0, 0, 0, ended=True, failed=False))
+    reader.seal()
+    done = reader.completion()
+    assert (done.finish, done.stop_reason) == ("stop", "\u20ac")
+    assert done.text.strip() == "The"
 
 
 @settings(max_examples=150)
@@ -186,7 +217,9 @@ def test_a_reader_does_not_see_rounds(data: st.DataObject) -> None:
     cuts = data.draw(st.lists(st.integers(1, 4), min_size=len(ids), max_size=len(ids)))
     assert read(cuts) == whole
     shown = whole[1]
-    assert all(stop not in shown for stop in stops) or params.min_tokens
+    # One that is whole among the first tokens stays, and hides no later one.
+    early = byte_tokenizer().decode(ids[: params.min_tokens])
+    assert all(stop not in shown[len(early) :] for stop in stops)
 
 
 @cache

@@ -6,19 +6,21 @@ text that holds it has logits that are not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
-from helpers import tiny_checkpoint, tiny_model, tiny_tokenizer
+from helpers import VOCAB_SIZE, tiny_checkpoint, tiny_model, tiny_tokenizer
 from tests.engine.tools import Case, Pair, RandomDrafter, prompt, same, together
 
 from paceline import Engine, Event, NumericsError, SamplingParams
 from paceline.drafters.base import Drafter, Draw
-from paceline.errors import PacelineError, StepError
+from paceline.errors import EngineClosedError, PacelineError, StepError
+from paceline.text import Detokenizer
 from paceline.types import (
     Draft,
     Needs,
@@ -191,13 +193,18 @@ class Faulty(Drafter):
     name: ClassVar[str] = "faulty"
     needs = Needs(catch_up="observe")
 
-    def __init__(self, where: str, times: int = 1) -> None:
-        self.where, self.times = where, times
+    def __init__(
+        self, where: str, times: int = 1, error: type[BaseException] = ZeroDivisionError
+    ) -> None:
+        self.where, self.times, self.error = where, times, error
+        self.held: Callable[[], object] = lambda: None
 
     def _fail(self, where: str) -> None:
         if where == self.where and self.times:
             self.times -= 1
-            raise ZeroDivisionError(where)
+            large = torch.zeros(8)
+            self.held = weakref.ref(large)
+            raise self.error(where)
 
     def admit(self, slot: int, request: Request) -> None:
         self._fail("admit")
@@ -214,6 +221,115 @@ class Faulty(Drafter):
         self._fail("propose")
         zeros = torch.zeros_like(rows.length)
         return Draft(zeros.new_zeros(len(zeros), k), zeros, zeros)
+
+
+class Panic(BaseException):
+    """What a library in Rust raises where it gives up: no Exception."""
+
+
+@pytest.mark.parametrize("where", ["admit", "release", "prefill", "observe", "propose"])
+def test_nobody_waits_for_ever_whatever_is_raised(
+    where: str, opened: Callable[..., Engine]
+) -> None:
+    drafter = Faulty(where, error=Panic)
+    engine = opened(drafter=drafter, k=2, slots=2)
+    handles = [engine.submit(clean(n), GREEDY) for n in range(4)]
+    for handle in handles:
+        assert handle.wait_closed(60)
+    for handle in handles[1:] if where == "release" else ():
+        assert len(handle.result().token_ids) == 16
+    assert engine.ended is None
+    assert held(engine) == (0, 0)
+    check_slots(engine, opened, slots=2)
+
+
+def test_a_thread_that_dies_says_so(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in a step: where nothing is known to be raised."""
+    engine = opened(k=0, slots=1)
+    real = engine._driver._deliver
+
+    def deliver() -> None:
+        monkeypatch.setattr(engine._driver, "_deliver", real)
+        raise Panic("out of memory")
+
+    with engine._driver.held():
+        handle = engine.submit(clean(1), GREEDY)
+        monkeypatch.setattr(engine._driver, "_deliver", deliver)
+    for answer in (handle.result, lambda: engine.submit(clean(1), GREEDY)):
+        with pytest.raises(EngineClosedError, match="Panic: out of memory"):
+            answer()
+
+
+def test_a_failed_step_keeps_nothing(opened: Callable[..., Engine]) -> None:
+    """Its error is kept by whoever asked, and the tensors of its frames by nobody."""
+    drafter = Faulty("propose")
+    engine = opened(drafter=drafter, k=2, slots=1)
+    handle = engine.submit(clean(1), GREEDY)
+    assert handle.wait_closed(60)
+    engine._driver.ask(lambda: None)
+    assert drafter.held() is None
+    with pytest.raises(StepError):
+        handle.result()
+
+
+def test_an_engine_that_ended_says_it_anew_each_time(opened: Callable[..., Engine]) -> None:
+    """One error that is raised again and again would remember every place."""
+    engine = opened(k=0)
+    assert engine.ended is None
+    engine._driver._broken = EngineClosedError("the engine stopped: no more")
+    for _ in range(2):
+        with pytest.raises(EngineClosedError, match="no more") as caught:
+            engine.submit(clean(1), GREEDY)
+        assert caught.value is not engine._driver._broken
+    engine._driver._broken = None
+    engine.close()
+    assert isinstance(engine.ended, EngineClosedError)
+
+
+@pytest.mark.parametrize("often", [1, 1000])
+def test_a_text_that_cannot_be_shown_ends(
+    often: int, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer gives up, at the last row or at every one, and at the rest of the text."""
+    engine, left = opened(k=0, slots=1), [0, often]
+    push = Detokenizer.push
+
+    def fails(self: Detokenizer, ids: Iterable[int]) -> str:
+        left[0] += 1
+        if left[0] >= 16 and left[1]:
+            left[1] -= 1
+            raise Panic("decoder")
+        return push(self, ids)
+
+    monkeypatch.setattr(Detokenizer, "push", fails)
+    if often > 1:
+        monkeypatch.setattr(Detokenizer, "flush", lambda self: fails(self, ()))
+    handle = engine.submit(clean(1), GREEDY)
+    with pytest.raises(StepError, match="decoder"):
+        handle.result(60)
+    left[1] = 0
+    assert held(engine) == (0, 0)
+    check_slots(engine, opened, slots=1)
+
+
+@pytest.mark.parametrize("where", ["prompt", "last", "text"])
+def test_a_draft_that_lacks_a_token_of_the_target(
+    where: str, pair: Pair, opened: Callable[..., Engine], tmp_path: Path
+) -> None:
+    """Checkpoints of one tokenizer pad their vocabularies differently."""
+    small = {"vocab_size": 255, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    shorter = tiny_checkpoint(tmp_path / "draft", seed=1, dtype=torch.float64, **small)
+    ids, params = clean(1), GREEDY
+    if where == "text":
+        params = replace(GREEDY, logit_bias=((VOCAB_SIZE - 1, 1000.0),))
+    else:
+        ids[4 if where == "prompt" else -1] = VOCAB_SIZE - 1
+    cases = [Case(ids, params), Case(clean(2), GREEDY)]
+    engine = opened(draft=str(shorter), drafter="model", k=3, slots=2)
+    for got, wanted in zip(together(engine, cases), together(opened(k=0), cases), strict=True):
+        same(got, wanted)
 
 
 @pytest.mark.parametrize("where", ["admit", "prefill", "observe", "propose"])

@@ -45,6 +45,29 @@ def test_any_split_gives_what_the_whole_text_gives(pieces: list[str], stops: lis
     assert (shown, hit) == oracle("".join(pieces), stops)
 
 
+@given(text=st.text("ab", max_size=12), first=st.integers(0, 12), stops=st.lists(STOP, max_size=3))
+@example(text="xaab", first=2, stops=["aab"])
+@example(text="aaa", first=2, stops=["aa"])
+def test_a_stop_that_is_completed_too_early_does_not_count(
+    text: str, first: int, stops: list[str]
+) -> None:
+    """One that only begins among the first characters does."""
+    watch, shown, hit = StopStrings(stops), "", None
+    for place, character in enumerate(text):
+        safe, hit = watch.feed(character, armed=place >= first)
+        shown += safe
+        if hit is not None:
+            break
+    if hit is None:
+        shown += watch.flush()
+    for end in range(first + 1, len(text) + 1):
+        if hits := [stop for stop in stops if text[:end].endswith(stop)]:
+            stop = max(hits, key=len)
+            assert (shown, hit) == (text[: end - len(stop)], stop)
+            return
+    assert (shown, hit) == (text, None)
+
+
 def test_nothing_is_shown_after_a_stop() -> None:
     watch = StopStrings(["\ndef "])
     assert watch.feed("    return 1\n\nd") == ("    return 1\n", None)

@@ -6,7 +6,7 @@ alone: every proposal begins with a chunk of fixed width over the newest of them
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -73,13 +73,13 @@ class ModelDrafter(Drafter):
     ) -> None:
         """Write the cache for committed text; verified windows are caught up by `propose`."""
         if verdict is None:
-            self._model.forward(window, self._pool)
+            self._model.forward(self._known(window), self._pool)
 
     def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
         """Draft k tokens a row, always k: tokens [B, k]."""
         width = rows.fresh + 1
         newest, places = tail_and_ahead(rows, width, k)
-        hidden = self._model.forward(newest, self._pool)[0]
+        hidden = self._model.forward(self._known(newest), self._pool)[0]
         hidden = hidden.view(-1, width, hidden.shape[-1])[:, -1].contiguous()  # [B, d]
         batch = rows.length.shape[0]
         drafted = rows.length.new_empty(k, batch).t()  # [B, k], each node's tokens side by side
@@ -94,6 +94,13 @@ class ModelDrafter(Drafter):
         stored = torch.stack(scores, 1) if scores else None  # [B, k, V]
         count, source = self._numbers[k].expand(batch), self._numbers[0].expand(batch)
         return Draft(drafted, count, source, stored)
+
+    def _known(self, window: Window) -> Window:
+        """The window in tokens that the draft has: of a few that only the target has, its last one
+        is as good as any. What it makes of them costs acceptance, never the text."""
+        if self._model.vocab_size >= self._vocab:
+            return window
+        return replace(window, ids=window.ids.clamp(max=self._model.vocab_size - 1))
 
 
 def fit(logits: Tensor, vocab_size: int) -> Tensor:

@@ -255,8 +255,9 @@ class CapturedRounds:
         return next(width for width in self.ks if width >= k)
 
     def ahead(self, plan: Plan) -> int:
-        # While a draft is made there is time to read and to plan; a plain round leaves none.
-        return 0 if plan.next_k else 1
+        # While a draft is made there is time to read and to plan; a plain round leaves none. One
+        # that verifies and does not draft may commit more than the draft's next first pass takes.
+        return 0 if plan.k or plan.next_k else 1
 
     def begin(self, plan: Callable[[], Plan]) -> bool:
         """No: the first round is a plain one, and drafts for the second. The first token is there

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager
@@ -165,9 +166,13 @@ class Driver:
                 return
             opened.set_result(made)
             del made, opened, opening, steps
-            while not self._stop and self._broken is None:
-                self._turn(sleep=True)
-            self._finish()
+            try:
+                while not self._stop and self._broken is None:
+                    self._turn(sleep=True)
+            except BaseException as error:  # whatever it was: nobody may wait for ever
+                self._broken = _stopped(error)
+            finally:
+                self._finish()
 
     def _turn(self, sleep: bool) -> None:
         """Do what was asked, then one step. sleep: while there is nothing to do."""
@@ -177,7 +182,7 @@ class Driver:
             try:
                 self._steps.step()
                 self._failures = 0
-            except Exception as error:
+            except BaseException as error:  # a panic of a library in Rust is no Exception
                 self._fault(error)
         self._deliver()
 
@@ -193,18 +198,14 @@ class Driver:
         except queue.Empty:
             pass
 
-    def _fault(self, error: Exception) -> None:
+    def _fault(self, error: BaseException) -> None:
         """A step failed, and with it the requests it was for. Go on if the device still works."""
         assert self._steps is not None
         log.error("a step failed: %r", error, exc_info=error)
+        traceback.clear_frames(error.__traceback__)  # they hold the step's tensors
         self._failures += 1
         if self._failures >= _FAILURES or not self._steps.answers():
-            what = " ".join(str(error).split())[:300]
-            told = EngineClosedError(
-                f"the engine stopped: {type(error).__name__}: {what}; open a new one"
-            )
-            told.__cause__ = error
-            self._broken = told
+            self._broken = _stopped(error)
 
     def _finish(self) -> None:
         """Fail what is left, and answer what was asked too late."""
@@ -221,6 +222,13 @@ class Driver:
         if self._touched:
             touched, self._touched = self._touched, {}
             wake(touched)
+
+
+def _stopped(error: BaseException) -> EngineClosedError:
+    what = " ".join(str(error).split())[:300]
+    told = EngineClosedError(f"the engine stopped: {type(error).__name__}: {what}; open a new one")
+    told.__cause__ = error
+    return told
 
 
 def _nothing() -> None:

@@ -323,8 +323,12 @@ class Engine:
     def ended(self) -> Exception | None:
         """Why nothing is written any more and an engine has to be opened anew: an error that it did
         not survive, or it was closed. None while it serves, and while it drains."""
-        closed = EngineClosedError("the engine is closed; open a new one")
-        return self._driver.broken or (closed if self._closed else None)
+        broken = self._driver.broken
+        if broken is not None:  # a new one for each: raising adds to what an error remembers
+            told = EngineClosedError(str(broken))
+            told.__cause__ = broken.__cause__
+            return told
+        return EngineClosedError("the engine is closed; open a new one") if self._closed else None
 
     def stats(self) -> EngineStats:
         """Counts over all requests, round by round, and how things stand. From any thread."""
@@ -360,8 +364,8 @@ class Engine:
         self._end()
 
     def _check_open(self) -> None:
-        if self.ended is not None:
-            raise self.ended
+        if (ended := self.ended) is not None:
+            raise ended
         if self._draining:
             raise EngineClosedError("the engine is draining: it takes no more requests")
 

@@ -62,11 +62,13 @@ class Ledger:
         """Every request that is not finished fails with `error`; the device is not touched. No
         round may be in flight any more, as far as the scheduler knows."""
         ended, self.live = self.live, {}
-        for sequence in ended:
-            self.scheduler.finish(sequence, keep=False)
-        for live in ended.values():
-            live.reader.close("error", error)
-            live.reader.seal()
+        try:
+            for sequence in ended:
+                self.scheduler.finish(sequence, keep=False)
+        finally:
+            for live in ended.values():
+                live.reader.close("error", error)
+                live.reader.seal()
 
     def book(self, sequence: Sequence, row: Committed) -> None:
         """Book one row of a round and finish the sequence where it ended."""
@@ -117,12 +119,12 @@ class Ledger:
         state is not known. Rounds of theirs in flight are settled in their turn."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             told = error if isinstance(error, PacelineError) else step_error(error)
             for sequence in sequences:
                 try:
                     self.drop(sequence, "error", told)
-                except Exception:  # each of them must end; the first error says why
+                except BaseException:  # each of them must end; the first error says why
                     log.debug("request %s: not released", sequence.request.id, exc_info=True)
             raise
 
@@ -130,12 +132,12 @@ class Ledger:
         self, cases: Iterable[tuple[Sequence, _T]], do: Callable[[Sequence, _T], None]
     ) -> None:
         """`do` for each sequence alone: one that fails ends, and only then is its error raised."""
-        first: Exception | None = None
+        first: BaseException | None = None
         for sequence, value in cases:
             try:
                 with self.all_or_none([sequence]):
                     do(sequence, value)
-            except Exception as error:
+            except BaseException as error:
                 first = first or error
         if first is not None:
             raise first
@@ -163,7 +165,7 @@ class Ledger:
         return stats
 
 
-def step_error(error: Exception) -> StepError:
+def step_error(error: BaseException) -> StepError:
     """The error that the requests of a step that broke off are given."""
     what = " ".join(str(error).split())
     told = StepError(

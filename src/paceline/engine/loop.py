@@ -286,7 +286,7 @@ class Loop:
                 outcome = launched.pending.wait()
                 now = time.perf_counter()
                 rows = committed(outcome.report, sources, launched.rows, asked, now - began)
-            except Exception:
+            except BaseException:
                 for sequence in launched.rows:
                     self.scheduler.settled(sequence, ())
                 raise
@@ -303,26 +303,24 @@ class Loop:
                 wall_seconds=now - began if launched.alone else None,
                 elapsed_seconds=elapsed,
             )
-        self.ledger.book_round(launched.launch.k, outcome, now - began)
-        self.feeder.learn()
-        booked = [
-            (sequence, row)
-            for sequence, row, follows in zip(launched.rows, rows, launched.follows, strict=True)
-            if sequence in self.ledger.live
-            and self._timed(sequence, row, outcome, now - began, follows)
-        ]
+            self.ledger.book_round(launched.launch.k, outcome, now - began)
+            self.feeder.learn()
+            booked: list[tuple[Sequence, Committed]] = []
+            for sequence, row, follows in zip(launched.rows, rows, launched.follows, strict=True):
+                if sequence in self.ledger.live:
+                    self._time(sequence, row, outcome, now - began, follows)
+                    booked.append((sequence, row))
         self.ledger.each(booked, self.ledger.book)
 
-    def _timed(
+    def _time(
         self,
         sequence: Sequence,
         row: Committed,
         outcome: Outcome,
         seconds: float,
         follows: bool,
-    ) -> bool:
+    ) -> None:
         """Count a round's time to a sequence, and what its drafter has seen."""
         spend(sequence.stats, outcome, seconds, row.drafted, row.accepted)
         if follows:
             sequence.observed = len(sequence.tokens)
-        return True

@@ -5,6 +5,7 @@ Host only. One `Reader` a request; it alone decides where the text ends when a s
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from paceline.types import (
     SequenceStats,
     TokenLogprob,
 )
+
+log = logging.getLogger(__name__)
 
 # Prompt tokens a detokenizer is shown, so that it knows whether a word goes on.
 _CONTEXT = 8
@@ -51,6 +54,15 @@ class Committed:
             drafter=self.source if self.drafted else None,
             seconds=self.seconds,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a text ends. by_token: the last one, which is not shown."""
+
+    finish: FinishReason
+    reason: str | int | None = None
+    by_token: bool = False
 
 
 @dataclass(slots=True)
@@ -88,37 +100,51 @@ class Reader:
         Returns how many of its tokens stand: fewer than it brought where a stop string ended
         the text among them.
         """
-        params = self.request.params
-        ids = list(row.token_ids)
-        closing = None
-        if row.ended and ids and ids[-1] in self.stop_ids:
-            self.finish, closing = "stop", ids[-1]
-            self.stop_reason = None if closing in self.eos_ids else closing
-        elif row.ended:
-            self.finish = "length"
+        ids, end = list(row.token_ids), self._end(row)
         pieces, rest = [""] * len(ids), ""
         if self._text is not None:
-            shown = ids[:-1] if closing is not None else ids
-            unchecked = max(0, params.min_tokens - len(self.token_ids))
+            shown = ids[:-1] if end is not None and end.by_token else ids
+            unchecked = max(0, self.request.params.min_tokens - len(self.token_ids))
             texts, hit = self._text.take(shown, unchecked)
             pieces[: len(texts)] = texts
             if hit is not None:
-                ids, self.finish, self.stop_reason = ids[: len(texts)], "stop", hit
+                ids = ids[: len(texts)]
                 del pieces[len(ids) :]
-            elif self.finish is not None:
-                rest = self._text.rest()
+            elif end is not None:
+                rest, hit = self._text.rest()
                 if pieces:
                     pieces[-1], rest = pieces[-1] + rest, ""
+            if hit is not None:
+                end = _End("stop", hit)
         sources = [row.source if i < row.accepted else "target" for i in range(len(ids))]
         logprobs = None if row.logprobs is None else row.logprobs[: len(ids)]
+        if end is not None:  # only now: what raises before leaves a text that can still be closed
+            self.finish, self.stop_reason = end.finish, end.reason
         self._emit(ids, pieces, sources, logprobs, row.report(len(ids)), rest)
         return len(ids)
+
+    def _end(self, row: Committed) -> _End | None:
+        """How the device ended the row, if it did."""
+        if not row.ended:
+            return None
+        last = row.token_ids[-1] if row.token_ids else None
+        if last is None or last not in self.stop_ids:
+            return _End("length")
+        name = None if self.tokenizer is None else self.tokenizer.token(last)
+        if name in self.request.params.stop:  # asked for by its name
+            return _End("stop", name, by_token=True)
+        return _End("stop", None if last in self.eos_ids else last, by_token=True)
 
     def close(self, finish: FinishReason, error: Exception | None = None) -> None:
         """End the request from outside: cancelled, or failed with `error`."""
         if self.finish is None:
             self.finish, self.error = finish, error
-            rest = "" if self._text is None else self._text.rest()
+            rest = ""
+            try:
+                if self._text is not None:
+                    rest, _ = self._text.rest()
+            except BaseException:  # it may be why the request fails: it has to end nevertheless
+                log.debug("request %s: no rest of its text", self.request.id, exc_info=True)
             self._emit([], [], [], None, None, rest)
 
     def seal(self) -> None:
@@ -210,21 +236,15 @@ class _TextEnd:
         shown = []
         for place, token in enumerate(ids):
             text = self._detokenizer.push([token])
-            if place < unchecked:
-                shown.append(text)
-                continue
-            safe, hit = self._stops.feed(text)
+            safe, hit = self._stops.feed(text, armed=place >= unchecked)
             shown.append(safe)
             if hit is not None:
                 return shown, hit
         return shown, None
 
-    def rest(self) -> str:
-        """What was held back, at the end of the text.
-
-        A stop string completed by the very last bytes still counts as text here: nothing more
-        can follow that would have to be cut.
-        """
+    def rest(self) -> tuple[str, str | None]:
+        """What was held back, at the end of the text, and the stop string that is in it: bytes of
+        one character wait for each other, and with sentencepiece a newline is such a byte."""
         tail = self._detokenizer.flush()
         safe, hit = self._stops.feed(tail) if self._searching else (tail, None)
-        return safe if hit is not None else safe + self._stops.flush()
+        return (safe, hit) if hit is not None else (safe + self._stops.flush(), None)

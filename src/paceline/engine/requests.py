@@ -46,7 +46,7 @@ def build_request(
         expected = _token_ids(prediction or (), "the prediction is text or a list of token ids")
     check_ids("the prediction", expected, limits.vocab_size)
     _check_shapes(params)
-    params = _stop_at_special(params, tokenizer)
+    params = _stop_at_special(params, tokenizer, limits.vocab_size)
     _check_params(params, limits, eos_ids)
     seed = 0 if params.seed is None else params.seed
     return Request(name, tuple(ids), params, seed, tuple(expected))
@@ -104,12 +104,15 @@ def _check_shapes(params: object) -> None:
             )
 
 
-def _stop_at_special(params: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:
+def _stop_at_special(
+    params: SamplingParams, tokenizer: Tokenizer, vocab_size: int
+) -> SamplingParams:
     """A stop string that is a special token stops at that token, too: the text that stop strings
     are looked for in does not show it, unless the request wants it to."""
     named = [tokenizer.special.get(stop) for stop in params.stop if isinstance(stop, str)]
-    ids = [token for token in named if token is not None and token not in params.stop_token_ids]
-    return replace(params, stop_token_ids=(*params.stop_token_ids, *ids)) if ids else params
+    ids = [token for token in named if token is not None and token < vocab_size]
+    more = tuple(token for token in ids if token not in params.stop_token_ids)
+    return replace(params, stop_token_ids=(*params.stop_token_ids, *more)) if more else params
 
 
 def _check_params(params: SamplingParams, limits: Limits, eos_ids: frozenset[int]) -> None:

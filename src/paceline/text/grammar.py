@@ -32,8 +32,9 @@ class Grammars:
     """Compiles grammars for one tokenizer. Made when the first one is asked for; for any thread."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_ids: Sequence[int]) -> None:
-        """vocab_size: of the model, which may have more tokens than the tokenizer. eos_ids: the
-        tokens that end a text. Raises RequestError where llguidance is not installed."""
+        """vocab_size: of the model, which may have more tokens than the tokenizer, or less (of
+        those none is ever allowed). eos_ids: the tokens that end a text. Raises RequestError where
+        llguidance is not installed."""
         try:
             import llguidance
             import llguidance.hf
@@ -43,11 +44,12 @@ class Grammars:
             ) from None
         self._matcher: Any = llguidance.LLMatcher
         self._limits = llguidance.LLParserLimits(max_lexer_states=_STATES, verbose_errors=False)
+        most = max(vocab_size, len(tokenizer))
         self._tokens = llguidance.hf.from_tokenizer(
-            tokenizer.fast, n_vocab=vocab_size, eos_token=list(eos_ids) or None
+            tokenizer.fast, n_vocab=most, eos_token=list(eos_ids) or None
         )
         self._special = {tokenizer.token(i) or "": i for i in tokenizer.special_ids}
-        self._words = -(-vocab_size // 32)
+        self._words, self._model_words = -(-most // 32), -(-vocab_size // 32)
         self._kept: OrderedDict[Grammar, Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -65,7 +67,7 @@ class Grammars:
             self._kept.move_to_end(grammar)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
-            return Matcher(made.deep_copy(), self._words, grammar.kind)
+            return Matcher(made.deep_copy(), self._words, self._model_words, grammar.kind)
 
     def _made(self, grammar: Grammar) -> Any:
         if len(grammar.text) > _LONGEST:
@@ -123,8 +125,9 @@ class Grammars:
 class Matcher:
     """How far one text has come in its grammar: see `types.Constraint`."""
 
-    def __init__(self, inner: Any, words: int, kind: str) -> None:
-        self._inner, self._words, self._kind = inner, words, kind
+    def __init__(self, inner: Any, words: int, shown: int, kind: str) -> None:
+        """words: of a mask, of which the first `shown` are the model's."""
+        self._inner, self._words, self._shown, self._kind = inner, words, shown, kind
 
     def masks(self, drafted: Sequence[int]) -> Tensor:
         """int32 [n + 1, words], n = len(drafted): the tokens that may come after the text and the
@@ -143,7 +146,7 @@ class Matcher:
             taken += 1
         if taken:
             self._inner.rollback(taken)
-        return out
+        return out[:, : self._shown]
 
     def commit(self, tokens: Sequence[int]) -> None:
         """The text goes on with `tokens`."""

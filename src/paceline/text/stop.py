@@ -25,10 +25,11 @@ class StopStrings:
         self._held = ""
         self._hit: str | None = None
 
-    def feed(self, text: str) -> tuple[str, str | None]:
+    def feed(self, text: str, armed: bool = True) -> tuple[str, str | None]:
         """Return (text that is safe to show, the stop string that was completed or None).
 
-        Held back is only the longest end of the text that begins some stop string.
+        Held back is only the longest end of the text that begins some stop string. armed: whether
+        one that is completed in `text` counts; one that only begins there may count later.
         """
         if self._hit is not None:
             return "", self._hit
@@ -37,7 +38,7 @@ class StopStrings:
         seen = self._held + text
         for at in range(len(self._held), len(seen)):
             found = self._step(seen[at])
-            if found is not None:
+            if found is not None and armed:
                 self._hit, self._held = found, ""
                 return seen[: at + 1 - len(found)], found
         keep = len(seen) - max(self._matched)
@@ -51,7 +52,8 @@ class StopStrings:
         return held
 
     def _step(self, character: str) -> str | None:
-        """Advance every automaton; return the longest stop completed by this character."""
+        """Advance every automaton; return the longest stop completed by this character. Each then
+        stands where a text that goes on may still complete it."""
         best: str | None = None
         for i, stop in enumerate(self._stops):
             matched = self._matched[i]
@@ -59,9 +61,11 @@ class StopStrings:
                 matched = self._failure[i][matched - 1]
             if stop[matched] == character:
                 matched += 1
+            if matched == len(stop):
+                matched = self._failure[i][-1]
+                if best is None or len(stop) > len(best):
+                    best = stop
             self._matched[i] = matched
-            if matched == len(stop) and (best is None or len(stop) > len(best)):
-                best = stop
         return best
 
 
