@@ -18,6 +18,7 @@ from paceline import (
     sampling_params,
 )
 from paceline.lab.bench_ask import Answer, Ask
+from paceline.lab.bench_gpu import used
 from paceline.lab.bench_record import (
     Contestant,
     Opening,
@@ -101,6 +102,7 @@ class PacelinePlayer:
         facts = {
             "threads": str(engine.threads),
             "device": config.device,
+            **used(config.device),
             "dtype": config.dtype,
             "slots": str(config.slots),
             "prefix_cache": str(config.prefix_cache).lower(),

@@ -25,6 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from paceline import ConfigError, checkpoint_folder
 from paceline.lab.bench_ask import Answer, Ask
+from paceline.lab.bench_gpu import used
 from paceline.lab.bench_record import Contestant, Opening
 
 
@@ -206,6 +207,7 @@ class TransformersPlayer:
         facts = {
             "threads": str(torch.get_num_threads()),
             "device": str(self._device),
+            **used(str(self._device)),
             "dtype": str(self._target.dtype).removeprefix("torch."),
             "attention": str(self._target.config._attn_implementation),
         }

@@ -13,6 +13,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from paceline.lab import report_plots as plots
+from paceline.lab.bench_gpu import ordinal
 from paceline.lab.bench_record import Contestant
 from paceline.lab.bench_result import Comparison, Summary
 from paceline.lab.report_figures import (
@@ -79,13 +80,23 @@ def head(summary: Summary, title: str) -> Markup:
     what = f"{summary.workload.get('workload', '')}, {summary.workload.get('texts', '?')} texts, " \
         f"{summary.settings.get('loads', '')}; {summary.machine.get('processor', '')}, " \
         f"{summary.machine.get('cores', '?')} cores"  # fmt: skip
-    gpu = summary.machine.get("gpu 0")
     return join(
         Markup("<h1>{}</h1>").format(title),
-        Markup('<p class="under">{}</p>').format(what + (f", {gpu}" if gpu else "")),
+        Markup('<p class="under">{}</p>').format(", ".join([what, *_gpus(summary)])),
         Markup('<div class="{}">{}</div>').format(kind, said),
         _cards(summary),
     )
+
+
+def _gpus(summary: Summary) -> list[str]:
+    """The GPUs that contestants computed on: each one's own word, else the machine's."""
+    found: dict[str, None] = {}
+    for opening in summary.openings:
+        place = ordinal(opening.contestant.options.get("device", "cpu"))
+        name = opening.facts.get("gpu") or summary.machine.get(f"gpu {place}")
+        if name is not None:
+            found[name] = None
+    return list(found)
 
 
 def _cards(summary: Summary) -> Markup:
