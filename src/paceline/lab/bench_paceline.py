@@ -60,7 +60,7 @@ class PacelinePlayer:
         try:
             handle = self._engine.submit(prompt, _params(ask.sampling))
         except PacelineError as refused:
-            return Answer(error=str(refused))
+            return Answer(wall=time.perf_counter() - began, error=str(refused))
         try:
             async with asyncio.timeout(ask.timeout):
                 async for event in handle.events():
