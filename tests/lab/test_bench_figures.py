@@ -81,6 +81,26 @@ def test_at_several_at_a_time_the_passs_length_counts(tmp_path: Path) -> None:
     assert figures.tok_s.value == pytest.approx(22 / 2)
 
 
+def test_the_first_rounds_tokens_are_no_gift_to_speculation(tmp_path: Path) -> None:
+    """Eight tokens at a second a round: one a round, and four."""
+    fast = {"tokens": 8, "seconds": 2.0, "first": 1.0, "event_times": (1.0, 2.0)}
+    whole = {"tokens": 8, "seconds": 1.0, "first": 1.0, "event_times": (1.0,)}
+    measured = [
+        measurement(PLAIN, "a", tokens=8, seconds=8.0, first=1.0),
+        measurement(PLAIN, "b", tokens=8, seconds=40.0, first=1.0),
+        measurement(FAST, "a", event_tokens=(4, 4), **fast),  # type: ignore[arg-type]
+        # In one piece: no rate of writing, and none to hold the plain text's against.
+        measurement(FAST, "b", event_tokens=(8,), **whole),  # type: ignore[arg-type]
+    ]
+    f = of(summarize(write_run(tmp_path, [PLAIN, FAST], measured, texts=2)), "fast")
+    assert f.writing_speedup is not None
+    assert f.writing_speedup.value == pytest.approx(4.0)
+    assert f.speedup is not None
+    assert f.speedup.value == pytest.approx(48 / 3)
+    assert f.tpot is not None
+    assert (f.tpot.p50, f.tpot.count) == pytest.approx((0.25, 1))
+
+
 def crowded(
     names: str, seconds: float, pass_id: str, error: str | None = None
 ) -> list[Measurement]:

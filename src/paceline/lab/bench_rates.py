@@ -56,10 +56,10 @@ def whole(m: Measurement) -> Done | None:
 
 
 def writing(m: Measurement) -> Done | None:
-    """From the first piece of text to the last, or None where it is not known."""
-    if m.tpot is None or m.new_tokens is None:
-        return None
-    return m.new_tokens - 1, m.tpot * (m.new_tokens - 1)
+    """From the first piece of text to the last, without the first one's tokens, or None where there
+    is no more than one, or its tokens are not known."""
+    later = m.later_tokens
+    return None if later is None else (later, m.event_times[-1] - m.event_times[0])
 
 
 def speedup(

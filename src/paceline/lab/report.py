@@ -226,7 +226,7 @@ def definitions() -> Markup:
             ("draft efficiency", "of all draft tokens, the share that stands"),
             ("TTFT", "time to first token: from asking to the first piece of text"),
             ("TPOT", "time per output token: from the first piece to the last, by the tokens after "
-                     "the first"),
+                     "the first piece, which may hold a round's"),
             ("closed:N", "N texts at any time: the next is asked for when one is finished"),
             ("poisson:R", "R requests a second at random times, whether or not others are "
                           "finished"),
