@@ -27,6 +27,8 @@ from paceline.lab.bench_statistics import percentiles, ratio_of_rates, ratio_of_
 
 PLAIN, FAST, BLOCK = contestant("plain"), contestant("fast"), contestant("block", rule="block")
 
+CROWD = Load(concurrency=4)
+
 
 def of(summary: Summary, name: str, category: str | None = None) -> Figures:
     (found,) = (
@@ -77,6 +79,92 @@ def test_at_several_at_a_time_the_passs_length_counts(tmp_path: Path) -> None:
     figures = of(summarize(cut), "plain")
     assert figures.tok_s is not None
     assert figures.tok_s.value == pytest.approx(22 / 2)
+
+
+def test_the_first_rounds_tokens_are_no_gift_to_speculation(tmp_path: Path) -> None:
+    """Eight tokens at a second a round: one a round, and four."""
+    fast = {"tokens": 8, "seconds": 2.0, "first": 1.0, "event_times": (1.0, 2.0)}
+    whole = {"tokens": 8, "seconds": 1.0, "first": 1.0, "event_times": (1.0,)}
+    measured = [
+        measurement(PLAIN, "a", tokens=8, seconds=8.0, first=1.0),
+        measurement(PLAIN, "b", tokens=8, seconds=40.0, first=1.0),
+        measurement(FAST, "a", event_tokens=(4, 4), **fast),  # type: ignore[arg-type]
+        # In one piece: no rate of writing, and none to hold the plain text's against.
+        measurement(FAST, "b", event_tokens=(8,), **whole),  # type: ignore[arg-type]
+    ]
+    f = of(summarize(write_run(tmp_path, [PLAIN, FAST], measured, texts=2)), "fast")
+    assert f.writing_speedup is not None
+    assert f.writing_speedup.value == pytest.approx(4.0)
+    assert f.speedup is not None
+    assert f.speedup.value == pytest.approx(48 / 3)
+    assert f.tpot is not None
+    assert (f.tpot.p50, f.tpot.count) == pytest.approx((0.25, 1))
+
+
+def crowded(
+    names: str, seconds: float, pass_id: str, error: str | None = None
+) -> list[Measurement]:
+    """Texts of ten tokens of one pass under closed:4; one that failed has written none."""
+    tokens = None if error else 10
+    return [
+        replace(
+            measurement(PLAIN, name, seconds=seconds, load=CROWD, pass_id=pass_id),
+            new_tokens=tokens, error=error, category="late" if name in "klmnopqrst" else "soon",
+        )
+        for name in names
+    ]  # fmt: skip
+
+
+def rates(folder: Path, measured: list[Measurement], *passes: Pass) -> tuple[float, float]:
+    """Tokens a second and the seconds under them."""
+    run = write_run(folder, [PLAIN], measured, passes=passes, loads=[CROWD], texts=20)
+    figures = of(summarize(run), "plain")
+    assert figures.tok_s is not None
+    return figures.tok_s.value, figures.seconds
+
+
+def test_texts_that_failed_beside_others_have_taken_their_time(tmp_path: Path) -> None:
+    """Ten texts of 10 s and ten time-outs of 300 s, four at a time: 775 s in all."""
+    good, bad = crowded("abcdefghij", 10.0, "p"), crowded("klmnopqrst", 300.0, "p", "no end")
+    long = Pass("plain", CROWD, 0, "p", 20, 775.0)
+    assert rates(tmp_path / "a", [*good, *bad], long) == pytest.approx((100 / 775, 775.0))
+    summary = summarize(tmp_path / "a")
+    assert of(summary, "plain", "soon").seconds == pytest.approx(25.0)
+    assert of(summary, "plain", "late").seconds == pytest.approx(750.0)
+    # They are asked again, and come: what they took the first time is no part of any text.
+    again = crowded("klmnopqrst", 10.0, "q")
+    short = Pass("plain", CROWD, 0, "q", 10, 25.0)
+    all_ = [*good, *bad, *again]
+    assert rates(tmp_path / "b", all_, long, short) == pytest.approx((200 / 50, 50.0))
+
+
+def test_a_pass_that_is_partly_measured_again_counts_for_what_is_left_of_it(
+    tmp_path: Path,
+) -> None:
+    first = [*crowded("abcdefghij", 10.0, "p"), *crowded("klmnopqrst", 300.0, "p", "no end")]
+    # Half of them fail once more; then a pass of one text, that is cut off, and done again.
+    second = [*crowded("klmno", 10.0, "q"), *crowded("pqrst", 300.0, "q", "no end")]
+    passes = [
+        Pass("plain", CROWD, 0, "p", 20, 775.0),
+        Pass("plain", CROWD, 0, "q", 10, 400.0),
+    ]
+    found = rates(tmp_path / "a", [*first, *second], *passes)
+    assert found == pytest.approx((150 / 425, 425.0))
+    third = [*crowded("p", 8.0, "r", "gone"), *crowded("pqrst", 10.0, "s")]
+    passes.append(Pass("plain", CROWD, 0, "s", 5, 20.0))
+    found = rates(tmp_path / "b", [*first, *second, *third], *passes)
+    half = 400 * 50 / (50 + 1500)
+    assert found == pytest.approx((200 / (25 + half + 20), 25 + half + 20))
+
+
+def test_alone_a_text_that_failed_takes_no_others_time(tmp_path: Path) -> None:
+    measured = [
+        measurement(PLAIN, "a", tokens=10, seconds=2.0),
+        replace(measurement(PLAIN, "b", seconds=300.0), new_tokens=4, error="no end"),
+    ]
+    figures = of(summarize(write_run(tmp_path, [PLAIN], measured, texts=2)), "plain")
+    assert figures.tok_s is not None
+    assert (figures.tok_s.value, figures.seconds) == pytest.approx((5.0, 2.0))
 
 
 def test_acceptance_is_summed_before_it_is_divided(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def test_what_an_engine_refuses_is_an_answer(shared: dict[str, str], spec: str) 
     (answer,) = asked(spec, shared, wrong)
     assert answer.error
     assert "\n" not in answer.error
+    assert answer.wall is not None  # a pass's length is shared out by it
 
 
 def test_several_at_once_are_several_texts(shared: dict[str, str]) -> None:

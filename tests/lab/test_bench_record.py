@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,11 +142,31 @@ def test_a_record_has_one_writer(tmp_path: Path) -> None:
     Recorder(tmp_path).close()
 
 
-def test_time_per_token_is_of_the_tokens_after_the_first() -> None:
-    assert MEASUREMENT.tpot == pytest.approx(0.2)
-    one = from_line(to_line(MEASUREMENT).replace('"new_tokens":3', '"new_tokens":1'))
-    assert isinstance(one, Measurement)
-    assert one.tpot is None
+@pytest.mark.parametrize(
+    ("times", "pieces", "new", "later", "tpot"),
+    [
+        ((0.1, 0.5), (1, 2), 3, 2, 0.2),
+        ((1.0, 2.0), (4, 4), 8, 4, 0.25),  # a first round of four is no gift
+        ((1.0,), (8,), 8, None, None),  # all in one piece: no time a token is known
+        ((0.1, 0.5), (3, 2), 3, None, None),  # what came later was cut away
+        ((0.1, 0.5), (), 3, 2, 0.2),  # an endpoint does not say what a piece holds
+        ((0.1,), (), 3, None, None),
+        ((0.1, 0.5), (), None, None, None),
+        ((), (), 1, None, None),
+    ],
+)
+def test_time_per_token_is_of_the_tokens_after_the_first_piece(
+    times: tuple[float, ...],
+    pieces: tuple[int, ...],
+    new: int | None,
+    later: int | None,
+    tpot: float | None,
+) -> None:
+    told = replace(MEASUREMENT, event_times=times, event_tokens=pieces, new_tokens=new)
+    read = from_line(to_line(told))
+    assert isinstance(read, Measurement)
+    assert read.later_tokens == later
+    assert read.tpot == (None if tpot is None else pytest.approx(tpot))
 
 
 def test_loads_have_the_name_that_asks_for_them() -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from paceline.lab.bench_compare import compare
 from paceline.lab.bench_manifest import Manifest, read_manifest
+from paceline.lab.bench_rates import paces, rate, seconds_of, speedup, whole, writing
 from paceline.lab.bench_record import (
     Contestant,
     Load,
@@ -22,9 +22,9 @@ from paceline.lab.bench_record import (
     Records,
     read_records,
 )
-from paceline.lab.bench_result import Figures, Interval, Position, Source, Summary, TimeShares
+from paceline.lab.bench_result import Figures, Position, Source, Summary, TimeShares
 from paceline.lab.bench_schedule import Key, key
-from paceline.lab.bench_statistics import percentiles, ratio_of_rates, ratio_of_sums
+from paceline.lab.bench_statistics import percentiles
 from paceline.lab.bench_verdict import verdict
 
 
@@ -33,7 +33,7 @@ def summarize(folder: Path) -> Summary:
     manifest, records = read_manifest(folder), read_records(folder)
     last: dict[Key, Measurement] = {key(m): m for m in records.measurements}
     measured = [m for m in last.values() if m.error is None]
-    groups = _Groups(manifest, list(last.values()), records.passes)
+    groups = _Groups(manifest, records, list(last.values()))
     figures = tuple(
         groups.figures(contestant, load, category)
         for load in manifest.loads
@@ -109,22 +109,12 @@ def _unlike(openings: Sequence[Opening]) -> list[Problem]:
     return told
 
 
-@dataclass(slots=True)
-class _Sums:
-    """What one contestant did for one conversation, over its turns and repeats: turns of one are
-    alike, so they count as one prompt where prompts are drawn anew."""
-
-    tokens: float = 0.0
-    seconds: float = 0.0
-    written: float = 0.0  # tokens after the first
-    writing: float = 0.0  # seconds from the first piece to the last
-
-
 class _Groups:
     """Measurements by contestant and load, and what is computed over them."""
 
-    def __init__(self, manifest: Manifest, last: list[Measurement], passes: list[Pass]) -> None:
-        self._manifest, self._passes = manifest, passes
+    def __init__(self, manifest: Manifest, records: Records, last: list[Measurement]) -> None:
+        """last: of every text, the measurement that stands."""
+        self._manifest, self._records = manifest, records
         self._all: dict[tuple[str, str], list[Measurement]] = defaultdict(list)
         for m in last:
             self._all[m.contestant.name, m.load.name].append(m)
@@ -142,15 +132,15 @@ class _Groups:
         asked = self.texts(contestant, load, category)
         good = [m for m in asked if m.error is None]
         tokens = sum(m.new_tokens or 0 for m in good)
-        walls = sum(m.wall or 0.0 for m in good)
-        beside = self._beside(contestant, load)
-        seconds = walls / beside if beside else 0.0
-        sums = list(_by_prompt(good).values())
+        pace = self._paces(contestant, load)
+        # Beside others a text that failed has held a place in the pass all the same.
+        timed = asked if pace else good
         passes = self._passes_of(contestant, load)
-        whole = category is None
-        joules = _joules(passes, good) if whole else None
+        joules = _joules(passes, good) if category is None else None
         over = self._plain_of(contestant)
-        pairs = self._pairs(contestant, over, load, category) if over is not None else []
+        its = self.texts(over, load, category) if over is not None else []
+        plain = [m for m in its if m.error is None]
+        sped = speedup(good, plain, whole)
         rounds = [m.rounds for m in good if m.rounds is not None]
         made, drafted = sum(r.rounds for r in rounds), sum(r.drafted for r in rounds)
         evaluated = sum(r.evaluated for r in rounds)
@@ -163,13 +153,11 @@ class _Groups:
             requests=len(asked),
             failed=len(asked) - len(good),
             tokens=tokens,
-            seconds=seconds,
-            tok_s=ratio_of_sums([s.tokens for s in sums], [s.seconds for s in sums], beside)
-            if tokens
-            else None,
-            speedup=_speedup(pairs, "tokens", "seconds"),
-            writing_speedup=_speedup(pairs, "written", "writing"),
-            over=over.name if over is not None and pairs else None,
+            seconds=seconds_of(timed, pace),
+            tok_s=rate(timed, pace),
+            speedup=sped,
+            writing_speedup=speedup(good, plain, writing),
+            over=over.name if over is not None and sped is not None else None,
             length=tokens / len(good) if good and tokens else None,
             natural=sum(m.finish == "stop" for m in good) / len(good) if good else None,
             ttft=percentiles([m.ttft for m in good if m.ttft is not None]),
@@ -192,24 +180,18 @@ class _Groups:
 
     def _passes_of(self, contestant: Contestant, load: Load) -> list[Pass]:
         return [
-            p for p in self._passes
+            p for p in self._records.passes
             if p.contestant == contestant.name and p.load.name == load.name
         ]  # fmt: skip
 
-    def _beside(self, contestant: Contestant, load: Load) -> float:
-        """Requests that were on their way at a time, on average over the passes: the sum of their
-        times by that of the passes. Of a pass that was cut off, its last answer is the end."""
-        good = [m for m in self._all[contestant.name, load.name] if m.wall is not None]
-        ended: dict[str, float] = defaultdict(float)
-        for m in good:
-            ended[m.pass_id] = max(ended[m.pass_id], m.at + (m.wall or 0.0))
-        for p in self._passes_of(contestant, load):
-            if p.pass_id in ended and load.name != "closed:1":
-                ended[p.pass_id] = p.seconds
+    def _paces(self, contestant: Contestant, load: Load) -> dict[str, float]:
         if load.name == "closed:1":
-            return 1.0  # nobody beside it: a text's time is its own
-        total = sum(ended.values())
-        return sum(m.wall or 0.0 for m in good) / total if total else 0.0
+            return {}  # nobody beside it: a text's time is its own
+        every = [
+            m for m in self._records.measurements
+            if m.contestant.name == contestant.name and m.load.name == load.name
+        ]  # fmt: skip
+        return paces(every, self._passes_of(contestant, load))
 
     def _plain_of(self, contestant: Contestant) -> Contestant | None:
         """The plain decoding of the same engine, for one that is not it."""
@@ -217,45 +199,6 @@ class _Groups:
             return None
         family = (c for c in self._manifest.contestants if c.family == contestant.family)
         return next((c for c in family if c.plain), None)
-
-    def _pairs(
-        self, contestant: Contestant, over: Contestant, load: Load, category: str | None
-    ) -> list[tuple[_Sums, _Sums]]:
-        """Both contestants' sums of every prompt and repeat that both were measured on."""
-        mine = [m for m in self.texts(contestant, load, category) if m.error is None]
-        its = [m for m in self.texts(over, load, category) if m.error is None]
-        both = {(m.item, m.turn, m.repeat) for m in mine} & {
-            (m.item, m.turn, m.repeat) for m in its
-        }
-        left, right = (
-            _by_prompt(m for m in group if (m.item, m.turn, m.repeat) in both)
-            for group in (mine, its)
-        )
-        return [(left[prompt], right[prompt]) for prompt in left if prompt in right]
-
-
-def _by_prompt(good: Iterable[Measurement]) -> dict[str, _Sums]:
-    """Sums a conversation, over those texts whose tokens are known."""
-    sums: dict[str, _Sums] = defaultdict(_Sums)
-    for m in good:
-        if m.new_tokens is None or m.wall is None:
-            continue
-        entry = sums[m.item]
-        entry.tokens += m.new_tokens
-        entry.seconds += m.wall
-        if m.tpot is not None:
-            entry.written += m.new_tokens - 1
-            entry.writing += m.tpot * (m.new_tokens - 1)
-    return dict(sums)
-
-
-def _speedup(pairs: Sequence[tuple[_Sums, _Sums]], done: str, seconds: str) -> Interval | None:
-    if not pairs:
-        return None
-    columns = [
-        [getattr(p[side], name) for p in pairs] for side in (0, 1) for name in (done, seconds)
-    ]
-    return ratio_of_rates(*columns)
 
 
 def _joules(passes: Sequence[Pass], good: Sequence[Measurement]) -> float | None:

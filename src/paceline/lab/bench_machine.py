@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from paceline.lab import bench_gpu
 from paceline.lab.bench_record import Contestant
 
 _RAPL = Path("/sys/class/powercap")
@@ -28,8 +29,8 @@ def machine() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
-    for place, name in enumerate(_gpus()):
-        told[f"gpu {place}"] = name
+    for number, name in bench_gpu.names().items():
+        told[f"gpu {number}"] = name  # by CUDA's number, as contestants name their device
     return told
 
 
@@ -39,26 +40,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _gpus() -> list[str]:
-    """Names by NVML, which needs neither torch nor a CUDA context."""
-    try:
-        nvml = _nvml()
-    except Exception:  # no driver, no device, no package: it has an error for each
-        return []
-    names = []
-    for place in range(nvml.nvmlDeviceGetCount()):
-        name = nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(place))
-        names.append(name.decode() if isinstance(name, bytes) else str(name))
-    return names
-
-
-def _nvml() -> Any:
-    import pynvml
-
-    pynvml.nvmlInit()
-    return pynvml
 
 
 # --- memory ----------------------------------------------------------------------------------
@@ -94,18 +75,17 @@ class Meter:
 
     def __init__(self, contestant: Contestant) -> None:
         self.source: str | None = None
-        self._gpu: Any = None
+        self._gpu: Callable[[], float] | None = None
+        self._start = 0.0
         self._before: dict[Path, int] = {}
-        device = contestant.options.get("device", "cpu")
         if contestant.engine == "url":
             return
+        device = contestant.options.get("device", "cpu")
         if device.startswith("cuda"):
-            with suppress(Exception):  # as in `_gpus`
-                nvml = _nvml()
-                index = int(device.partition(":")[2] or 0)
-                self._gpu = nvml.nvmlDeviceGetHandleByIndex(index)
-                self._nvml, self._start = nvml, nvml.nvmlDeviceGetTotalEnergyConsumption(self._gpu)
-                self.source = "NVML"
+            with suppress(Exception):  # as in `bench_gpu.names`
+                self._gpu = bench_gpu.energy(device)
+                if self._gpu is not None:
+                    self._start, self.source = self._gpu(), "NVML"
             return
         self._before = _rapl()
         if self._before:
@@ -113,10 +93,9 @@ class Meter:
 
     def joules(self) -> float | None:
         """Since the making, or None where the device does not tell."""
-        if self.source == "NVML":
+        if self.source == "NVML" and self._gpu is not None:
             with suppress(Exception):
-                now = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._gpu)
-                return float(now - self._start) / 1e3
+                return self._gpu() - self._start
             return None
         if self.source != "RAPL":
             return None

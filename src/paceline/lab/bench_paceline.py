@@ -18,6 +18,7 @@ from paceline import (
     sampling_params,
 )
 from paceline.lab.bench_ask import Answer, Ask
+from paceline.lab.bench_gpu import used
 from paceline.lab.bench_record import (
     Contestant,
     Opening,
@@ -59,7 +60,7 @@ class PacelinePlayer:
         try:
             handle = self._engine.submit(prompt, _params(ask.sampling))
         except PacelineError as refused:
-            return Answer(error=str(refused))
+            return Answer(wall=time.perf_counter() - began, error=str(refused))
         try:
             async with asyncio.timeout(ask.timeout):
                 async for event in handle.events():
@@ -101,6 +102,7 @@ class PacelinePlayer:
         facts = {
             "threads": str(engine.threads),
             "device": config.device,
+            **used(config.device),
             "dtype": config.dtype,
             "slots": str(config.slots),
             "prefix_cache": str(config.prefix_cache).lower(),

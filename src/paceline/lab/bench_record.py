@@ -165,11 +165,20 @@ class Measurement:
     error: str | None = None
 
     @property
-    def tpot(self) -> float | None:
-        """Seconds from the first piece of text to the last, by the tokens after the first one."""
-        if not self.event_times or self.new_tokens is None or self.new_tokens < 2:
+    def later_tokens(self) -> int | None:
+        """Tokens after those of the first piece, which time to the first piece has paid for: a
+        speculating engine's first round brings several. Where a piece's tokens are not known the
+        first is taken for one. None where nothing came after it."""
+        if len(self.event_times) < 2 or self.new_tokens is None:
             return None
-        return (self.event_times[-1] - self.event_times[0]) / (self.new_tokens - 1)
+        later = self.new_tokens - (self.event_tokens[0] if self.event_tokens else 1)
+        return later if later > 0 else None
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds from the first piece of text to the last, by the tokens after the first piece."""
+        later = self.later_tokens
+        return None if later is None else (self.event_times[-1] - self.event_times[0]) / later
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,11 +80,12 @@ class Figures:
     """One contestant under one load, over all texts (category None) or one category's.
 
     requests, failed: texts asked for, and those that ended in an error; the figures are over the
-    others. tokens, seconds: written, and the time in which they were, over all passes. speedup:
-    tokens a second of a request's time over those of the plain contestant of the same family
-    (`over`), on the same prompts; writing_speedup: the same from the first piece of text on, so
-    without the reading of prompts. natural: share of texts that came to their end by themselves.
-    length: tokens a text on average.
+    others. tokens, seconds: written, and the time in which they were: their own where each had
+    nobody beside it, else that of the passes, failed texts and all. speedup: tokens a second of a
+    request's time over those of the plain contestant of the same family (`over`), on the same
+    prompts; writing_speedup: the same of the time after the first piece of text and of the tokens
+    behind it, so without the reading of prompts. natural: share of texts that came to their end by
+    themselves. length: tokens a text on average.
     """
 
     contestant: str

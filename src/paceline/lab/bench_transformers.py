@@ -25,6 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from paceline import ConfigError, checkpoint_folder
 from paceline.lab.bench_ask import Answer, Ask
+from paceline.lab.bench_gpu import used
 from paceline.lab.bench_record import Contestant, Opening
 
 
@@ -95,7 +96,8 @@ class TransformersPlayer:
         began, gone = time.perf_counter(), threading.Event()
         async with self._turn:
             if time.perf_counter() - began > ask.timeout:
-                return Answer(error=f"waited {ask.timeout:g} s for the texts before it")
+                waited = f"waited {ask.timeout:g} s for the texts before it"
+                return Answer(wall=time.perf_counter() - began, error=waited)
             try:
                 return await asyncio.to_thread(self._write, ask, began, gone)
             except asyncio.CancelledError:
@@ -103,7 +105,8 @@ class TransformersPlayer:
                 raise
             # transformers and the models' own code raise what they like.
             except Exception as error:
-                return Answer(error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+                told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                return Answer(wall=time.perf_counter() - began, error=told)
 
     def _write(self, ask: Ask, began: float, gone: threading.Event) -> Answer:
         ids = self._encode(ask)
@@ -206,6 +209,7 @@ class TransformersPlayer:
         facts = {
             "threads": str(torch.get_num_threads()),
             "device": str(self._device),
+            **used(str(self._device)),
             "dtype": str(self._target.dtype).removeprefix("torch."),
             "attention": str(self._target.config._attn_implementation),
         }

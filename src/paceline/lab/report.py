@@ -13,6 +13,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from paceline.lab import report_plots as plots
+from paceline.lab.bench_gpu import ordinal
 from paceline.lab.bench_record import Contestant
 from paceline.lab.bench_result import Comparison, Summary
 from paceline.lab.report_figures import (
@@ -79,13 +80,23 @@ def head(summary: Summary, title: str) -> Markup:
     what = f"{summary.workload.get('workload', '')}, {summary.workload.get('texts', '?')} texts, " \
         f"{summary.settings.get('loads', '')}; {summary.machine.get('processor', '')}, " \
         f"{summary.machine.get('cores', '?')} cores"  # fmt: skip
-    gpu = summary.machine.get("gpu 0")
     return join(
         Markup("<h1>{}</h1>").format(title),
-        Markup('<p class="under">{}</p>').format(what + (f", {gpu}" if gpu else "")),
+        Markup('<p class="under">{}</p>').format(", ".join([what, *_gpus(summary)])),
         Markup('<div class="{}">{}</div>').format(kind, said),
         _cards(summary),
     )
+
+
+def _gpus(summary: Summary) -> list[str]:
+    """The GPUs that contestants computed on: each one's own word, else the machine's."""
+    found: dict[str, None] = {}
+    for opening in summary.openings:
+        place = ordinal(opening.contestant.options.get("device", "cpu"))
+        name = opening.facts.get("gpu") or summary.machine.get(f"gpu {place}")
+        if name is not None:
+            found[name] = None
+    return list(found)
 
 
 def _cards(summary: Summary) -> Markup:
@@ -215,7 +226,7 @@ def definitions() -> Markup:
             ("draft efficiency", "of all draft tokens, the share that stands"),
             ("TTFT", "time to first token: from asking to the first piece of text"),
             ("TPOT", "time per output token: from the first piece to the last, by the tokens after "
-                     "the first"),
+                     "the first piece, which may hold a round's"),
             ("closed:N", "N texts at any time: the next is asked for when one is finished"),
             ("poisson:R", "R requests a second at random times, whether or not others are "
                           "finished"),

@@ -42,7 +42,8 @@ def speed(summary: Summary) -> Markup:
         figure(plots.rates(summary.figures, order), "Tokens a second, prompts included."),
         table(head, rows, words=2),
         intro="Small print under a number is its 95\u00a0% interval, by drawing prompts anew. The "
-        "speed-up is of the whole request; while writing leaves out the reading of the prompt. An "
+        "speed-up is of the whole request; while writing leaves out the first piece of text, "
+        "the time to it and its tokens. An "
         "engine without a plain decoding among the contestants has no speed-up.",
     )
 
