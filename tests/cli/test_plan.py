@@ -77,6 +77,21 @@ def test_the_verdict_comes_first(call: Call, kept: str) -> None:
     assert "--speculative-config" in done.out
 
 
+def test_loads_are_those_that_were_measured(call: Call, kept: str, tmp_path: Path) -> None:
+    """And a fleet's replicas have slots for the most of them, wherever the plan is made."""
+    found = told(call("plan", "--measured", kept, "--json"))
+    assert [point["load"] for point in found["plain"]] == [1, 4, 16, 64]
+    assert "slots = 64" in found["toml"]
+    day = tmp_path / "day.jsonl"
+    lines = [{"at": 0.0, "prompt_tokens": 100, "new_tokens": 100} for _ in range(32)]
+    day.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fleet = ["plan", "--measured", kept, "--traffic", str(day), "--gpus", "1", "--json"]
+    first, second = (told(call(*fleet, *more))["fleet"] for more in ([], ["--slots", "4"]))
+    assert first[0]["ttft"][1] < second[0]["ttft"][1]  # nobody waits for a slot
+    few = told(call("plan", "--measured", kept, "--loads", "2,8", "--json"))
+    assert [point["load"] for point in few["plain"]] == [2, 8]
+
+
 def test_acceptance_from_a_servers_metrics(call: Call, kept: str, tmp_path: Path) -> None:
     file = tmp_path / "metrics.txt"
     file.write_text(
@@ -160,6 +175,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--measured", "KEPT", "--bench", "x"], "--measured or --bench, not both"),
     (["--measured", "KEPT", "--check"], "leave --measured and --bench out"),
     (["--measured", "KEPT", "--target", "x"], "say themselves which models"),
+    (["--measured", "KEPT", "--device", "cuda"], "say themselves which models"),
     (["--measured", "KEPT", "--loads", "1,x"], "--loads must be numbers"),
     (["--measured", "KEPT", "--loads", "0"], "--loads must be numbers"),
     (["--measured", "KEPT", "--gpus", "2"], "--gpus is of a fleet"),

@@ -26,7 +26,10 @@ from paceline.lab.plan_serve import fixed_k
 BUNDLED = 32  # prompts of the bundled set
 
 
-def loads(text: str | None, device: str | None) -> tuple[int, ...]:
+def loads(text: str | None, device: str | None, found: Measured | None) -> tuple[int, ...]:
+    """Those asked for; else those that were measured; else what the device is likely to have."""
+    if text is None and found is not None:
+        return tuple(sorted({run.load for each in found.drafters for run in each.runs}))
     if text is None:
         return (1, 4, 16, 64) if (device or "cpu").startswith("cuda") else (1, 2, 4)
     parts = [part.strip() for part in text.split(",")]
