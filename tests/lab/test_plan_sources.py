@@ -173,6 +173,32 @@ def test_what_cannot_be_used_is_named_and_the_rest_stands() -> None:
     assert sorted(line.split(":")[0] for line in left_out) == ["adaptive", "bare", "vllm"]
 
 
+def test_of_a_resumed_run_every_text_that_counts_has_its_time() -> None:
+    found = records()
+    whole, _ = gather(found, "run")
+    wanted = {(run.load, run.k): run for run in whole.drafters[0].runs}
+    # The first half of what plain decoding did at 8 was done before, in a pass that was cut off.
+    own = [m for m in found.measurements if m.pass_id == "plain 8"]
+    before = [replace(m, pass_id="cut off", new_tokens=150) for m in own[: len(own) // 2]]
+    found.measurements = [*before, *found.measurements]
+    # A pass of K = 2 at 8 was repeated, since a text of it had failed: it took its time again.
+    again = [m for m in found.measurements if m.pass_id == "k=2 8"]
+    found.measurements += [replace(m, pass_id="again") for m in again]
+    (first,) = [p for p in found.passes if p.pass_id == "k=2 8"]
+    found.passes.append(replace(first, pass_id="again", seconds=2 * first.seconds))
+    measured, left_out = gather(found, "run")
+    got = {(run.load, run.k): run for run in measured.drafters[0].runs}
+    assert got[8, 0] == wanted[8, 0]
+    assert got[8, 2].texts == wanted[8, 2].texts
+    assert got[8, 2].tok_s == pytest.approx(wanted[8, 2].tok_s * 2 / 3)
+    assert len(left_out) == 1
+    assert f"{len(before)} texts left out" in left_out[0]
+    # Of the last measurements of a text, the last whose pass has ended.
+    found = records()
+    found.measurements += before
+    assert {(r.load, r.k): r for r in gather(found, "run")[0].drafters[0].runs} == wanted
+
+
 def test_a_run_without_plain_decoding_or_without_drafts() -> None:
     found = records()
     found.measurements = [m for m in found.measurements if m.contestant.k]
