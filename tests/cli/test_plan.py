@@ -102,6 +102,12 @@ def test_acceptance_from_a_servers_metrics(call: Call, kept: str, tmp_path: Path
     assert found["acceptance"]["model"] == pytest.approx([0.02], abs=0.01)
     assert "metrics.txt" in found["source"]
     assert "Speculation does not pay" in found["verdict"][0]
+    with file.open("a") as more:
+        for k in (2, 4):
+            more.write(f'paceline:spec_decode_num_rounds_per_k_total{{k="{k}"}} 9.0\n')
+    doubted = call("plan", "--measured", kept, "--metrics", str(file))
+    assert doubted.status == 0
+    assert "the server chose K round by round (2, 4)" in doubted.err
 
 
 def test_what_vllm_cannot_do_is_said(call: Call, kept: str) -> None:

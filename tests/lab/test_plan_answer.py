@@ -159,6 +159,20 @@ def test_acceptance_from_elsewhere_takes_the_place_of_the_runs() -> None:
         both.with_acceptance(poor, "a server")
 
 
+@pytest.mark.parametrize(
+    ("drafter", "taken"),
+    [("model", True), ("ngram+model", True), ("model:path=x/ngram", True), ("ngram", False),
+     ("ngram:min=3", False), ("predicted", False), ("predicted+ngram", False)],
+)  # fmt: skip
+def test_rounds_without_a_draft_are_in_no_metrics(drafter: str, taken: bool) -> None:
+    found, seen = measured(0.8, drafter), Acceptance((Counts((1000,), (900,)),))
+    if taken:
+        assert found.with_acceptance(seen, "a server").drafters[0].accepted() == seen
+        return
+    with pytest.raises(ConfigError, match=r"rounds in which .* had no draft.*--file"):
+        found.with_acceptance(seen, "a server")
+
+
 # --- kept measurements --------------------------------------------------------------------------
 
 

@@ -50,11 +50,11 @@ vllm:num_requests_running{model_name="m"} NaN-ish
 
 
 def test_a_server_of_this_package_counts_what_was_tested() -> None:
-    assert parse(OWN).total == Counts((100, 78, 30), (80, 40, 0))
+    assert parse(OWN)[0].total == Counts((100, 78, 30), (80, 40, 0))
 
 
 def test_vllm_tested_what_was_accepted_before() -> None:
-    assert parse(VLLM).total == Counts((100, 80), (80, 40))
+    assert parse(VLLM)[0].total == Counts((100, 80), (80, 40))
 
 
 @pytest.mark.parametrize("text", ["", "vllm:num_requests_running 3\n", "<html>"])
@@ -66,6 +66,27 @@ def test_metrics_without_drafts(text: str) -> None:
 def test_metrics_of_a_server_that_has_written_nothing_yet() -> None:
     with pytest.raises(ValueError, match="come again"):
         parse('x:spec_decode_num_accepted_tokens_per_pos_total{position="0"} 0.0\n')
+
+
+@pytest.mark.parametrize(
+    ("rounds", "said"),
+    [
+        ({}, None),  # vLLM does not say
+        ({0: 3, 4: 90}, None),  # rounds before a first draft, of texts written alone
+        ({0: 40, 4: 90}, "(0, 4)"),  # more than its five texts and three preemptions explain
+        ({1: 0, 2: 30, 4: 90}, "(2, 4)"),
+    ],
+)
+def test_a_server_that_chooses_k_is_doubted(rounds: dict[int, int], said: str | None) -> None:
+    lines = [f'paceline:spec_decode_num_rounds_per_k_total{{model_name="m",k="{k}"}} {count}.0'
+             for k, count in rounds.items()]  # fmt: skip
+    lines += ['paceline:request_success_total{finished_reason="stop",model_name="m"} 4.0',
+              'paceline:num_requests_running{model_name="m"} 1.0',
+              'paceline:num_preemptions_total{model_name="m"} 3.0']  # fmt: skip
+    accepted, doubts = parse(OWN + "\n".join(lines))
+    assert accepted.total == Counts((100, 78, 30), (80, 40, 0))
+    assert len(doubts) == (said is not None)
+    assert said is None or (said in doubts[0] and "too high" in doubts[0])
 
 
 @contextmanager
@@ -92,10 +113,10 @@ def serving(body: str, status: int) -> Iterator[str]:
 
 def test_metrics_by_url_and_by_file(tmp_path: Path) -> None:
     with serving(OWN, 200) as url:
-        assert read_metrics(url).total == read_metrics(f"{url}/metrics").total
+        assert read_metrics(url) == read_metrics(f"{url}/metrics")
     file = tmp_path / "metrics.txt"
     file.write_text(VLLM)
-    assert read_metrics(str(file)).total == Counts((100, 80), (80, 40))
+    assert read_metrics(str(file))[0].total == Counts((100, 80), (80, 40))
 
 
 def test_metrics_that_are_not_there(tmp_path: Path) -> None:

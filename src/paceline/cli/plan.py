@@ -15,7 +15,7 @@ from paceline import ConfigError, sampling_params
 from paceline.cli import common, plan_gather
 from paceline.cli.common import write_json
 from paceline.cli.plan_show import show, show_fleet
-from paceline.lab import plan_measured, plan_metrics, plan_serve, plan_vllm
+from paceline.lab import plan_measured, plan_serve, plan_vllm
 from paceline.lab.fleet_answer import Fleet, Target, compare
 from paceline.lab.fleet_traffic import read as read_traffic
 from paceline.lab.plan_answer import Plan, Question, answer
@@ -110,7 +110,7 @@ def plan(
             "--draft, --drafter, --rule, --dtype, --device and --threads out"
         )
     if metrics is not None:
-        kept = kept.with_acceptance(plan_metrics.read(metrics), metrics)
+        kept = plan_gather.elsewhere(kept, metrics)
     if save is not None:
         plan_measured.save(kept, save)
     question = Question(wanted_loads, tuple(range(1, k + 1)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from paceline import ConfigError, Engine
 from paceline.cli import common
 from paceline.cli.common import engine_options, open_engine
 from paceline.cli.demo import draw
-from paceline.lab import plan_bench, plan_measured
+from paceline.lab import plan_bench, plan_measured, plan_metrics
 from paceline.lab import plan_probe as probing
 from paceline.lab.fleet import Replica
 from paceline.lab.fleet_traffic import Arrival, Lengths, poisson
@@ -44,9 +44,21 @@ def kept(measured: Path | None, bench: Path | None) -> Measured | None:
     if bench is None:
         return None
     found, problems = plan_bench.read(bench)
-    for line in problems:
-        common.stderr.print(line, style="dim", markup=False, soft_wrap=True)
+    _note(problems)
     return found
+
+
+def elsewhere(found: Measured, metrics: str) -> Measured:
+    """The same with a server's acceptance."""
+    accepted, doubts = plan_metrics.read(metrics)
+    found = found.with_acceptance(accepted, metrics)
+    _note(f"{metrics}: {line}" for line in doubts)
+    return found
+
+
+def _note(lines: Iterable[str]) -> None:
+    for line in lines:
+        common.stderr.print(line, style="dim", markup=False, soft_wrap=True)
 
 
 def prompts(file: Path | None, target: str | None) -> tuple[Prompt, ...]:

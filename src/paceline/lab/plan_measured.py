@@ -14,6 +14,7 @@ from paceline.lab.plan_fit import Fitted, Run, fit
 from paceline.lab.plan_model import Traffic, tokens_per_round
 
 _FORMAT = 1
+_ALWAYS = "model"  # the drafter that has a draft for every round
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +101,19 @@ class Measured:
 
     def with_acceptance(self, acceptance: Acceptance, source: str) -> Measured:
         """The same costs under another traffic's acceptance, where one drafter was measured.
-        Raises ConfigError where it is not clear whose acceptance it is."""
+        Raises ConfigError where it is not clear whose acceptance it is, and for a drafter that may
+        have nothing to propose: such rounds fail at their first token, and no such count has them.
+        """
         if len(self.drafters) != 1:
             names = ", ".join(each.drafter for each in self.drafters)
             raise ConfigError(f"metrics are of one drafter, and costs were measured for {names}: "
                               "give that one with --drafter")  # fmt: skip
+        name = self.drafters[0].drafter
+        if all(part.strip().partition(":")[0] != _ALWAYS for part in name.split("+")):
+            raise ConfigError(f"a server's metrics do not count the rounds in which {name} had no "
+                              "draft, so its acceptance in them is too high: leave --metrics out, "
+                              "and give prompts of that traffic with --file, or a run of paceline "
+                              "bench with --bench")  # fmt: skip
         one = replace(self.drafters[0], acceptance=acceptance)
         return replace(self, drafters=(one,), source=f"{self.source}; acceptance of {source}")
 
