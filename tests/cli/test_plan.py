@@ -49,10 +49,12 @@ def test_a_probe_from_models_to_a_served_setting(
                  "--out", str(out), "--json"]  # fmt: skip
     found = told(call(*arguments))
     assert {one["drafter"] for one in found["settings"]} == {"model", "ngram"}
-    assert len(found["checks"]) == 8
+    assert [(c["drafter"], c["load"], c["k"]) for c in found["checks"]] == [
+        (drafter, 1, k) for drafter in ("model", "ngram") for k in (1, 3)
+    ]
     assert found["memory"]["model"] > found["memory"]["ngram"] == 0
     assert found["assumptions"]
-    assert found["check"].startswith("Checked at 8 points")
+    assert found["check"].startswith("Checked at 4 points")
     config = load_toml(out)
     assert out.read_text() == found["toml"]
     assert config.target == pair.target
@@ -65,6 +67,16 @@ def test_a_probe_from_models_to_a_served_setting(
     again = told(call("plan", "--measured", str(keep), "--loads", "1,2", "-k", "3", "--json"))
     assert again["verdict"] == found["verdict"]
     assert len(load(keep).drafters) == 2
+
+
+def test_where_the_fit_saw_everything_there_is_nothing_to_check(
+    call: Call, pair: Pair, prompts: str
+) -> None:
+    done = call("plan", *pair.options, "--drafter", "model", "--file", prompts, "--seconds", "1",
+                "--max-tokens", "8", "--max-length", "128", "-k", "1", "--loads", "1", "--check",
+                "--json")  # fmt: skip
+    assert told(done)["check"] is None
+    assert "model: nothing to check" in done.err
 
 
 def test_the_verdict_comes_first(call: Call, kept: str) -> None:

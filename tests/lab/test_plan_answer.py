@@ -12,7 +12,7 @@ from plan_tools import measured, run
 from paceline import ConfigError, EngineConfig
 from paceline.config import load_toml
 from paceline.lab.plan_acceptance import Acceptance, Counts
-from paceline.lab.plan_answer import Question, answer, check_points
+from paceline.lab.plan_answer import Question, answer
 from paceline.lab.plan_measured import Measured, load, save
 from paceline.lab.plan_model import constant, predict, tokens_per_round
 from paceline.lab.plan_serve import fixed_k, toml, wanted
@@ -127,12 +127,6 @@ def test_rounds_are_those_that_were_counted() -> None:
     one = run(made, 4, 4, 0.8)
     assert one.rounds == pytest.approx(one.tokens / 4 / one.per_round)
     assert replace(one, by_k=(3, 0, 7)).rounds == 10
-
-
-def test_check_points_are_not_those_of_the_probe() -> None:
-    points = check_points((1, 4, 16), (1, 2, 3, 4))
-    assert len(points) == len(set(points)) == 4
-    assert {k for _, k in points} == {0, 1, 3}
 
 
 def test_loads_beyond_what_was_measured_are_named() -> None:

@@ -18,7 +18,7 @@ from paceline.lab import plan_probe as probing
 from paceline.lab.fleet import Replica
 from paceline.lab.fleet_traffic import Arrival, Lengths, poisson
 from paceline.lab.fleet_traffic import read as read_traffic
-from paceline.lab.plan_answer import Plan, check_points
+from paceline.lab.plan_answer import Plan
 from paceline.lab.plan_measured import Measured
 from paceline.lab.plan_probe import Probe, Prompt
 from paceline.lab.plan_serve import fixed_k
@@ -97,11 +97,7 @@ def measure(
     if "none" in names:
         raise ConfigError("plain decoding is measured with every drafter: leave --drafter none out")
     shared |= {"adaptive": True, "prefix_cache": False, "slots": max(probe.loads), "k": k}
-    each = dataclasses.replace(
-        probe,
-        seconds=probe.seconds / len(names),
-        checks=check_points(probe.loads, probe.ks) if check else (),
-    )
+    each = dataclasses.replace(probe, seconds=probe.seconds / len(names), check=check)
     found = []
     for name in names:
 
@@ -111,6 +107,9 @@ def measure(
                 yield engine
 
         found.append(probing.measure(opened, name, each, _say))
+        if check and not found[-1].checks:
+            _note([f"{name}: nothing to check, the model was fitted to every load and K that was "
+                   "asked for; give more --loads or a larger --k"])  # fmt: skip
     told = {name: str(value) for name, value in shared.items() if value is not None}
     source = f"a probe of {probe.seconds:g} s on {len(probe.prompts)} prompts"
     return Measured(source, str(shared["target"]), tuple(found), told, common.versions())

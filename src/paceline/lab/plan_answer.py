@@ -274,15 +274,3 @@ def _check(each: Drafted, machine: Machine, run: Run) -> Checked:
     law = each.accepted().conditional()
     point = predict(machine, Traffic(run.prompt, run.new), run.load, run.k, law)
     return Checked(each.drafter, run.load, run.k, run.tok_s, point.tok_s)
-
-
-def check_points(loads: Sequence[int], ks: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """(Load, k) to check predictions at: K that the probe's runs do not have, small and large, at
-    the least and the most load, and plain decoding at a load between."""
-    loads = sorted(set(loads))
-    drafts = [k for k in ks if k]
-    if not drafts:
-        return tuple((load, 0) for load in loads[:2])
-    low, high = drafts[0], drafts[-2] if len(drafts) > 1 else drafts[-1]
-    found = [(loads[0], low), (loads[-1], low), (loads[0], high), (loads[len(loads) // 2], 0)]
-    return tuple(dict.fromkeys(found))

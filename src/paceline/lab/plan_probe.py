@@ -36,15 +36,15 @@ Prompt: TypeAlias = str | tuple[int, ...] | list[dict[str, str]]
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What to measure. seconds: for everything but opening the engine. loads: texts at a time; ks:
-    draft lengths of the runs, plain decoding (0) always among them. checks:
-    (load, k) to measure besides, after `seconds`, for a look at the predictions."""
+    draft lengths of the runs, plain decoding (0) always among them. check: measure some points
+    besides (`check_points`), after `seconds`, for a look at the predictions."""
 
     prompts: tuple[Prompt, ...]
     params: SamplingParams
     loads: tuple[int, ...]
     ks: tuple[int, ...]
     seconds: float = 60.0
-    checks: tuple[tuple[int, int], ...] = ()
+    check: bool = False
 
 
 def measure(
@@ -67,7 +67,8 @@ def measure_engine(
     costs = engine.costs(probe.seconds * _COSTS)
     points = plan_runs(probe, costs.ks)
     free = [(load, None, False) for load in chosen_loads(probe)] if chooses(engine) else []
-    inside, checks = len(points) + len(free), ((load, k, False) for load, k in probe.checks)
+    unseen = check_points(probe, costs.ks) if probe.check else ()
+    inside, checks = len(points) + len(free), ((load, k, False) for load, k in unseen)
     end, runs, each = began + probe.seconds, list[Run](), _LEAST
     for number, (load, k, short) in enumerate((*points, *free, *checks)):
         progress(f"{drafter}: {load} at a time, {'K chosen' if k is None else f'K = {k}'}")
@@ -95,16 +96,32 @@ def plan_runs(probe: Probe, ks: Sequence[int]) -> list[tuple[int, int, bool]]:
     between; both once more with texts of a few tokens, which tell what a prompt costs from what a
     row costs; at the most the longest draft, for the acceptance of its last positions, and the
     shortest, which hides least of the host's work."""
-    loads = sorted(set(probe.loads))
+    loads, drafts = sorted(set(probe.loads)), _drafts(probe, ks)
     if len(loads) > 3:
         loads = [loads[0], loads[len(loads) // 2], loads[-1]]
-    drafts = [k for k in ks if k and k in probe.ks] or [k for k in ks if k]
     if not drafts:
         return [(load, 0, False) for load in loads]
     middle, between = drafts[(len(drafts) - 1) // 2], loads[len(loads) // 2]
     found = [(load, k, False) for load in loads for k in (0, middle)]
     found += [(between, k, True) for k in (0, middle)]
     return found + [(loads[-1], k, False) for k in (drafts[-1], drafts[0]) if k != middle]
+
+
+def _drafts(probe: Probe, ks: Sequence[int]) -> list[int]:
+    return [k for k in ks if k and k in probe.ks] or [k for k in ks if k]
+
+
+def check_points(probe: Probe, ks: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """(Load, k) to check predictions at, none of them of `plan_runs`, which the fit sees: at the
+    least and at the most load the shortest and the longest draft that are left there, and plain
+    decoding at a load that has no run. None where the runs are all that there is."""
+    seen = {(load, k) for load, k, _ in plan_runs(probe, ks)}
+    loads = sorted(set(probe.loads))
+    found = [(load, 0) for load in loads if (load, 0) not in seen][:1]
+    for load in (loads[0], loads[-1]):
+        left = [k for k in _drafts(probe, ks) if (load, k) not in seen]
+        found += [(load, k) for k in (*left[:1], *left[-1:])]
+    return tuple(dict.fromkeys(found))
 
 
 def chooses(engine: Engine) -> bool:
