@@ -188,6 +188,20 @@ def test_a_fleet_with_and_without_speculation(call: Call, tmp_path: Path) -> Non
     assert found["fleet"][0]["tpot"][0] > 0
 
 
+def test_a_fleets_texts_that_are_longer_than_was_seen(call: Call, tmp_path: Path) -> None:
+    file, found = tmp_path / "kept.json", measured(0.7)
+    runs = tuple(
+        replace(run, texts=(replace(run.texts[0], new=300, whole=False), *run.texts[1:]))
+        for run in found.drafters[0].runs
+    )
+    save(replace(found, drafters=(replace(found.drafters[0], runs=runs),)), file)
+    fleet = ["plan", "--measured", str(file), "--rate", "1", "--hours", "0.01", "--json"]
+    done = call(*fleet)
+    assert "Texts are reckoned as" in done.err
+    assert any(line.startswith("Texts are reckoned as") for line in told(done)["verdict"])
+    assert "Texts are reckoned as" not in call(*fleet, "--new-tokens", "250").err
+
+
 MISTAKES: list[tuple[list[str], str]] = [
     (["--measured", "none.json"], "cannot be read"),
     (["--measured", "KEPT", "--bench", "x"], "--measured or --bench, not both"),

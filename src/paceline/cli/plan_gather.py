@@ -22,6 +22,7 @@ from paceline.lab.plan_answer import Plan
 from paceline.lab.plan_measured import Measured
 from paceline.lab.plan_probe import Probe, Prompt
 from paceline.lab.plan_serve import fixed_k
+from paceline.lab.plan_words import lengths
 
 BUNDLED = 32  # prompts of the bundled set
 
@@ -133,6 +134,8 @@ def arrivals(
         read = Lengths.parse(prompt, "--prompt-tokens")
     if new is not None:
         written = Lengths.parse(new, "--new-tokens")
+    else:
+        _note(lengths(found))
     arrivals = poisson(rate, seconds, read, written)
     if not arrivals:
         raise ConfigError(f"no request comes in {seconds / 3600:g} hours at --rate {rate:g}")

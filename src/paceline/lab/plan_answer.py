@@ -91,7 +91,8 @@ class Plan:
     draft; ks: at each load. stops: the first load at which nothing pays, None where it always does.
     fits: the most loads that keep the wanted seconds a token, (without, with speculation); 0 for
     none. memory: bytes that each drafter takes on the device. acceptance: by drafter and position.
-    errors: by how much the model misses the runs it was fitted to, by drafter.
+    errors: by how much the model misses the runs it was fitted to, by drafter. longer: the share of
+    the texts that are longer than any that was seen, so that the traffic's mean is too small.
     """
 
     traffic: Traffic
@@ -109,6 +110,7 @@ class Plan:
     checks: tuple[Checked, ...]
     errors: dict[str, float]
     beyond: tuple[int, ...] = ()
+    longer: float = 0.0
 
 
 def answer(measured: Measured, question: Question) -> Plan:
@@ -148,6 +150,7 @@ def answer(measured: Measured, question: Question) -> Plan:
         checks=tuple(_check(e, f.machine, run) for e, f in models for run in e.checks),
         errors={e.drafter: f.error for e, f in models},
         beyond=tuple(load for load in loads if load > rows),
+        longer=0.0 if question.traffic is not None else measured.longer(),
     )  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from paceline import ConfigError, CostPoint, Costs
 from paceline.lab.bench_json import Malformed, build, plain
 from paceline.lab.plan_acceptance import Acceptance
-from paceline.lab.plan_fit import Fitted, Run, fit
+from paceline.lab.plan_fit import Fitted, Run, Text, fit
+from paceline.lab.plan_lengths import mean_length
 from paceline.lab.plan_model import Traffic, tokens_per_round
 
 _FORMAT = 1
@@ -88,16 +89,22 @@ class Measured:
     format: int = _FORMAT
 
     def traffic(self) -> Traffic:
-        """Mean lengths of the texts that were written whole, or, where none was, of the longest
-        that were begun. Raises ConfigError where nothing was written."""
-        runs = [run for each in self.drafters for run in each.runs]
-        texts = [text for run in runs for text in run.texts if text.whole]
-        if not texts:
-            texts = sorted((t for run in runs for t in run.texts), key=lambda t: -t.new)[:1]
-        if not texts or not texts[0].new:
+        """Mean lengths of the texts (`mean_length`; of prompts, of all that were begun: those of
+        the texts that ended might be other ones). Raises ConfigError where nothing was written."""
+        texts, (new, _) = self._texts(), mean_length(self._lengths())
+        if not new:
             raise ConfigError("nothing was written while it was measured: give more --seconds")
-        count = len(texts)
-        return Traffic(sum(t.prompt for t in texts) / count, sum(t.new for t in texts) / count)
+        return Traffic(sum(t.prompt for t in texts) / len(texts), new)
+
+    def longer(self) -> float:
+        """The share of the texts that are longer than any that was seen."""
+        return mean_length(self._lengths())[1]
+
+    def _texts(self) -> list[Text]:
+        return [text for each in self.drafters for run in each.runs for text in run.texts]
+
+    def _lengths(self) -> list[tuple[int, bool]]:
+        return [(text.new, text.whole) for text in self._texts()]
 
     def with_acceptance(self, acceptance: Acceptance, source: str) -> Measured:
         """The same costs under another traffic's acceptance, where one drafter was measured.

@@ -138,7 +138,8 @@ def chosen_loads(probe: Probe) -> list[int]:
 
 @dataclass(slots=True)
 class _Writing:
-    """One request as its client sees it. stamps: (seconds, tokens) of each look that found some."""
+    """One request as its client sees it. full: it may be as long as all are. stamps: (seconds,
+    tokens) of each look that found some."""
 
     handle: Handle
     asked: float
@@ -167,7 +168,7 @@ def closed_loop(
     written at once and none waits behind the prompts of the beginning. k: None for the engine's
     own choice; the run's is 0 then. tokens: of each text, for a
     run that tells what a beginning costs, and lasts until it has seen some; it says nothing of how
-    texts are. Raises TimeoutError where no tokens come."""
+    drafts stand. Raises TimeoutError where no tokens come."""
     settle(engine, k)
     numbers, most = itertools.count(), tokens or probe.params.max_tokens
     asked: list[_Writing] = []
@@ -177,7 +178,8 @@ def closed_loop(
         prompt = probe.prompts[number % len(probe.prompts)]
         params = replace(probe.params, max_tokens=tokens, seed=number, min_tokens=0)
         now = time.perf_counter()
-        asked.append(_Writing(engine.submit(prompt, params), now, tokens == most))
+        asked.append(_Writing(engine.submit(prompt, params), now,
+                              tokens == probe.params.max_tokens))  # fmt: skip
         return asked[-1]
 
     # The first texts end one after the other, and so do all behind them.
@@ -211,7 +213,7 @@ def closed_loop(
     run = replace(run, by_k=_rounds(before.rounds_by_k, after.rounds_by_k))
     if tokens is None:
         return run
-    texts = tuple(replace(t, tested=Counts((), ()), whole=False) for t in run.texts)
+    texts = tuple(replace(t, tested=Counts((), ())) for t in run.texts)
     return replace(run, texts=texts)
 
 
@@ -246,7 +248,9 @@ def _run(
 
 def _text(text: _Writing, told: Completion, drafts: bool) -> Text:
     stats = told.stats
-    ttft, tpot, whole = None, None, text.full and told.finish in ("stop", "length")
+    # At a limit of its own, as the first texts have, a text is cut off.
+    whole = told.finish == "stop" or (text.full and told.finish == "length")
+    ttft, tpot = None, None
     if text.stamps:
         (first, least), last = text.stamps[0], text.stamps[-1][0]
         ttft, behind = first - text.asked, sum(n for _, n in text.stamps) - least
