@@ -49,10 +49,12 @@ def test_a_probe_from_models_to_a_served_setting(
                  "--out", str(out), "--json"]  # fmt: skip
     found = told(call(*arguments))
     assert {one["drafter"] for one in found["settings"]} == {"model", "ngram"}
-    assert len(found["checks"]) == 8
+    assert [(c["drafter"], c["load"], c["k"]) for c in found["checks"]] == [
+        (drafter, 1, k) for drafter in ("model", "ngram") for k in (1, 3)
+    ]
     assert found["memory"]["model"] > found["memory"]["ngram"] == 0
     assert found["assumptions"]
-    assert found["check"].startswith("Checked at 8 points")
+    assert found["check"].startswith("Checked at 4 points")
     config = load_toml(out)
     assert out.read_text() == found["toml"]
     assert config.target == pair.target
@@ -67,6 +69,16 @@ def test_a_probe_from_models_to_a_served_setting(
     assert len(load(keep).drafters) == 2
 
 
+def test_where_the_fit_saw_everything_there_is_nothing_to_check(
+    call: Call, pair: Pair, prompts: str
+) -> None:
+    done = call("plan", *pair.options, "--drafter", "model", "--file", prompts, "--seconds", "1",
+                "--max-tokens", "8", "--max-length", "128", "-k", "1", "--loads", "1", "--check",
+                "--json")  # fmt: skip
+    assert told(done)["check"] is None
+    assert "model: nothing to check" in done.err
+
+
 def test_the_verdict_comes_first(call: Call, kept: str) -> None:
     done = call("plan", "--measured", kept, "--loads", "1,4,16,64", "--tpot-ms", "20")
     assert done.status == 0, done
@@ -75,6 +87,21 @@ def test_the_verdict_comes_first(call: Call, kept: str) -> None:
     assert "Assumed:" in done.out
     assert "vllm serve org/target" in done.out
     assert "--speculative-config" in done.out
+
+
+def test_loads_are_those_that_were_measured(call: Call, kept: str, tmp_path: Path) -> None:
+    """And a fleet's replicas have slots for the most of them, wherever the plan is made."""
+    found = told(call("plan", "--measured", kept, "--json"))
+    assert [point["load"] for point in found["plain"]] == [1, 4, 16, 64]
+    assert "slots = 64" in found["toml"]
+    day = tmp_path / "day.jsonl"
+    lines = [{"at": 0.0, "prompt_tokens": 100, "new_tokens": 100} for _ in range(32)]
+    day.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fleet = ["plan", "--measured", kept, "--traffic", str(day), "--gpus", "1", "--json"]
+    first, second = (told(call(*fleet, *more))["fleet"] for more in ([], ["--slots", "4"]))
+    assert first[0]["ttft"][1] < second[0]["ttft"][1]  # nobody waits for a slot
+    few = told(call("plan", "--measured", kept, "--loads", "2,8", "--json"))
+    assert [point["load"] for point in few["plain"]] == [2, 8]
 
 
 def test_acceptance_from_a_servers_metrics(call: Call, kept: str, tmp_path: Path) -> None:
@@ -87,6 +114,12 @@ def test_acceptance_from_a_servers_metrics(call: Call, kept: str, tmp_path: Path
     assert found["acceptance"]["model"] == pytest.approx([0.02], abs=0.01)
     assert "metrics.txt" in found["source"]
     assert "Speculation does not pay" in found["verdict"][0]
+    with file.open("a") as more:
+        for k in (2, 4):
+            more.write(f'paceline:spec_decode_num_rounds_per_k_total{{k="{k}"}} 9.0\n')
+    doubted = call("plan", "--measured", kept, "--metrics", str(file))
+    assert doubted.status == 0
+    assert "the server chose K round by round (2, 4)" in doubted.err
 
 
 def test_what_vllm_cannot_do_is_said(call: Call, kept: str) -> None:
@@ -155,11 +188,26 @@ def test_a_fleet_with_and_without_speculation(call: Call, tmp_path: Path) -> Non
     assert found["fleet"][0]["tpot"][0] > 0
 
 
+def test_a_fleets_texts_that_are_longer_than_was_seen(call: Call, tmp_path: Path) -> None:
+    file, found = tmp_path / "kept.json", measured(0.7)
+    runs = tuple(
+        replace(run, texts=(replace(run.texts[0], new=300, whole=False), *run.texts[1:]))
+        for run in found.drafters[0].runs
+    )
+    save(replace(found, drafters=(replace(found.drafters[0], runs=runs),)), file)
+    fleet = ["plan", "--measured", str(file), "--rate", "1", "--hours", "0.01", "--json"]
+    done = call(*fleet)
+    assert "Texts are reckoned as" in done.err
+    assert any(line.startswith("Texts are reckoned as") for line in told(done)["verdict"])
+    assert "Texts are reckoned as" not in call(*fleet, "--new-tokens", "250").err
+
+
 MISTAKES: list[tuple[list[str], str]] = [
     (["--measured", "none.json"], "cannot be read"),
     (["--measured", "KEPT", "--bench", "x"], "--measured or --bench, not both"),
     (["--measured", "KEPT", "--check"], "leave --measured and --bench out"),
     (["--measured", "KEPT", "--target", "x"], "say themselves which models"),
+    (["--measured", "KEPT", "--device", "cuda"], "say themselves which models"),
     (["--measured", "KEPT", "--loads", "1,x"], "--loads must be numbers"),
     (["--measured", "KEPT", "--loads", "0"], "--loads must be numbers"),
     (["--measured", "KEPT", "--gpus", "2"], "--gpus is of a fleet"),

@@ -12,7 +12,7 @@ from plan_tools import measured, run
 from paceline import ConfigError, EngineConfig
 from paceline.config import load_toml
 from paceline.lab.plan_acceptance import Acceptance, Counts
-from paceline.lab.plan_answer import Question, answer, check_points
+from paceline.lab.plan_answer import Question, answer
 from paceline.lab.plan_measured import Measured, load, save
 from paceline.lab.plan_model import constant, predict, tokens_per_round
 from paceline.lab.plan_serve import fixed_k, toml, wanted
@@ -129,12 +129,6 @@ def test_rounds_are_those_that_were_counted() -> None:
     assert replace(one, by_k=(3, 0, 7)).rounds == 10
 
 
-def test_check_points_are_not_those_of_the_probe() -> None:
-    points = check_points((1, 4, 16), (1, 2, 3, 4))
-    assert len(points) == len(set(points)) == 4
-    assert {k for _, k in points} == {0, 1, 3}
-
-
 def test_loads_beyond_what_was_measured_are_named() -> None:
     plan = answer(measured(), Question((1, 256), draws=20))
     assert plan.beyond == (256,)
@@ -157,6 +151,20 @@ def test_acceptance_from_elsewhere_takes_the_place_of_the_runs() -> None:
     both = replace(found, drafters=found.drafters * 2)
     with pytest.raises(ConfigError, match="metrics are of one drafter"):
         both.with_acceptance(poor, "a server")
+
+
+@pytest.mark.parametrize(
+    ("drafter", "taken"),
+    [("model", True), ("ngram+model", True), ("model:path=x/ngram", True), ("ngram", False),
+     ("ngram:min=3", False), ("predicted", False), ("predicted+ngram", False)],
+)  # fmt: skip
+def test_rounds_without_a_draft_are_in_no_metrics(drafter: str, taken: bool) -> None:
+    found, seen = measured(0.8, drafter), Acceptance((Counts((1000,), (900,)),))
+    if taken:
+        assert found.with_acceptance(seen, "a server").drafters[0].accepted() == seen
+        return
+    with pytest.raises(ConfigError, match=r"rounds in which .* had no draft.*--file"):
+        found.with_acceptance(seen, "a server")
 
 
 # --- kept measurements --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from helpers import tiny_checkpoint
@@ -10,6 +11,7 @@ from helpers import tiny_checkpoint
 from paceline import Engine, SamplingParams
 from paceline.lab.plan_probe import (
     Probe,
+    check_points,
     chosen_loads,
     closed_loop,
     measure_engine,
@@ -86,3 +88,34 @@ def test_runs_of_a_probe() -> None:
     assert sum(short for _, _, short in runs) == 2
     assert plan_runs(probe, (0,)) == [(1, 0, False), (8, 0, False), (64, 0, False)]
     assert chosen_loads(probe) == [8, 64]
+
+
+@pytest.mark.parametrize("loads", [(1,), (1, 2), (1, 2, 4), (1, 4, 16, 64), (1, 2, 3, 5, 8)])
+@pytest.mark.parametrize("ks", [tuple(range(9)), (0, 1, 2, 4, 8), (0, 3)])
+def test_check_points_are_not_those_of_the_probe(
+    loads: tuple[int, ...], ks: tuple[int, ...]
+) -> None:
+    for most in range(1, 9):
+        probe = Probe(PROMPTS, SamplingParams(), loads, tuple(range(1, most + 1)))
+        points = check_points(probe, ks)
+        assert not {(load, k) for load, k, _ in plan_runs(probe, ks)} & set(points)
+        assert len(points) == len(set(points)) <= 5
+        assert {load for load, _ in points} <= set(loads)
+        assert {k for _, k in points} <= set(ks)
+
+
+def test_check_points_that_are_left() -> None:
+    probe = Probe(PROMPTS, SamplingParams(), (1, 4, 16, 64), tuple(range(1, 9)))
+    assert check_points(probe, range(9)) == ((4, 0), (1, 1), (1, 8), (64, 2), (64, 7))
+    few = Probe(PROMPTS, SamplingParams(), (1, 2), (1,))
+    assert check_points(few, (0, 1)) == ()
+    assert check_points(few, (0,)) == ()
+
+
+def test_points_to_check_are_measured_apart(engine: Engine) -> None:
+    found = measure_engine(engine, "model", replace(asked(), check=True))
+    wanted = check_points(asked(), found.ks)
+    assert [(run.load, run.k) for run in found.checks] == list(wanted) == [(1, 1), (1, 3)]
+    assert {run.drafter for run in found.checks} == {"model"}
+    fitted = {(run.load, run.k) for run in found.runs}
+    assert not fitted & {(run.load, run.k) for run in found.checks}

@@ -50,11 +50,11 @@ vllm:num_requests_running{model_name="m"} NaN-ish
 
 
 def test_a_server_of_this_package_counts_what_was_tested() -> None:
-    assert parse(OWN).total == Counts((100, 78, 30), (80, 40, 0))
+    assert parse(OWN)[0].total == Counts((100, 78, 30), (80, 40, 0))
 
 
 def test_vllm_tested_what_was_accepted_before() -> None:
-    assert parse(VLLM).total == Counts((100, 80), (80, 40))
+    assert parse(VLLM)[0].total == Counts((100, 80), (80, 40))
 
 
 @pytest.mark.parametrize("text", ["", "vllm:num_requests_running 3\n", "<html>"])
@@ -66,6 +66,27 @@ def test_metrics_without_drafts(text: str) -> None:
 def test_metrics_of_a_server_that_has_written_nothing_yet() -> None:
     with pytest.raises(ValueError, match="come again"):
         parse('x:spec_decode_num_accepted_tokens_per_pos_total{position="0"} 0.0\n')
+
+
+@pytest.mark.parametrize(
+    ("rounds", "said"),
+    [
+        ({}, None),  # vLLM does not say
+        ({0: 3, 4: 90}, None),  # rounds before a first draft, of texts written alone
+        ({0: 40, 4: 90}, "(0, 4)"),  # more than its five texts and three preemptions explain
+        ({1: 0, 2: 30, 4: 90}, "(2, 4)"),
+    ],
+)
+def test_a_server_that_chooses_k_is_doubted(rounds: dict[int, int], said: str | None) -> None:
+    lines = [f'paceline:spec_decode_num_rounds_per_k_total{{model_name="m",k="{k}"}} {count}.0'
+             for k, count in rounds.items()]  # fmt: skip
+    lines += ['paceline:request_success_total{finished_reason="stop",model_name="m"} 4.0',
+              'paceline:num_requests_running{model_name="m"} 1.0',
+              'paceline:num_preemptions_total{model_name="m"} 3.0']  # fmt: skip
+    accepted, doubts = parse(OWN + "\n".join(lines))
+    assert accepted.total == Counts((100, 78, 30), (80, 40, 0))
+    assert len(doubts) == (said is not None)
+    assert said is None or (said in doubts[0] and "too high" in doubts[0])
 
 
 @contextmanager
@@ -92,10 +113,10 @@ def serving(body: str, status: int) -> Iterator[str]:
 
 def test_metrics_by_url_and_by_file(tmp_path: Path) -> None:
     with serving(OWN, 200) as url:
-        assert read_metrics(url).total == read_metrics(f"{url}/metrics").total
+        assert read_metrics(url) == read_metrics(f"{url}/metrics")
     file = tmp_path / "metrics.txt"
     file.write_text(VLLM)
-    assert read_metrics(str(file)).total == Counts((100, 80), (80, 40))
+    assert read_metrics(str(file))[0].total == Counts((100, 80), (80, 40))
 
 
 def test_metrics_that_are_not_there(tmp_path: Path) -> None:
@@ -171,6 +192,32 @@ def test_what_cannot_be_used_is_named_and_the_rest_stands() -> None:
     measured, left_out = gather(found, "run")
     assert len(measured.drafters) == 1
     assert sorted(line.split(":")[0] for line in left_out) == ["adaptive", "bare", "vllm"]
+
+
+def test_of_a_resumed_run_every_text_that_counts_has_its_time() -> None:
+    found = records()
+    whole, _ = gather(found, "run")
+    wanted = {(run.load, run.k): run for run in whole.drafters[0].runs}
+    # The first half of what plain decoding did at 8 was done before, in a pass that was cut off.
+    own = [m for m in found.measurements if m.pass_id == "plain 8"]
+    before = [replace(m, pass_id="cut off", new_tokens=150) for m in own[: len(own) // 2]]
+    found.measurements = [*before, *found.measurements]
+    # A pass of K = 2 at 8 was repeated, since a text of it had failed: it took its time again.
+    again = [m for m in found.measurements if m.pass_id == "k=2 8"]
+    found.measurements += [replace(m, pass_id="again") for m in again]
+    (first,) = [p for p in found.passes if p.pass_id == "k=2 8"]
+    found.passes.append(replace(first, pass_id="again", seconds=2 * first.seconds))
+    measured, left_out = gather(found, "run")
+    got = {(run.load, run.k): run for run in measured.drafters[0].runs}
+    assert got[8, 0] == wanted[8, 0]
+    assert got[8, 2].texts == wanted[8, 2].texts
+    assert got[8, 2].tok_s == pytest.approx(wanted[8, 2].tok_s * 2 / 3)
+    assert len(left_out) == 1
+    assert f"{len(before)} texts left out" in left_out[0]
+    # Of the last measurements of a text, the last whose pass has ended.
+    found = records()
+    found.measurements += before
+    assert {(r.load, r.k): r for r in gather(found, "run")[0].drafters[0].runs} == wanted
 
 
 def test_a_run_without_plain_decoding_or_without_drafts() -> None:

@@ -15,7 +15,7 @@ from paceline import ConfigError, sampling_params
 from paceline.cli import common, plan_gather
 from paceline.cli.common import write_json
 from paceline.cli.plan_show import show, show_fleet
-from paceline.lab import plan_measured, plan_metrics, plan_serve, plan_vllm
+from paceline.lab import plan_measured, plan_serve, plan_vllm
 from paceline.lab.fleet_answer import Fleet, Target, compare
 from paceline.lab.fleet_traffic import read as read_traffic
 from paceline.lab.plan_answer import Plan, Question, answer
@@ -58,7 +58,7 @@ def plan(
         "server's /metrics: a URL or a file.")] = None,
     save: Annotated[Path | None, _option(FROM, "--save", help="Keep the measurements.")] = None,
     loads: Annotated[str | None, _option(ASKED, "--loads", help="Texts at a time, commas between.",
-        show_default="1,2,4; on a GPU 1,4,16,64")] = None,
+        show_default="those measured before; else 1,2,4, on a GPU 1,4,16,64")] = None,
     tpot_ms: Annotated[float | None, _option(ASKED, "--tpot-ms", help="Wanted milliseconds a token "
         "at most.", min=0.001)] = None,
     same_text: Annotated[bool, _option(ASKED, "--same-text", help="The text at a seed must not "
@@ -94,8 +94,8 @@ def plan(
     """
     _agree(measured, bench, file, check, traffic, rate, gpus, prompt_tokens, new_tokens, hours,
            slots, ttft_ms, price, out, save)  # fmt: skip
-    wanted_loads = plan_gather.loads(loads, device)
     kept = plan_gather.kept(measured, bench)
+    wanted_loads = plan_gather.loads(loads, device, kept)
     if kept is None:
         models = {"target": target, "draft": draft, "rule": rule, "dtype": dtype, "device": device,
                   "threads": threads, "max_length": max_length}  # fmt: skip
@@ -103,13 +103,14 @@ def plan(
         asked = plan_gather.prompts(file, target)
         probe = Probe(asked, params, wanted_loads, tuple(range(1, k + 1)), seconds)
         kept = plan_gather.measure(models, drafter, k, probe, check)
-    elif any(given is not None for given in (target, draft, drafter, rule, dtype, threads)):
+    elif any(given is not None for given in (target, draft, drafter, rule, dtype, device,
+                                              threads)):  # fmt: skip
         raise ConfigError(
             "--measured and --bench say themselves which models they are of: leave --target, "
-            "--draft, --drafter, --rule, --dtype and --threads out"
+            "--draft, --drafter, --rule, --dtype, --device and --threads out"
         )
     if metrics is not None:
-        kept = kept.with_acceptance(plan_metrics.read(metrics), metrics)
+        kept = plan_gather.elsewhere(kept, metrics)
     if save is not None:
         plan_measured.save(kept, save)
     question = Question(wanted_loads, tuple(range(1, k + 1)),

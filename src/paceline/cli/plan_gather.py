@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,24 @@ from paceline import ConfigError, Engine
 from paceline.cli import common
 from paceline.cli.common import engine_options, open_engine
 from paceline.cli.demo import draw
-from paceline.lab import plan_bench, plan_measured
+from paceline.lab import plan_bench, plan_measured, plan_metrics
 from paceline.lab import plan_probe as probing
 from paceline.lab.fleet import Replica
 from paceline.lab.fleet_traffic import Arrival, Lengths, poisson
 from paceline.lab.fleet_traffic import read as read_traffic
-from paceline.lab.plan_answer import Plan, check_points
+from paceline.lab.plan_answer import Plan
 from paceline.lab.plan_measured import Measured
 from paceline.lab.plan_probe import Probe, Prompt
 from paceline.lab.plan_serve import fixed_k
+from paceline.lab.plan_words import lengths
 
 BUNDLED = 32  # prompts of the bundled set
 
 
-def loads(text: str | None, device: str | None) -> tuple[int, ...]:
+def loads(text: str | None, device: str | None, found: Measured | None) -> tuple[int, ...]:
+    """Those asked for; else those that were measured; else what the device is likely to have."""
+    if text is None and found is not None:
+        return tuple(sorted({run.load for each in found.drafters for run in each.runs}))
     if text is None:
         return (1, 4, 16, 64) if (device or "cpu").startswith("cuda") else (1, 2, 4)
     parts = [part.strip() for part in text.split(",")]
@@ -41,9 +45,21 @@ def kept(measured: Path | None, bench: Path | None) -> Measured | None:
     if bench is None:
         return None
     found, problems = plan_bench.read(bench)
-    for line in problems:
-        common.stderr.print(line, style="dim", markup=False, soft_wrap=True)
+    _note(problems)
     return found
+
+
+def elsewhere(found: Measured, metrics: str) -> Measured:
+    """The same with a server's acceptance."""
+    accepted, doubts = plan_metrics.read(metrics)
+    found = found.with_acceptance(accepted, metrics)
+    _note(f"{metrics}: {line}" for line in doubts)
+    return found
+
+
+def _note(lines: Iterable[str]) -> None:
+    for line in lines:
+        common.stderr.print(line, style="dim", markup=False, soft_wrap=True)
 
 
 def prompts(file: Path | None, target: str | None) -> tuple[Prompt, ...]:
@@ -82,11 +98,7 @@ def measure(
     if "none" in names:
         raise ConfigError("plain decoding is measured with every drafter: leave --drafter none out")
     shared |= {"adaptive": True, "prefix_cache": False, "slots": max(probe.loads), "k": k}
-    each = dataclasses.replace(
-        probe,
-        seconds=probe.seconds / len(names),
-        checks=check_points(probe.loads, probe.ks) if check else (),
-    )
+    each = dataclasses.replace(probe, seconds=probe.seconds / len(names), check=check)
     found = []
     for name in names:
 
@@ -96,6 +108,9 @@ def measure(
                 yield engine
 
         found.append(probing.measure(opened, name, each, _say))
+        if check and not found[-1].checks:
+            _note([f"{name}: nothing to check, the model was fitted to every load and K that was "
+                   "asked for; give more --loads or a larger --k"])  # fmt: skip
     told = {name: str(value) for name, value in shared.items() if value is not None}
     source = f"a probe of {probe.seconds:g} s on {len(probe.prompts)} prompts"
     return Measured(source, str(shared["target"]), tuple(found), told, common.versions())
@@ -119,6 +134,8 @@ def arrivals(
         read = Lengths.parse(prompt, "--prompt-tokens")
     if new is not None:
         written = Lengths.parse(new, "--new-tokens")
+    else:
+        _note(lengths(found))
     arrivals = poisson(rate, seconds, read, written)
     if not arrivals:
         raise ConfigError(f"no request comes in {seconds / 3600:g} hours at --rate {rate:g}")

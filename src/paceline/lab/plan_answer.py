@@ -91,7 +91,8 @@ class Plan:
     draft; ks: at each load. stops: the first load at which nothing pays, None where it always does.
     fits: the most loads that keep the wanted seconds a token, (without, with speculation); 0 for
     none. memory: bytes that each drafter takes on the device. acceptance: by drafter and position.
-    errors: by how much the model misses the runs it was fitted to, by drafter.
+    errors: by how much the model misses the runs it was fitted to, by drafter. longer: the share of
+    the texts that are longer than any that was seen, so that the traffic's mean is too small.
     """
 
     traffic: Traffic
@@ -109,6 +110,7 @@ class Plan:
     checks: tuple[Checked, ...]
     errors: dict[str, float]
     beyond: tuple[int, ...] = ()
+    longer: float = 0.0
 
 
 def answer(measured: Measured, question: Question) -> Plan:
@@ -148,6 +150,7 @@ def answer(measured: Measured, question: Question) -> Plan:
         checks=tuple(_check(e, f.machine, run) for e, f in models for run in e.checks),
         errors={e.drafter: f.error for e, f in models},
         beyond=tuple(load for load in loads if load > rows),
+        longer=0.0 if question.traffic is not None else measured.longer(),
     )  # fmt: skip
 
 
@@ -274,15 +277,3 @@ def _check(each: Drafted, machine: Machine, run: Run) -> Checked:
     law = each.accepted().conditional()
     point = predict(machine, Traffic(run.prompt, run.new), run.load, run.k, law)
     return Checked(each.drafter, run.load, run.k, run.tok_s, point.tok_s)
-
-
-def check_points(loads: Sequence[int], ks: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """(Load, k) to check predictions at: K that the probe's runs do not have, small and large, at
-    the least and the most load, and plain decoding at a load between."""
-    loads = sorted(set(loads))
-    drafts = [k for k in ks if k]
-    if not drafts:
-        return tuple((load, 0) for load in loads[:2])
-    low, high = drafts[0], drafts[-2] if len(drafts) > 1 else drafts[-1]
-    found = [(loads[0], low), (loads[-1], low), (loads[0], high), (loads[len(loads) // 2], 0)]
-    return tuple(dict.fromkeys(found))

@@ -20,6 +20,7 @@ from paceline.lab.bench_record import (
     read_lines,
     read_records,
 )
+from paceline.lab.bench_schedule import key
 from paceline.lab.plan_acceptance import Counts, counted
 from paceline.lab.plan_fit import Run, Text
 from paceline.lab.plan_measured import Drafted, Measured
@@ -55,6 +56,7 @@ def gather(records: Records, source: str) -> tuple[Measured, list[str]]:
             continue
         for load in sorted({m.load.concurrency or 0 for m in own if m.load.kind == "closed"}):
             some = [m for m in own if m.load.kind == "closed" and m.load.concurrency == load]
+            left_out += _cut_off(f"{contestant.name}, {load} at a time", some, passes)
             found = _run(contestant, load, some, passes)
             if found is not None:
                 runs.append((contestant, *found))
@@ -121,22 +123,33 @@ def _unfit(contestant: Contestant, own: Sequence[Measurement]) -> str | None:
     return None
 
 
+def _cut_off(where: str, some: Sequence[Measurement], passes: dict[str, Pass]) -> list[str]:
+    """A line about the texts of passes that have not ended, if there are any."""
+    cut = sum(m.error is None and m.pass_id not in passes for m in some)
+    if not cut:
+        return []
+    return [f"{where}: {cut} texts left out, their pass was cut off, and nobody wrote down how "
+            "long it took"]  # fmt: skip
+
+
 def _run(
     contestant: Contestant, load: int, some: Sequence[Measurement], passes: dict[str, Pass]
 ) -> tuple[Run, list[CostPoint]] | None:
-    """One contestant at one load, and the seconds of its rounds."""
+    """One contestant at one load, and the seconds of its rounds. Of passes that ended: of one that
+    was cut off nobody knows how long it took. What a resumed run asked for once more took its time
+    each time, and is one text."""
     good = [m for m in some if m.error is None and m.rounds is not None and m.spent is not None
-            and m.new_tokens and m.rounds.rounds]  # fmt: skip
-    spent = sum(passes[pid].seconds for pid in {m.pass_id for m in good} if pid in passes)
+            and m.new_tokens and m.rounds.rounds and m.pass_id in passes]  # fmt: skip
+    spent = sum(passes[pid].seconds for pid in {m.pass_id for m in good})
     if not good or not spent:
         return None
     k = 0 if contestant.plain or contestant.drafter in (None, "none") else contestant.k or 0
-    texts = tuple(_text(m, k > 0) for m in good)
-    rounds = sum(text.rounds for text in texts)
-    new = sum(text.new for text in texts)
-    prompt = sum(text.prompt for text in texts) / len(texts)
-    context = prompt + new / len(texts) / 2
-    run = Run(contestant.drafter or "none", load, k, spent, new, len(texts), new / rounds, prompt,
+    texts = tuple(_text(m, k > 0) for m in {key(m): m for m in good}.values())
+    rounds = sum(m.rounds.rounds for m in good if m.rounds is not None)
+    new = sum(m.new_tokens or 0 for m in good)
+    prompt = sum(m.prompt_tokens or 0 for m in good) / len(good)
+    context = prompt + new / len(good) / 2
+    run = Run(contestant.drafter or "none", load, k, spent, new, len(good), new / rounds, prompt,
               context, texts)  # fmt: skip
     verify = sum(m.spent.verify for m in good if m.spent is not None) / rounds
     draft = sum(m.spent.draft for m in good if m.spent is not None) / rounds

@@ -18,6 +18,7 @@ import numpy as np
 
 from paceline import Costs
 from paceline.lab.plan_acceptance import Acceptance, Counts
+from paceline.lab.plan_lengths import mean_length
 from paceline.lab.plan_model import Machine, Overhead, device_seconds, rounds_for
 
 _ROWS = tuple(2.5e-6 * n for n in range(201))  # seconds of the host for a row, half a ms at most
@@ -29,8 +30,8 @@ _LEAST = 0.01  # of a predicted time, the error that is assumed at least
 @dataclass(frozen=True, slots=True)
 class Text:
     """One text of a run: tokens of its prompt and its own, its rounds, what was tested, and its
-    seconds to the first token and for each behind it (None: too short to tell). whole: it was asked
-    for in full and ended by itself."""
+    seconds to the first token and for each behind it (None: too short to tell). whole: it ended by
+    itself or at the limit that all have; another was cut off before, at `new`."""
 
     prompt: int
     new: int
@@ -74,9 +75,8 @@ class Run:
 
     @property
     def new(self) -> float:
-        """Tokens of a text, of those that ended by themselves if there are any."""
-        texts = [text for text in self.texts if text.whole] or list(self.texts)
-        return sum(text.new for text in texts) / len(texts)
+        """Tokens of a text on average, as far as was seen (`mean_length`)."""
+        return mean_length((text.new, text.whole) for text in self.texts)[0]
 
     @property
     def rounds(self) -> float:
@@ -180,9 +180,9 @@ def _edge(runs: Sequence[Run]) -> float:
     """Rounds of a text that its acceptance does not explain, on average; never below 0."""
     found = []
     for run in runs:
-        if not run.k or not run.texts:
-            continue
         conditional = Acceptance(tuple(text.tested for text in run.texts)).conditional()
+        if not run.k or not conditional:  # or texts of a few tokens, that say nothing of drafts
+            continue
         found += [
             text.rounds - rounds_for(text.new, conditional, run.k)
             for text in run.texts

@@ -10,10 +10,12 @@ from pathlib import Path
 from paceline import ConfigError, CostPoint, Costs
 from paceline.lab.bench_json import Malformed, build, plain
 from paceline.lab.plan_acceptance import Acceptance
-from paceline.lab.plan_fit import Fitted, Run, fit
+from paceline.lab.plan_fit import Fitted, Run, Text, fit
+from paceline.lab.plan_lengths import mean_length
 from paceline.lab.plan_model import Traffic, tokens_per_round
 
 _FORMAT = 1
+_ALWAYS = "model"  # the drafter that has a draft for every round
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,24 +89,38 @@ class Measured:
     format: int = _FORMAT
 
     def traffic(self) -> Traffic:
-        """Mean lengths of the texts that were written whole, or, where none was, of the longest
-        that were begun. Raises ConfigError where nothing was written."""
-        runs = [run for each in self.drafters for run in each.runs]
-        texts = [text for run in runs for text in run.texts if text.whole]
-        if not texts:
-            texts = sorted((t for run in runs for t in run.texts), key=lambda t: -t.new)[:1]
-        if not texts or not texts[0].new:
+        """Mean lengths of the texts (`mean_length`; of prompts, of all that were begun: those of
+        the texts that ended might be other ones). Raises ConfigError where nothing was written."""
+        texts, (new, _) = self._texts(), mean_length(self._lengths())
+        if not new:
             raise ConfigError("nothing was written while it was measured: give more --seconds")
-        count = len(texts)
-        return Traffic(sum(t.prompt for t in texts) / count, sum(t.new for t in texts) / count)
+        return Traffic(sum(t.prompt for t in texts) / len(texts), new)
+
+    def longer(self) -> float:
+        """The share of the texts that are longer than any that was seen."""
+        return mean_length(self._lengths())[1]
+
+    def _texts(self) -> list[Text]:
+        return [text for each in self.drafters for run in each.runs for text in run.texts]
+
+    def _lengths(self) -> list[tuple[int, bool]]:
+        return [(text.new, text.whole) for text in self._texts()]
 
     def with_acceptance(self, acceptance: Acceptance, source: str) -> Measured:
         """The same costs under another traffic's acceptance, where one drafter was measured.
-        Raises ConfigError where it is not clear whose acceptance it is."""
+        Raises ConfigError where it is not clear whose acceptance it is, and for a drafter that may
+        have nothing to propose: such rounds fail at their first token, and no such count has them.
+        """
         if len(self.drafters) != 1:
             names = ", ".join(each.drafter for each in self.drafters)
             raise ConfigError(f"metrics are of one drafter, and costs were measured for {names}: "
                               "give that one with --drafter")  # fmt: skip
+        name = self.drafters[0].drafter
+        if all(part.strip().partition(":")[0] != _ALWAYS for part in name.split("+")):
+            raise ConfigError(f"a server's metrics do not count the rounds in which {name} had no "
+                              "draft, so its acceptance in them is too high: leave --metrics out, "
+                              "and give prompts of that traffic with --file, or a run of paceline "
+                              "bench with --bench")  # fmt: skip
         one = replace(self.drafters[0], acceptance=acceptance)
         return replace(self, drafters=(one,), source=f"{self.source}; acceptance of {source}")
 

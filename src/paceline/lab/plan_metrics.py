@@ -2,7 +2,9 @@
 
 A server of this package counts tested and accepted tokens by position; vLLM counts drafts and
 accepted tokens by position, which says the same: a position was tested as often as the one before
-it was accepted. Times are not read: they are sums over all loads.
+it was accepted. Neither counts the rounds of a text that had no draft: a server's rounds have many
+texts each, so what its rounds by K leave over is no count of them, and a drafter that may have none
+is refused (`Measured.with_acceptance`). Times are not read: they are sums over all loads.
 """
 
 from __future__ import annotations
@@ -20,15 +22,18 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _ACCEPTED = "spec_decode_num_accepted_tokens_per_pos"
 _EVALUATED = "spec_decode_num_evaluated_tokens_per_pos"
 _DRAFTS = "spec_decode_num_drafts"
+_BY_K = "spec_decode_num_rounds_per_k"
+# What begins a text, and a round of K = 0 with it where nothing else is being written.
+_BEGINNINGS = ("request_success", "num_requests_running", "num_preemptions")
 _TIMEOUT = 10.0
 _MOST = 8 << 20  # bytes of an answer
 
 Sample = tuple[dict[str, str], float]
 
 
-def read(source: str) -> Acceptance:
-    """The acceptance that a server counted. source: a URL (…/metrics, or the server's own) or a
-    file with what it answered. Raises ConfigError."""
+def read(source: str) -> tuple[Acceptance, list[str]]:
+    """The acceptance that a server counted, and what to doubt of it, in words. source: a URL
+    (…/metrics, or the server's own) or a file with what it answered. Raises ConfigError."""
     text = _fetch(source) if source.startswith(("http://", "https://")) else _file(Path(source))
     try:
         return parse(text)
@@ -36,8 +41,8 @@ def read(source: str) -> Acceptance:
         raise ConfigError(f"{source}: {error}") from error
 
 
-def parse(text: str) -> Acceptance:
-    """The counts in Prometheus' text. Raises ValueError where there are none."""
+def parse(text: str) -> tuple[Acceptance, list[str]]:
+    """The counts in Prometheus' text, and doubts. Raises ValueError where there are none."""
     found = _samples(text)
     accepted = _by_position(found.get(_ACCEPTED, []))
     if not accepted:
@@ -54,7 +59,26 @@ def parse(text: str) -> Acceptance:
     tested = Counts(tuple(evaluated), tuple(accepted))
     if not sum(evaluated):
         raise ValueError("no draft token has been tested yet: come again when texts have ended")
-    return Acceptance((tested,))
+    return Acceptance((tested,)), _doubts(found)
+
+
+def _doubts(found: dict[str, list[Sample]]) -> list[str]:
+    """A line where the server chose K: it drafts more where drafts stand, so those tested, and the
+    later positions most of all, are not of all its rounds."""
+    rounds: dict[int, float] = {}
+    for labels, value in found.get(_BY_K, []):
+        k = labels.get("k", "")
+        if k.isdecimal() and value:
+            rounds[int(k)] = rounds.get(int(k), 0.0) + value
+    begun = sum(value for name in _BEGINNINGS for _, value in found.get(name, []))
+    # One K has rounds of 0 too, before a text's first draft and where it has room for no other.
+    chosen = {k for k, count in rounds.items() if k or count > 2 * begun}
+    if len(chosen) <= 1:
+        return []
+    ks = ", ".join(str(k) for k in sorted(chosen))
+    return [f"the server chose K round by round ({ks}), and more where drafts stand: its "
+            "acceptance may be too high. Serve with one K (paceline serve --fixed), or let plan "
+            "measure"]  # fmt: skip
 
 
 def _samples(text: str) -> dict[str, list[Sample]]:

@@ -36,15 +36,15 @@ Prompt: TypeAlias = str | tuple[int, ...] | list[dict[str, str]]
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What to measure. seconds: for everything but opening the engine. loads: texts at a time; ks:
-    draft lengths of the runs, plain decoding (0) always among them. checks:
-    (load, k) to measure besides, after `seconds`, for a look at the predictions."""
+    draft lengths of the runs, plain decoding (0) always among them. check: measure some points
+    besides (`check_points`), after `seconds`, for a look at the predictions."""
 
     prompts: tuple[Prompt, ...]
     params: SamplingParams
     loads: tuple[int, ...]
     ks: tuple[int, ...]
     seconds: float = 60.0
-    checks: tuple[tuple[int, int], ...] = ()
+    check: bool = False
 
 
 def measure(
@@ -67,7 +67,8 @@ def measure_engine(
     costs = engine.costs(probe.seconds * _COSTS)
     points = plan_runs(probe, costs.ks)
     free = [(load, None, False) for load in chosen_loads(probe)] if chooses(engine) else []
-    inside, checks = len(points) + len(free), ((load, k, False) for load, k in probe.checks)
+    unseen = check_points(probe, costs.ks) if probe.check else ()
+    inside, checks = len(points) + len(free), ((load, k, False) for load, k in unseen)
     end, runs, each = began + probe.seconds, list[Run](), _LEAST
     for number, (load, k, short) in enumerate((*points, *free, *checks)):
         progress(f"{drafter}: {load} at a time, {'K chosen' if k is None else f'K = {k}'}")
@@ -95,16 +96,32 @@ def plan_runs(probe: Probe, ks: Sequence[int]) -> list[tuple[int, int, bool]]:
     between; both once more with texts of a few tokens, which tell what a prompt costs from what a
     row costs; at the most the longest draft, for the acceptance of its last positions, and the
     shortest, which hides least of the host's work."""
-    loads = sorted(set(probe.loads))
+    loads, drafts = sorted(set(probe.loads)), _drafts(probe, ks)
     if len(loads) > 3:
         loads = [loads[0], loads[len(loads) // 2], loads[-1]]
-    drafts = [k for k in ks if k and k in probe.ks] or [k for k in ks if k]
     if not drafts:
         return [(load, 0, False) for load in loads]
     middle, between = drafts[(len(drafts) - 1) // 2], loads[len(loads) // 2]
     found = [(load, k, False) for load in loads for k in (0, middle)]
     found += [(between, k, True) for k in (0, middle)]
     return found + [(loads[-1], k, False) for k in (drafts[-1], drafts[0]) if k != middle]
+
+
+def _drafts(probe: Probe, ks: Sequence[int]) -> list[int]:
+    return [k for k in ks if k and k in probe.ks] or [k for k in ks if k]
+
+
+def check_points(probe: Probe, ks: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """(Load, k) to check predictions at, none of them of `plan_runs`, which the fit sees: at the
+    least and at the most load the shortest and the longest draft that are left there, and plain
+    decoding at a load that has no run. None where the runs are all that there is."""
+    seen = {(load, k) for load, k, _ in plan_runs(probe, ks)}
+    loads = sorted(set(probe.loads))
+    found = [(load, 0) for load in loads if (load, 0) not in seen][:1]
+    for load in (loads[0], loads[-1]):
+        left = [k for k in _drafts(probe, ks) if (load, k) not in seen]
+        found += [(load, k) for k in (*left[:1], *left[-1:])]
+    return tuple(dict.fromkeys(found))
 
 
 def chooses(engine: Engine) -> bool:
@@ -121,7 +138,8 @@ def chosen_loads(probe: Probe) -> list[int]:
 
 @dataclass(slots=True)
 class _Writing:
-    """One request as its client sees it. stamps: (seconds, tokens) of each look that found some."""
+    """One request as its client sees it. full: it may be as long as all are. stamps: (seconds,
+    tokens) of each look that found some."""
 
     handle: Handle
     asked: float
@@ -150,7 +168,7 @@ def closed_loop(
     written at once and none waits behind the prompts of the beginning. k: None for the engine's
     own choice; the run's is 0 then. tokens: of each text, for a
     run that tells what a beginning costs, and lasts until it has seen some; it says nothing of how
-    texts are. Raises TimeoutError where no tokens come."""
+    drafts stand. Raises TimeoutError where no tokens come."""
     settle(engine, k)
     numbers, most = itertools.count(), tokens or probe.params.max_tokens
     asked: list[_Writing] = []
@@ -160,7 +178,8 @@ def closed_loop(
         prompt = probe.prompts[number % len(probe.prompts)]
         params = replace(probe.params, max_tokens=tokens, seed=number, min_tokens=0)
         now = time.perf_counter()
-        asked.append(_Writing(engine.submit(prompt, params), now, tokens == most))
+        asked.append(_Writing(engine.submit(prompt, params), now,
+                              tokens == probe.params.max_tokens))  # fmt: skip
         return asked[-1]
 
     # The first texts end one after the other, and so do all behind them.
@@ -194,7 +213,7 @@ def closed_loop(
     run = replace(run, by_k=_rounds(before.rounds_by_k, after.rounds_by_k))
     if tokens is None:
         return run
-    texts = tuple(replace(t, tested=Counts((), ()), whole=False) for t in run.texts)
+    texts = tuple(replace(t, tested=Counts((), ())) for t in run.texts)
     return replace(run, texts=texts)
 
 
@@ -229,7 +248,9 @@ def _run(
 
 def _text(text: _Writing, told: Completion, drafts: bool) -> Text:
     stats = told.stats
-    ttft, tpot, whole = None, None, text.full and told.finish in ("stop", "length")
+    # At a limit of its own, as the first texts have, a text is cut off.
+    whole = told.finish == "stop" or (text.full and told.finish == "length")
+    ttft, tpot = None, None
     if text.stamps:
         (first, least), last = text.stamps[0], text.stamps[-1][0]
         ttft, behind = first - text.asked, sum(n for _, n in text.stamps) - least

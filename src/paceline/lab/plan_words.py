@@ -33,6 +33,7 @@ def verdict(plan: Plan) -> list[str]:
             f"K = {top.point.k}) is {top.speed_up:.2f} times plain decoding "
             f"({top.low:.2f} to {top.high:.2f}). Use plain decoding.",
             *_doubt(plan),
+            *lengths(plan),
         ]
     said = []
     pays = [one for one in plan.best if one is not None]
@@ -51,7 +52,7 @@ def verdict(plan: Plan) -> list[str]:
         said.append(f"It pays at every load asked for, up to {loads[-1]} texts at a time.")
     else:
         said.append(f"It stops paying at {texts(plan.stops)}: plain decoding from there on.")
-    said += _latency(plan) + _worth(plan) + _doubt(plan)
+    said += _latency(plan) + _worth(plan) + _doubt(plan) + lengths(plan)
     if plan.beyond:
         most = min(plan.beyond)
         said.append(f"From {texts(most)} on nothing was measured: those figures are extrapolated.")
@@ -67,6 +68,16 @@ def _doubt(plan: Plan) -> list[str]:
         f"Do not trust this yet: the model misses its own runs by {worst:.0%}. Measure again, for "
         "more --seconds, on a machine that does nothing else."
     ]
+
+
+def lengths(plan: Plan) -> list[str]:
+    """A word where texts are longer than was seen."""
+    if not plan.longer:
+        return []
+    share = f"{plan.longer:.0%}" if plan.longer >= 0.005 else "under 1%"
+    return [f"Texts are reckoned as {plan.traffic.new:.0f} tokens on average and are longer: "
+            f"{share} of them had not ended at the longest that was seen. Measure for more "
+            "--seconds."]  # fmt: skip
 
 
 def _latency(plan: Plan) -> list[str]:
