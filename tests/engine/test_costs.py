@@ -95,6 +95,18 @@ def test_a_k_the_engine_is_not_made_for(engine: Engine, k: object) -> None:
         engine.fix_k(k)  # type: ignore[arg-type]
 
 
+def test_a_k_that_no_round_was_recorded_for(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU it would be drafted as the next longer one."""
+    monkeypatch.setattr(engine._loop.rounds, "width", lambda k: {2: 3}.get(k, k))
+    with pytest.raises(
+        ConfigError, match="no round of 2 drafts was recorded: take one of 0, 1 or 3"
+    ):
+        engine.fix_k(2)
+    engine.fix_k(3)
+
+
 def test_a_plain_engine_has_costs_too(folders: tuple[Path, Path]) -> None:
     with Engine(folders[0], dtype="float32", threads=1, max_length=128, slots=1) as engine:
         costs = engine.costs()

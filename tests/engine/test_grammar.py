@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import VOCAB_SIZE
+from helpers import EOS, VOCAB_SIZE
 from tests.engine.tools import KnownDrafter, Pair, RandomDrafter, prompt
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from paceline import Completion, Engine, Grammar, Handle, RequestError, Sampling
 from paceline.engine.acceptance import Track
 from paceline.engine.policy import Launch
 from paceline.speculation.sampling import allowed
-from paceline.text.grammar import Matcher
+from paceline.text.grammar import Grammars, Matcher
 
 SCHEMA = {
     "type": "object",
@@ -184,6 +184,15 @@ def test_the_same_grammar_is_compiled_once(opened: Callable[..., Engine]) -> Non
     second = compiler.compile(Grammar("json_schema", json.dumps(SCHEMA)))
     assert dict(compiler._kept) == made
     assert first.forced() != second.forced()  # each has come its own way
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(opened: Callable[..., Engine]) -> None:
+    """What the model has is allowed where the grammar allows it; the rest is never asked for."""
+    tokenizer = opened(k=0).tokenizer
+    matcher = Grammars(tokenizer, 96, [EOS]).compile(Grammar("regex", "[A-Z]x"))
+    assert matcher.masks([]).shape == (1, 3)
+    assert allows(matcher, ord("A"))
+    assert not matcher.masks([]).any()  # x is 120: the model has no such token
 
 
 def test_a_grammar_that_cannot_go_on_fails_its_own_text_alone(

@@ -306,11 +306,17 @@ class Engine:
     def fix_k(self, k: int | None) -> None:
         """From here on every round drafts k tokens, 0 is plain decoding; None: as the engine was
         opened. For measuring one K beside another: it changes when tokens come, and under `match`
-        never which. Raises ConfigError for a k that the engine is not made for, and RequestError
-        while texts are being written."""
+        never which. Raises ConfigError for a k that the engine is not made for (where rounds are
+        recorded, one between two that were), and RequestError while texts are being written."""
         self._check_open()
         if k is not None:
             check_request(k, self._widest, 0, None)
+            if self._loop.rounds.width(k) != k:
+                there = ", ".join(str(n) for n in range(k) if self._loop.rounds.width(n) == n)
+                raise ConfigError(
+                    f"no round of {k} drafts was recorded: take one of {there} or "
+                    f"{self._loop.rounds.width(k)}"
+                )
 
         def exchange() -> None:
             if not self._loop.idle:

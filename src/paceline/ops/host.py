@@ -22,6 +22,7 @@ from paceline.types import KVSpec, Window
 log = logging.getLogger(__name__)
 
 _Call = Callable[..., None]
+_MANY = 64  # rows of a kernel's call from which on it does not keep the interpreter's lock
 _BLOCK = 16  # rows of a wide window that attention serves together, so that the scores stay small
 
 
@@ -43,42 +44,51 @@ def load_kernels() -> HostKernels | None:
                 _shared(host_kernels.rms_norm, host_kernels.rms_norm_share, team),
                 _shared(host_attention.enter, host_attention.enter_share, team),
                 _shared(host_kernels.silu_mul, host_kernels.silu_mul_share, team),
-                _shared(host_attention.attend, host_attention.attend_share, team),
-                _shared(host_kernels.int8_product, host_kernels.int8_share, team),
-                _shared(host_kernels.half_product, host_kernels.half_share, team),
+                _by_rows(host_attention.attend, host_attention.attend_share, team),
+                _by_rows(host_kernels.int8_product, host_kernels.int8_share, team),
+                _by_rows(host_kernels.half_product, host_kernels.half_share, team),
             )
     return _kernels
 
 
 @dataclass(frozen=True, slots=True)
 class HostKernels:
-    """Entry points; see `host_kernels` for what each takes."""
+    """Entry points, some of them by their rows; see `host_kernels` for what each takes."""
 
     rms_norm: _Call
     enter: _Call
     silu_mul: _Call
-    attend: _Call
-    int8_product: _Call
-    half_product: _Call
+    attend: Callable[[int], _Call]
+    int8_product: Callable[[int], _Call]
+    half_product: Callable[[int], _Call]
 
 
 _kernels: HostKernels | None = None
 _tried = False
 
 
-def _callable(function: Any) -> _Call:
-    """A Python callable that keeps the interpreter's lock: giving it up and taking it again costs
-    as much as a small kernel. Threads that a kernel shares its work with need no lock."""
+def _callable(function: Any, keep: bool = True) -> _Call:
+    """A Python callable that keeps the interpreter's lock, or gives it up meanwhile, which costs as
+    much as a small kernel. Threads that a kernel shares its work with need no lock."""
     kinds = [
         ctypes.c_double if str(kind) == "float64" else ctypes.c_int64 for kind in function._sig.args
     ]
-    call: _Call = ctypes.PYFUNCTYPE(None, *kinds)(function.address)
+    kind = ctypes.PYFUNCTYPE if keep else ctypes.CFUNCTYPE
+    call: _Call = kind(None, *kinds)(function.address)
     return call
 
 
 def _shared(function: Any, work: Any, team: int) -> _Call:
     """A callable for a kernel that takes the team and its members' function first."""
     return partial(_callable(function), team, work.address)
+
+
+def _by_rows(function: Any, work: Any, team: int) -> Callable[[int], _Call]:
+    """`_shared` by the rows it is for: with a prompt's the kernel takes long, and the event loop
+    goes on meanwhile."""
+    kept = _shared(function, work, team)
+    free = partial(_callable(function, keep=False), team, work.address)
+    return lambda rows: kept if rows < _MANY else free
 
 
 class HostNorm:
@@ -105,7 +115,7 @@ class _HostLinear:
     """A product through a compiled kernel. Subclasses set the kernel, the weight [out, in] and the
     addresses that the kernel takes between the result and the residual."""
 
-    _run: _Call
+    _run: Callable[[int], _Call]
     _weight: Tensor
     _pointers: tuple[int, ...]
 
@@ -120,7 +130,7 @@ class _HostLinear:
     def _product(self, x: Tensor, residual: int) -> Tensor:
         size_out, size_in = self._weight.shape
         out = x.new_empty(x.shape[0], size_out)
-        self._run(
+        self._run(x.shape[0])(
             torch.get_num_threads(), x.data_ptr(), out.data_ptr(), *self._pointers, residual,
             x.shape[0], size_in, size_out, *self._kind(x),
         )  # fmt: skip
@@ -217,7 +227,7 @@ class HostAttention:
             plan.address.data_ptr(), *self._pointers, self._eps,
             rows, heads, kv_heads, size, capacity, half,
         )  # fmt: skip
-        self._attend(
+        self._attend(rows)(
             plan.threads, plan.queries.data_ptr(), plan.out.data_ptr(), *caches,
             plan.position.data_ptr(), plan.pages.data_ptr(), plan.pages.shape[1], rows, plan.width,
             heads, kv_heads, size, capacity, self._sliding, half, _BLOCK,
