@@ -415,7 +415,9 @@ def test_texts_that_part_and_every_source(look: Look) -> None:
     assert shown["legend"] == [f"{name} 1 (20 %)" for name in names]
     assert (shown["figures"]["speed"], shown["figures"]["first"]) == ("10.0", "100 ms")
     page.click(".panel[aria-label=Speculative] summary")
-    rows = page.locator(".panel[aria-label=Speculative] .rounds tbody tr").all_inner_texts()
+    table = ".panel[aria-label=Speculative] .rounds tbody tr"
+    page.wait_for_selector(f"{table} >> nth=4")  # written once the part is open
+    rows = page.locator(table).all_inner_texts()
     assert [row.split("\t")[0] for row in rows] == ["1", "2", "3", "4", "5"]
 
 
