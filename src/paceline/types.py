@@ -33,7 +33,7 @@ class SamplingParams:
     frequency_penalty (0 is off) count the output alone. logit_bias: token id to a number added
     to its logit. seed: None draws one. min_tokens: no end-of-sequence or stop before that many.
     stop: strings that end the text and are not shown; a special token's name ends it also where
-    the text leaves special tokens out. stop_token_ids: token ids that end it.
+    the text leaves special tokens out, and under ignore_eos. stop_token_ids: token ids that end it.
     logprobs: None, or how many most likely tokens to report beside the chosen one (0 to 20).
     processed_logprobs: of what the token was drawn from, after biases, penalties, grammar,
     temperature and truncation (greedily: of a certainty), and not the model's own.

@@ -19,7 +19,7 @@ from tests.engine.tools import Case, Pair, RandomDrafter, prompt, same, together
 
 from paceline import Engine, Event, NumericsError, SamplingParams
 from paceline.drafters.base import Drafter, Draw
-from paceline.errors import EngineClosedError, PacelineError, StepError
+from paceline.errors import EngineClosedError, PacelineError, RequestError, StepError
 from paceline.text import Detokenizer
 from paceline.types import (
     Draft,
@@ -225,6 +225,37 @@ class Faulty(Drafter):
 
 class Panic(BaseException):
     """What a library in Rust raises where it gives up: no Exception."""
+
+
+def test_a_panic_at_a_cancel_ends_no_other(opened: Callable[..., Engine]) -> None:
+    drafter = Faulty("release", error=Panic)
+    engine = opened(drafter=drafter, k=2, slots=2)
+    with engine._driver.held() as step:
+        leaving, staying = (engine.submit(clean(n), GREEDY) for n in range(2))
+        step()
+        step()
+        leaving.cancel()
+    assert leaving.result(60).finish == "cancelled"
+    assert len(staying.result(60).token_ids) == 16
+    assert engine.ended is None
+    assert held(engine) == (0, 0)
+
+
+def test_each_request_has_an_error_of_its_own(opened: Callable[..., Engine]) -> None:
+    """Raised in a step, on purpose: it is the same to all and remembers nobody's frames."""
+
+    class Refused(RequestError):
+        pass
+
+    engine = opened(drafter=Faulty("observe", error=Refused), k=2, slots=2)
+    with engine._driver.held():
+        handles = [engine.submit(clean(n), GREEDY) for n in range(2)]
+    errors = []
+    for handle in handles:
+        with pytest.raises(Refused, match="observe") as caught:
+            handle.result(60)
+        errors.append(caught.value)
+    assert errors[0] is not errors[1]
 
 
 @pytest.mark.parametrize("where", ["admit", "release", "prefill", "observe", "propose"])

@@ -6,14 +6,24 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from helpers import EOS, VOCAB_SIZE
+from helpers import EOS, VOCAB_SIZE, tiny_checkpoint
 from tests.engine.tools import KnownDrafter, Pair, RandomDrafter, prompt
 from torch import Tensor
 
-from paceline import Completion, Engine, Grammar, Handle, RequestError, SamplingParams, StepError
+from paceline import (
+    Completion,
+    Engine,
+    Grammar,
+    Handle,
+    NumericsError,
+    RequestError,
+    SamplingParams,
+    StepError,
+)
 from paceline.engine.acceptance import Track
 from paceline.engine.policy import Launch
 from paceline.speculation.sampling import allowed
@@ -193,6 +203,24 @@ def test_a_tokenizer_with_more_tokens_than_the_model(opened: Callable[..., Engin
     assert matcher.masks([]).shape == (1, 3)
     assert allows(matcher, ord("A"))
     assert not matcher.masks([]).any()  # x is 120: the model has no such token
+
+
+def test_a_token_that_the_model_lacks_is_never_forced(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It would be read by the model, with the texts of others in the batch."""
+    small = {"vocab_size": 200, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    less = tiny_checkpoint(tmp_path / "less", dtype=torch.float64, **small)
+    engine = opened(less, drafter="ngram:min=1", k=3, slots=2)
+    words = [token % 200 for token in prompt(1)]
+    params = SamplingParams(max_tokens=12, temperature=1.0, seed=1)
+    (alone,) = engine.generate([words], params)
+    with engine._driver.held():
+        other = engine.submit(words, params)
+        bound = engine.submit(words, params, grammar=Grammar("lark", f'start: "a" <[{EOS + 1}]>'))
+    assert other.result(60).token_ids == alone.token_ids
+    with pytest.raises(NumericsError):
+        bound.result(60)
 
 
 def test_a_grammar_that_cannot_go_on_fails_its_own_text_alone(

@@ -109,12 +109,12 @@ def test_a_text_of_a_probe_that_ends_by_itself_is_whole_whatever_its_limit(tmp_p
     probe = Probe(("def f(x):", "abc"), params, (1, 4), (1,))
     with Engine(tiny_checkpoint(tmp_path / "t"), slots=4, dtype="float32", threads=1,
                 max_length=64, prefix_cache=False) as engine:  # fmt: skip
-        loop = closed_loop(engine, probe, 4, 0, 0.5)
+        loop = closed_loop(engine, probe, 4, 0, 2.0)
         first = list(zip(loop.texts[:4], (4, 8, 12, 16), strict=True))
         assert all(text.new <= limit for text, limit in first)
         assert any(text.new < limit < 16 for text, limit in first)
         assert all(text.whole for text, limit in first if text.new < limit)
         assert sum(not text.whole for text in loop.texts) <= 3 + 4  # at a limit, or in the end
-        few = closed_loop(engine, probe, 4, 0, 0.01, tokens=4)
+        few = closed_loop(engine, probe, 4, 0, 1.0, tokens=4)
         assert any(text.whole for text in few.texts)
         assert not any(text.tested.evaluated for text in few.texts)

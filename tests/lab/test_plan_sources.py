@@ -71,6 +71,7 @@ def test_metrics_of_a_server_that_has_written_nothing_yet() -> None:
 @pytest.mark.parametrize(
     ("rounds", "said"),
     [
+        ({0: 24, 4: 90}, None),  # of prompts that were warmed
         ({}, None),  # vLLM does not say
         ({0: 3, 4: 90}, None),  # rounds before a first draft, of texts written alone
         ({0: 40, 4: 90}, "(0, 4)"),  # more than its five texts and three preemptions explain
@@ -82,7 +83,8 @@ def test_a_server_that_chooses_k_is_doubted(rounds: dict[int, int], said: str | 
              for k, count in rounds.items()]  # fmt: skip
     lines += ['paceline:request_success_total{finished_reason="stop",model_name="m"} 4.0',
               'paceline:num_requests_running{model_name="m"} 1.0',
-              'paceline:num_preemptions_total{model_name="m"} 3.0']  # fmt: skip
+              'paceline:num_preemptions_total{model_name="m"} 3.0',
+              'paceline:http_requests_total{path="/v1/warm",status="200"} 6.0']  # fmt: skip
     accepted, doubts = parse(OWN + "\n".join(lines))
     assert accepted.total == Counts((100, 78, 30), (80, 40, 0))
     assert len(doubts) == (said is not None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -213,6 +215,25 @@ def test_int8_product(kernels: host.HostKernels, rows: int, biased: bool) -> Non
     coarse = weight.abs().amax(1, keepdim=True) / 127
     again = host.Int8Linear(kernels, (weight / coarse).round() * coarse, bias)
     torch.testing.assert_close(again(x), product(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompts_product_leaves_the_lock_to_others(kernels: host.HostKernels) -> None:
+    product, x = host.Int8Linear(kernels, noise(2048, 1024), None), noise(1500, 1024, seed=1)
+    turns, done = [0], threading.Event()
+
+    def other() -> None:
+        while not done.is_set():
+            time.sleep(0.001)
+            turns[0] += 1
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    before = turns[0]
+    product(x)
+    after = turns[0]
+    done.set()
+    thread.join()
+    assert after > before + 3, "nobody else ran meanwhile"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

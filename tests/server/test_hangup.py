@@ -98,12 +98,12 @@ def test_a_client_that_reads_nothing_is_hung_up_on(
 def test_a_client_that_reads_slowly_has_its_answer(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "UNREAD", 0.5)
+    monkeypatch.setattr(protocol, "UNREAD", 2.0)
     with narrow(engine, "/v1/completions", LARGE) as (_, reader):
         head, _, content = reader.recv(4096).partition(b"\r\n\r\n")
         length = int(re.findall(rb"content-length: (\d+)", head)[0])
         while len(content) < length:
-            time.sleep(0.03)
+            time.sleep(0.06)
             more = reader.recv(4096)
             assert more, "hung up on"
             content += more

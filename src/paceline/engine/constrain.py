@@ -30,7 +30,7 @@ class Constrainer:
 
     def prepare(
         self, rows: list[Sequence], k: int, widest: int, width: Callable[[int], int]
-    ) -> tuple[int, list[int], list[tuple[Sequence, Exception]]]:
+    ) -> tuple[int, list[int], list[tuple[Sequence, BaseException]]]:
         """Masks for a window of k draft tokens, or of what is forced: at most `widest`.
 
         width: what a round of so many really has, at which every row may have a longer draft than
@@ -38,7 +38,7 @@ class Constrainer:
         and the rows whose grammar broke down, with its error: no token may come in those, so that
         the round fails them and nobody else. No round of a bound row may be in flight.
         """
-        forced, failed = [0] * len(rows), list[tuple[Sequence, Exception]]()
+        forced, failed = [0] * len(rows), list[tuple[Sequence, BaseException]]()
         bound = [place for place, row in enumerate(rows) if row.request.constraint is not None]
         slots = self.machine.slots
         index = upload([rows[place].slot for place in bound], slots.limits.device)
@@ -56,7 +56,7 @@ class Constrainer:
         return k, forced, failed
 
     def _must(
-        self, sequence: Sequence, widest: int, failed: list[tuple[Sequence, Exception]]
+        self, sequence: Sequence, widest: int, failed: list[tuple[Sequence, BaseException]]
     ) -> list[int]:
         """The tokens that must come next, as many as a window may hold."""
         room = max(0, min(widest, sequence.limit - len(sequence.tokens) - 1))
@@ -64,12 +64,12 @@ class Constrainer:
             return []
         try:
             return _constraint(sequence).forced()[:room]
-        except Exception as error:
+        except BaseException as error:  # llguidance is in Rust: a panic of it is no Exception
             self._fail(sequence, error, failed)
             return []
 
     def _mask(
-        self, sequence: Sequence, draft: list[int], failed: list[tuple[Sequence, Exception]]
+        self, sequence: Sequence, draft: list[int], failed: list[tuple[Sequence, BaseException]]
     ) -> None:
         slots = self.machine.slots
         masks = slots.masks[sequence.slot, : len(draft) + 1]
@@ -77,15 +77,15 @@ class Constrainer:
             if all(sequence is not one for one, _ in failed):
                 masks.copy_(_constraint(sequence).masks(draft))
                 return
-        except Exception as error:
+        except BaseException as error:  # llguidance is in Rust: a panic of it is no Exception
             self._fail(sequence, error, failed)
         masks.zero_()
 
     def _fail(
         self,
         sequence: Sequence,
-        error: Exception,
-        failed: list[tuple[Sequence, Exception]],
+        error: BaseException,
+        failed: list[tuple[Sequence, BaseException]],
     ) -> None:
         mine = not isinstance(error, PacelineError)  # else the request's own fault
         log.log(

@@ -192,7 +192,7 @@ class Driver:
             while True:
                 try:
                     command()
-                except Exception:  # a command tells its own caller; none may end the thread
+                except BaseException:  # a command tells its own caller; none may end the thread
                     log.exception("a command failed")
                 command = self._commands.get_nowait()
         except queue.Empty:
@@ -213,10 +213,14 @@ class Driver:
         if self._broken is not None:
             log.error("%s", self._broken)
         closed = self._broken or EngineClosedError("the engine was closed; open a new one")
-        self._steps.end_all(closed)
-        self._obey(block=False)
-        self._steps.end_all(closed)  # what was posted in between
-        self._deliver()
+        try:
+            self._steps.end_all(closed)
+        finally:
+            self._obey(block=False)
+            try:
+                self._steps.end_all(closed)  # what was posted in between
+            finally:
+                self._deliver()
 
     def _deliver(self) -> None:
         if self._touched:

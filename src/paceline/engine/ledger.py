@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -100,9 +101,11 @@ class Ledger:
                 self.machine.slots.release(sequence.slot)
                 self.machine.drafter.release(sequence.slot)
         finally:  # whatever the device or a drafter says: nobody else may find it running
-            self.scheduler.finish(sequence, keep)
-            self.finished += 1
-            reader.seal()
+            try:
+                self.scheduler.finish(sequence, keep)
+            finally:
+                self.finished += 1
+                reader.seal()
 
     def book_round(self, k: int, outcome: Outcome, seconds: float) -> None:
         """Book a round of all rows, whose windows had room for k draft tokens, and its time."""
@@ -120,10 +123,9 @@ class Ledger:
         try:
             yield
         except BaseException as error:
-            told = error if isinstance(error, PacelineError) else step_error(error)
             for sequence in sequences:
                 try:
-                    self.drop(sequence, "error", told)
+                    self.drop(sequence, "error", told(error))
                 except BaseException:  # each of them must end; the first error says why
                     log.debug("request %s: not released", sequence.request.id, exc_info=True)
             raise
@@ -165,12 +167,17 @@ class Ledger:
         return stats
 
 
-def step_error(error: BaseException) -> StepError:
-    """The error that the requests of a step that broke off are given."""
-    what = " ".join(str(error).split())
-    told = StepError(
-        f"the engine met {type(error).__name__}: {what[:300]}; this request ended with it: send it "
-        "again, and if it goes on, open a new engine and report it"
-    )
-    told.__cause__ = error
-    return told
+def told(error: BaseException) -> PacelineError:
+    """What a request of a step that broke off is given: an error of its own, since whoever raises
+    it adds to what it remembers."""
+    made: PacelineError
+    if isinstance(error, PacelineError):
+        made = copy(error)
+    else:
+        what = " ".join(str(error).split())
+        made = StepError(
+            f"the engine met {type(error).__name__}: {what[:300]}; this request ended with it: "
+            "send it again, and if it goes on, open a new engine and report it"
+        )
+    made.__cause__ = error
+    return made

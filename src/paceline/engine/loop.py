@@ -16,7 +16,7 @@ import torch
 from paceline.engine.acceptance import Seen, Track
 from paceline.engine.constrain import FORCED, Constrainer
 from paceline.engine.feeding import Feeder
-from paceline.engine.ledger import Ledger, Live, step_error
+from paceline.engine.ledger import Ledger, Live, told
 from paceline.engine.outbox import Committed, Reader
 from paceline.engine.paging import Grant
 from paceline.engine.policy import Launch
@@ -231,8 +231,7 @@ class Loop:
         and how many tokens are forced in each row."""
         k, forced, failed = self.constrainer.prepare(rows, launch.k, self.widest, self.rounds.width)
         for sequence, error in failed:
-            told = error if isinstance(error, PacelineError) else step_error(error)
-            self.ledger.live[sequence].error = told
+            self.ledger.live[sequence].error = told(error)
         asked = tuple(0 if n else a for n, a in zip(forced, launch.asked, strict=True))
         return replace(launch, k=k, asked=asked), forced
 

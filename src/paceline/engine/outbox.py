@@ -70,7 +70,7 @@ class Reader:
     """Collects one request's tokens and text, and hands them out as events.
 
     The event with `finish` is held back until `seal`: whoever sees it finds everything about the
-    request counted, and its slot and pages free.
+    request counted, and its slot and pages free, or free as soon as a round on its way is read.
     """
 
     request: Request
@@ -111,7 +111,7 @@ class Reader:
                 ids = ids[: len(texts)]
                 del pieces[len(ids) :]
             elif end is not None:
-                rest, hit = self._text.rest()
+                rest, hit = self._text.rest(armed=len(ids) > unchecked)
                 if pieces:
                     pieces[-1], rest = pieces[-1] + rest, ""
             if hit is not None:
@@ -242,9 +242,10 @@ class _TextEnd:
                 return shown, hit
         return shown, None
 
-    def rest(self) -> tuple[str, str | None]:
+    def rest(self, armed: bool = True) -> tuple[str, str | None]:
         """What was held back, at the end of the text, and the stop string that is in it: bytes of
-        one character wait for each other, and with sentencepiece a newline is such a byte."""
+        one character wait for each other, and with sentencepiece a newline is such a byte. armed:
+        see `StopStrings.feed`."""
         tail = self._detokenizer.flush()
-        safe, hit = self._stops.feed(tail) if self._searching else (tail, None)
+        safe, hit = self._stops.feed(tail, armed) if self._searching else (tail, None)
         return (safe, hit) if hit is not None else (safe + self._stops.flush(), None)

@@ -24,21 +24,19 @@ def percentiles(values: Sequence[float]) -> Percentiles | None:
     return Percentiles(p50, p95, p99, len(values))
 
 
-def ratio_of_sums(
-    above: Sequence[float], below: Sequence[float], scale: float = 1.0
-) -> Interval | None:
-    """scale x sum(above) / sum(below), with the interval from drawing prompts anew.
+def ratio_of_sums(above: Sequence[float], below: Sequence[float]) -> Interval | None:
+    """sum(above) / sum(below), with the interval from drawing prompts anew.
 
     One entry a prompt in both. None where nothing is below.
     """
     if not below or sum(below) <= 0:
         return None
-    value = scale * sum(above) / sum(below)
+    value = sum(above) / sum(below)
     if len(below) < FEWEST:
         return Interval(value)
     a, b = np.asarray(above, float), np.asarray(below, float)
     chosen = _draws(len(b))
-    return _interval(value, scale * a[chosen].sum(1) / b[chosen].sum(1))
+    return _interval(value, a[chosen].sum(1) / b[chosen].sum(1))
 
 
 def ratio_of_rates(

@@ -25,6 +25,7 @@ _DRAFTS = "spec_decode_num_drafts"
 _BY_K = "spec_decode_num_rounds_per_k"
 # What begins a text, and a round of K = 0 with it where nothing else is being written.
 _BEGINNINGS = ("request_success", "num_requests_running", "num_preemptions")
+_ANSWERED = "http_requests"  # where paceline counts the prompts that were warmed, a token each
 _TIMEOUT = 10.0
 _MOST = 8 << 20  # bytes of an answer
 
@@ -71,6 +72,8 @@ def _doubts(found: dict[str, list[Sample]]) -> list[str]:
         if k.isdecimal() and value:
             rounds[int(k)] = rounds.get(int(k), 0.0) + value
     begun = sum(value for name in _BEGINNINGS for _, value in found.get(name, []))
+    answered = found.get(_ANSWERED, [])
+    begun += sum(value for labels, value in answered if labels.get("path") == "/v1/warm")
     # One K has rounds of 0 too, before a text's first draft and where it has room for no other.
     chosen = {k for k, count in rounds.items() if k or count > 2 * begun}
     if len(chosen) <= 1:

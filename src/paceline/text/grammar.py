@@ -11,6 +11,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class Grammars:
             tokenizer.fast, n_vocab=most, eos_token=list(eos_ids) or None
         )
         self._special = {tokenizer.token(i) or "": i for i in tokenizer.special_ids}
-        self._words, self._model_words = -(-most // 32), -(-vocab_size // 32)
+        self._words, self._vocab_size = -(-most // 32), vocab_size
         self._kept: OrderedDict[Grammar, Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -67,7 +68,7 @@ class Grammars:
             self._kept.move_to_end(grammar)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
-            return Matcher(made.deep_copy(), self._words, self._model_words, grammar.kind)
+            return Matcher(made.deep_copy(), self._words, self._vocab_size, grammar.kind)
 
     def _made(self, grammar: Grammar) -> Any:
         if len(grammar.text) > _LONGEST:
@@ -125,9 +126,10 @@ class Grammars:
 class Matcher:
     """How far one text has come in its grammar: see `types.Constraint`."""
 
-    def __init__(self, inner: Any, words: int, shown: int, kind: str) -> None:
-        """words: of a mask, of which the first `shown` are the model's."""
-        self._inner, self._words, self._shown, self._kind = inner, words, shown, kind
+    def __init__(self, inner: Any, words: int, vocab_size: int, kind: str) -> None:
+        """words: of a mask over the tokenizer's tokens, of which the model has `vocab_size`."""
+        self._inner, self._words, self._kind = inner, words, kind
+        self._vocab_size = vocab_size
 
     def masks(self, drafted: Sequence[int]) -> Tensor:
         """int32 [n + 1, words], n = len(drafted): the tokens that may come after the text and the
@@ -146,15 +148,17 @@ class Matcher:
             taken += 1
         if taken:
             self._inner.rollback(taken)
-        return out[:, : self._shown]
+        return out[:, : -(-self._vocab_size // 32)]
 
     def commit(self, tokens: Sequence[int]) -> None:
         """The text goes on with `tokens`."""
         self._inner.try_consume_tokens(list(tokens))
 
     def forced(self) -> list[int]:
-        """The tokens that must come next, as far as there is no choice."""
-        return [] if self._inner.is_stopped() else list(self._inner.compute_ff_tokens())
+        """The tokens that must come next, as far as there is no choice and the model has them."""
+        if self._inner.is_stopped():
+            return []
+        return list(takewhile(self._vocab_size.__gt__, self._inner.compute_ff_tokens()))
 
 
 def _refused(kind: str, why: str, what: str = "cannot be used") -> RequestError:
