@@ -19,7 +19,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from paceline.ops.device_linear import TILE, Tiles, choose_tiles
+from paceline.ops.device_linear import TILE, Tiles, choose_tiles, fitted
 
 ROWS = (1, 17, 64, 96, 192, 288)  # at least one for each tile there is
 HEAD, GATED, QKV, OUT = (128256, False), (14336, True), (6144, False), (4096, False)
@@ -27,6 +27,23 @@ HEAD, GATED, QKV, OUT = (128256, False), (14336, True), (6144, False), (4096, Fa
 
 def ways(n: int, gated: bool) -> list[Tiles]:
     return sorted({choose_tiles(r, n, gated, False) for r in ROWS}, key=dataclasses.astuple)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_every_tile_fits_on_smaller_gpus(wide: bool) -> None:
+    """Bytes a program may share: an L4's, 4090's or 5090's, an A100's, an H200's. What the
+    compiler takes is a block for all stages but one."""
+    size = 4 if wide else 2
+    for room in (101_376, 166_912, 232_448):
+        for rows in range(1, 321):
+            for n, gated in (HEAD, GATED, QKV, OUT):
+                chosen = choose_tiles(rows, n, gated, wide)
+                tiles = fitted(chosen, gated, size, room)
+                block = (tiles.rows + tiles.columns * (1 + gated)) * tiles.inner * size
+                assert (tiles.depth - 1) * block <= room
+                assert tiles.depth >= 2
+                if room > 200_000:
+                    assert tiles == chosen
 
 
 def orders(asked: list[tuple[Tiles, int, dict[str, Any]]]) -> list[list[str]]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from paceline.config import MAX_LOGPROBS
 from paceline.engine.landing import Landing, Marks
-from paceline.engine.round import Machine, Plan, draft_after, run_round, verify_and_commit
+from paceline.engine.round import Machine, Plan, draft_after, verify_and_commit
 from paceline.engine.rounds import Outcome, Pending
 from paceline.engine.slots import Batch
 from paceline.types import SamplingFlags, TargetOut, Verdict, Window
@@ -175,6 +175,19 @@ def every_plan(machine: Machine, ks: Sequence[int]) -> dict[_First, Plan]:
     return plans
 
 
+def run_once(machine: Machine, plan: Plan, widest: int) -> None:
+    """The round of `plan` with the draft behind it as it is recorded: a kernel that is met first
+    while a graph is being recorded cannot be loaded."""
+    window, out, verdict = verify_and_commit(machine, plan)
+    draft_after(machine, _widened(machine, plan, widest), window, out, verdict)
+
+
+def _widened(machine: Machine, plan: Plan, widest: int) -> Plan:
+    """A draft serves whatever window came before: to a drafter that does not observe it, the
+    widest."""
+    return plan if machine.drafter.needs.catch_up == "observe" else replace(plan, k=widest)
+
+
 class CapturedRounds:
     """See `Rounds`. Rows that a round does not fill are slot 0, which is never active."""
 
@@ -198,7 +211,7 @@ class CapturedRounds:
             # Compiles what is not compiled yet and makes the buffers that are kept.
             for done, plan in enumerate(plans.values(), 1):
                 if on_gpu:  # elsewhere recording runs it
-                    run_round(machine, plan, lambda verdict: None)
+                    run_once(machine, plan, self.ks[-1])
                 if progress is not None:
                     progress(done, 2 * len(plans))
             run = time.perf_counter() - began
@@ -224,9 +237,7 @@ class CapturedRounds:
             second = self._follows(size, k, next_k, level)
             if second in self._second:
                 continue
-            # Whatever window came before: to a draft that does not observe it, the widest.
-            widest = k if self._observes else self.ks[-1]
-            after = replace(plan, k=widest, next_k=next_k)
+            after = _widened(self._machine, replace(plan, next_k=next_k), self.ks[-1])
             self._second[second] = record(partial(verify.draft_after, after))
         if self._device.type == "cuda":  # elsewhere it is all run again
             verify.forget()

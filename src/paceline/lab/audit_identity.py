@@ -167,6 +167,7 @@ def _one_dtype(
                             prompt = number // len(options.settings)
                             found.append(replace(where, drafter=case.name, k=k, prompt=prompt))
                     step(f"{dtype}, {case.name}, K = {k}")
+            del engine  # or its weights stay where the next one's have to go
     asserted = dtype == "float64"
     return IdentityResult(
         dtype=dtype,

@@ -114,6 +114,7 @@ def audit_laws(
                     found.append((kind, rule, drafter, label(params), test))
                     progress(f"{rule}, {drafter}: {kind} at {label(params)}", len(found), total)
             rates[f"{rule}, {drafter}"] = engine.stats().acceptance_rate
+        del engine  # or its weights stay where the next one's have to go
     return _report(found, rates, options)
 
 

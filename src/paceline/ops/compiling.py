@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 log = logging.getLogger(__name__)
 
 _MOST_THREADS = 32
+_ALONE = threading.Lock()
 
 
 class Rehearsal:
@@ -100,22 +101,28 @@ def _cores() -> int:
 def compiling(device: torch.device, threads: int | None = None) -> Iterator[Rehearsal]:
     """While the block runs, a kernel that is not compiled is not launched; at its end all are.
 
-    What the block computes is worthless, and must do no harm. threads: None takes the cores.
-    Raises ImportError without triton.
+    What the block computes is worthless, and must do no harm. threads: None takes the cores. One at
+    a time in a process: Triton has one place for what is asked before a launch. Raises ImportError
+    without triton.
     """
     from triton import knobs
 
+    with _ALONE:
+        yield from _compiling(knobs.runtime, device, threads)
+
+
+def _compiling(runtime: Any, device: torch.device, threads: int | None) -> Iterator[Rehearsal]:
     began = time.perf_counter()
     threads = threads or min(_MOST_THREADS, _cores())
-    rehearsal, before = Rehearsal(device, threads), knobs.runtime.jit_cache_hook
-    knobs.runtime.jit_cache_hook = rehearsal.hook
+    rehearsal, before = Rehearsal(device, threads), runtime.jit_cache_hook
+    runtime.jit_cache_hook = rehearsal.hook
     try:
         with _Zeros():  # type: ignore[no-untyped-call]
             yield rehearsal
         rehearsed = time.perf_counter() - began
         rehearsal.finish()
     finally:
-        knobs.runtime.jit_cache_hook = before
+        runtime.jit_cache_hook = before
         rehearsal.close()
     log.info(
         "compiled or loaded %d kernels in %.1f s on %d threads, %.1f s of it the rehearsal",

@@ -7,7 +7,8 @@ prompt's, through torch. A norm's sum of squares is left as parts by the product
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -77,6 +78,25 @@ def choose_tiles(rows: int, n: int, gated: bool, wide: bool) -> Tiles:
     return Tiles(128, TILE, 64, 3 if gated else 4)
 
 
+def fitted(tiles: Tiles, gated: bool, size: int, room: int | None) -> Tiles:
+    """`tiles` with as many blocks on their way as a multiprocessor has room for: an H200 for all
+    of `choose_tiles`, a smaller GPU not. size: bytes of a number; room: bytes that a program may
+    share, None where nobody knows."""
+    if room is None:
+        return tiles
+    block = (tiles.rows + tiles.columns * (1 + gated)) * tiles.inner * size
+    return replace(tiles, depth=max(1, min(tiles.depth, room // block + 1)))
+
+
+@cache
+def _room(device: torch.device) -> int | None:
+    """Bytes that a program may share on a device."""
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", None)
+
+
 class DeviceProduct:
     """One product with constant weights and what is fused to it. Subclasses say what it serves."""
 
@@ -99,6 +119,7 @@ class DeviceProduct:
         self._norm = None if gain is None else RMSNorm(gain, eps)
         # Programmatic dependent launch came with Hopper.
         self._pdl = weight.is_cuda and torch.cuda.get_device_capability(weight.device) >= (9, 0)
+        self._room = _room(weight.device)
         self._alone = not steady and weight.dtype is torch.bfloat16 and self._k <= 2 * _WIDEST
         self._tiles = -(-self._k // TILE)
         self._parts = -(-self._n // TILE)
@@ -141,6 +162,7 @@ class DeviceProduct:
             scaled = torch.empty_like(y)
             parts = torch.empty(rows, self._parts, dtype=torch.float32, device=y.device)
         tiles = self.tiles or choose_tiles(rows, self._n, self._gated, w.dtype is torch.float32)
+        tiles = fitted(tiles, self._gated, w.element_size(), self._room)
         assert following is None or tiles.columns == TILE, "a part of squares is one program's"
         few_rows[(-(-rows // tiles.rows), -(-self._n // tiles.columns))](
             source, w, y, w if x.squares is None else x.squares,
