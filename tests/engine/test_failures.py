@@ -467,8 +467,11 @@ def test_a_round_that_cannot_be_read_holds_nothing(opened: Callable[..., Engine]
 
     engine = opened(drafter=Nameless(), k=2, slots=2)
     for _ in range(3):
-        with pytest.raises(StepError, match="IndexError"):
-            engine.generate([clean(1), clean(2)], GREEDY)
+        with engine._driver.held():  # in one step: five that fail in a row end the engine
+            handles = [engine.submit(clean(n), GREEDY) for n in (1, 2)]
+        for handle in handles:
+            with pytest.raises(StepError, match="IndexError"):
+                handle.result(60)
     assert held(engine) == (0, 0)
     (done,) = engine.generate([clean(1)], GREEDY, k=0)
     assert done.finish == "length"
