@@ -7,6 +7,9 @@ the same model.
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,25 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+
+
+def turns_of_others(work: Callable[[], object]) -> int:
+    """How often another thread that sleeps a millisecond at a time came to run during `work`."""
+    turns, done = [0], threading.Event()
+
+    def other() -> None:
+        while not done.is_set():
+            time.sleep(0.001)
+            turns[0] += 1
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    before = turns[0]
+    work()
+    after = turns[0]
+    done.set()
+    thread.join()
+    return after - before
 
 
 def tiny_model(

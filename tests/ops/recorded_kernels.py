@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import triton
 from helpers import tiny_checkpoint
-from triton.backends.compiler import GPUTarget
+from tests.ops.no_gpu import Driver
 from triton.runtime import driver
 
 import paceline.engine.build as build
@@ -28,22 +28,6 @@ from paceline.ops.compiling import _Zeros
 from paceline.ops.layer import _DeviceOps
 
 K = 5
-
-
-class Driver:
-    """As much of a GPU as triton asks for before a launch."""
-
-    class utils:
-        pass
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
 
 
 def opened(drafter: str) -> Engine:

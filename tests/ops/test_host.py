@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-import threading
-import time
 from typing import Any
 
 import pytest
 import torch
+from helpers import turns_of_others
 from torch import Tensor
 
 from paceline.ops import host
@@ -219,21 +218,7 @@ def test_int8_product(kernels: host.HostKernels, rows: int, biased: bool) -> Non
 
 def test_a_prompts_product_leaves_the_lock_to_others(kernels: host.HostKernels) -> None:
     product, x = host.Int8Linear(kernels, noise(2048, 1024), None), noise(1500, 1024, seed=1)
-    turns, done = [0], threading.Event()
-
-    def other() -> None:
-        while not done.is_set():
-            time.sleep(0.001)
-            turns[0] += 1
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    before = turns[0]
-    product(x)
-    after = turns[0]
-    done.set()
-    thread.join()
-    assert after > before + 3, "nobody else ran meanwhile"
+    assert turns_of_others(lambda: product(x)) > 3, "nobody else ran meanwhile"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
