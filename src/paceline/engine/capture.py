@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 LEVELS = (
     SamplingFlags(),
     SamplingFlags(draws=True, bias=True, min_tokens=True),
+    SamplingFlags(draws=True, bias=True, min_tokens=True, truncation=True),
     SamplingFlags(
         True, True, True, True, True, True, True, MAX_LOGPROBS, mask=True, processed=True
     ),

@@ -144,10 +144,9 @@ def scan(
         every = tl.load(tops + row * blocks + column, mask=column < blocks, other=-_INF)
         top = tl.max(every, axis=0)
     score, g, heat = x, tl.zeros_like(x), 0.0
-    if MODE == HEATED:
-        heat = tl.load(temperature + b).to(tl.float32)
     if MODE != GREEDY:
-        if (MODE == SCORES) | (heat > 0):
+        heat = tl.load(temperature + b).to(tl.float32)
+        if heat > 0:
             token = block * BLOCK + tl.arange(0, BLOCK)
             g = gumbel(key(tl.load(seeds + b), drawn_at), token, NATIVE)
             if MODE == HEATED:

@@ -89,15 +89,7 @@ def distribution(
     are then returned before the one-hot is made of them. That is no other code path: the argmax
     of a one-hot is the argmax of what it was made from, and `draw` takes the argmax either way.
     """
-    assert logits.dtype in (torch.float32, torch.float64), "cast the logits first"
-    x = logits
-    if flags.bias:
-        x = _add_bias(x, params)
-    if flags.min_tokens:
-        x = _mask_stops(x, params, position)
-    if flags.penalties:
-        assert history is not None, "penalties need the history"
-        x = _penalize(x, params, history)
+    x = adjusted(logits, params, flags, position, history)
     if not flags.draws:
         return _one_hot(x) if one_hot else x
     greedy = (params.temperature <= 0).view(-1, 1, 1)
@@ -111,6 +103,26 @@ def distribution(
             params.min_p,
         )
     return torch.where(greedy, _one_hot(x), scores)
+
+
+def adjusted(
+    logits: Tensor,
+    params: SamplingTensors,
+    flags: SamplingFlags,
+    position: Tensor,
+    history: History | None = None,
+) -> Tensor:
+    """Return logits after the first stages of `distribution`, those before temperature."""
+    assert logits.dtype in (torch.float32, torch.float64), "cast the logits first"
+    x = logits
+    if flags.bias:
+        x = _add_bias(x, params)
+    if flags.min_tokens:
+        x = _mask_stops(x, params, position)
+    if flags.penalties:
+        assert history is not None, "penalties need the history"
+        x = _penalize(x, params, history)
+    return x
 
 
 def _add_bias(x: Tensor, params: SamplingTensors) -> Tensor:
