@@ -35,6 +35,9 @@ from paceline.types import Request
 if torch.cuda.is_available():
     pytest.skip("a GPU runs the real thing", allow_module_level=True)
 
+# numpy, under the interpreter, warns of what a GPU computes silently: of idle rows.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
