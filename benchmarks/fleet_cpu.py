@@ -28,9 +28,10 @@ import paceline
 from paceline import Engine, Handle, SamplingParams
 from paceline.lab.fleet import Outcome, Replica, quantile, simulate
 from paceline.lab.fleet_traffic import Arrival, Lengths, poisson
+from paceline.lab.plan_loop import Probe, settle
 from paceline.lab.plan_measured import Drafted
 from paceline.lab.plan_model import Traffic, best, predict
-from paceline.lab.plan_probe import Probe, measure_engine, settle
+from paceline.lab.plan_probe import measure_engine
 
 LOOK = 0.001  # seconds between two looks at what has come
 ENOUGH = 0.15  # the claim, or the spread of the runs where that is more

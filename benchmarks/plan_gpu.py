@@ -18,9 +18,10 @@ from gpu_common import Bench, digits, fixed, median, open_engine, prompts, say
 from harness import Job, Parts, add_options, choose_parts, measure, numbers, shrink
 
 from paceline import Engine
+from paceline.lab.plan_loop import Probe, closed_loop
 from paceline.lab.plan_measured import Drafted, Measured, save
 from paceline.lab.plan_model import Machine, Point, Traffic, best, constant, predict
-from paceline.lab.plan_probe import Probe, closed_loop, measure_engine
+from paceline.lab.plan_probe import measure_engine
 
 SMALL = {
     "probe_seconds": 4.0, "probe_loads": [2], "points": "0.8x1,0.3x3,0.95x3", "grid": [0, 2, 4],
@@ -124,11 +125,14 @@ def measured(bench: Bench) -> dict[str, Any]:
 def _turn(
     engine: Engine, heads: Heads, ask: Probe, point: dict[str, Any], o: Any, turn: int
 ) -> None:
-    """Measure one point once: each K of the grid, beginning with another each time."""
+    """Measure one point once: each K of the grid, beginning with another each time. A stretch is
+    a text a client at least: in a shorter one fewer texts begin than do in the long run, which is
+    what was predicted."""
     heads.put(engine, point["acceptance"])
     ks = o.grid[turn % len(o.grid) :] + o.grid[: turn % len(o.grid)]
+    least = point["load"] * o.new_tokens
     for k in ks:
-        run = closed_loop(engine, ask, point["load"], k, o.run_seconds)
+        run = closed_loop(engine, ask, point["load"], k, o.run_seconds, least=least)
         point["rates"][str(k)].append(digits(run.tok_s))
         point["seen"].setdefault(str(k), []).append(digits(run.per_round, 4))
     rates = {k: each[-1] for k, each in point["rates"].items()}
@@ -197,7 +201,7 @@ def parse() -> argparse.Namespace:
         "0.9x1,0.7x32", help="acceptance and load of what is predicted")  # fmt: skip
     add("--grid", type=numbers, default=[0, 2, 4, 8], help="every K that is measured, 0 among them")
     add("--k", type=int, default=8, help="the engine's most draft tokens")
-    add("--run-seconds", type=float, default=1.5)
+    add("--run-seconds", type=float, default=1.5, help="at least, and a text a client")
     add("--repeats", type=int, default=2)
     add("--budget", type=float, default=200.0, help="seconds of measuring, the probe not counted")
     add("--prompts", type=int, default=256, help="different prompts")

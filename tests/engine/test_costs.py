@@ -41,6 +41,16 @@ def test_costs_are_those_the_engine_decides_by(engine: Engine) -> None:
     assert costs.verify(1, 2, 40.0) == pytest.approx(table.verify(1, 3, 40.0))
 
 
+def test_rows_that_fill_up_a_recorded_size_have_no_context() -> None:
+    points = [CostPoint(kind, rows, k, context, 0.01 + 1e-6 * rows * context)
+              for rows in (32, 64) for context in (0, 1000)
+              for kind, k in (("verify", 0), ("verify", 2), ("draft", 2))]  # fmt: skip
+    recorded = Costs(tuple(points), (0, 2), sizes=(32, 64))
+    assert recorded.verify(48, 0, 500.0) == pytest.approx(0.01 + 1e-6 * 48 * 500)
+    assert recorded.round(33, 2, 500.0) == pytest.approx(2 * (0.01 + 1e-6 * 33 * 500))
+    assert recorded.verify(64, 0, 500.0) == pytest.approx(0.01 + 1e-6 * 64 * 500)
+
+
 def test_costs_are_measured_anew_where_nothing_is_in_the_caches(engine: Engine) -> None:
     prompt = "def area(width, height):\n" * 4  # longer than a page, which is kept
     before = engine.generate(prompt, PARAMS, k=0)[0].text

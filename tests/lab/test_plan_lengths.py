@@ -16,9 +16,9 @@ from paceline.lab.plan_acceptance import Counts
 from paceline.lab.plan_answer import Question, answer
 from paceline.lab.plan_fit import Text
 from paceline.lab.plan_lengths import mean_length
+from paceline.lab.plan_loop import Probe, closed_loop
 from paceline.lab.plan_measured import Measured
 from paceline.lab.plan_model import Traffic
-from paceline.lab.plan_probe import Probe, closed_loop
 from paceline.lab.plan_words import verdict
 
 

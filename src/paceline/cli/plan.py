@@ -19,8 +19,8 @@ from paceline.lab import plan_measured, plan_serve, plan_vllm
 from paceline.lab.fleet_answer import Fleet, Target, compare
 from paceline.lab.fleet_traffic import read as read_traffic
 from paceline.lab.plan_answer import Plan, Question, answer
+from paceline.lab.plan_loop import Probe
 from paceline.lab.plan_measured import Measured
-from paceline.lab.plan_probe import Probe
 from paceline.lab.plan_words import ASSUMPTIONS, checked, verdict
 
 FROM, ASKED, FLEET, OUT = "Measurements", "Question", "Fleet", "Output"

@@ -19,8 +19,8 @@ from paceline.lab.fleet import Replica
 from paceline.lab.fleet_traffic import Arrival, Lengths, poisson
 from paceline.lab.fleet_traffic import read as read_traffic
 from paceline.lab.plan_answer import Plan
+from paceline.lab.plan_loop import Probe, Prompt
 from paceline.lab.plan_measured import Measured
-from paceline.lab.plan_probe import Probe, Prompt
 from paceline.lab.plan_serve import fixed_k
 from paceline.lab.plan_words import lengths
 

@@ -49,5 +49,7 @@ class Costs:
 
     def _at(self, grid: Grid, rows: int, k: int, context: float) -> float:
         place = bisect_left(self.sizes, rows)
-        base, slope = grid.at(self.sizes[place] if place < len(self.sizes) else rows, k)
-        return base + slope * context
+        size = self.sizes[place] if place < len(self.sizes) else rows
+        base, slope = grid.at(size, k)
+        # The rows that only fill up a recorded size have no context to read.
+        return base + slope * context * rows / size

@@ -2,9 +2,12 @@
 
 A stretch of a closed loop of B texts lasts
     T = rounds · (m · t(B, K, context) + h + r · B) + begun · s,
-t from the table. Least squares find h, r and s, seconds a round, row and text, none below 0, and
-m, near 1, for a machine that is slower or faster than when the table was measured. Where rounds are
-recorded, of r · B counts only what the device's work does not hide. Pure numbers.
+t from the table. Seconds a round, row and text: h and s are found without and with drafts apart,
+since the host waits otherwise and a drafter has to read a prompt too. One m, near 1, for a machine
+that is slower or faster than when the table was measured, and one r serve both: it is the same
+machine and the same host, and a few stretches do not tell more numbers apart. Where rounds are
+recorded, of r · B counts only what the device's work does not hide. None is below 0; what one
+stretch alone says, because something else ran meanwhile, weighs little (Huber). Pure numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,10 +24,16 @@ from paceline.lab.plan_acceptance import Acceptance, Counts
 from paceline.lab.plan_lengths import mean_length
 from paceline.lab.plan_model import Machine, Overhead, device_seconds, rounds_for
 
-_ROWS = tuple(2.5e-6 * n for n in range(201))  # seconds of the host for a row, half a ms at most
+# Seconds of the host for a row that are tried: up to half a ms.
+_ROWS = (0.0, *(2.5e-6 * 1.1**n for n in range(56)))
+_ROW = 20e-6  # about what they are: ten times that has to be seen in more than one run
+_NOISE = 0.01  # of its time, by which a run that nothing disturbed differs from the rest
+_FAR = 1.5 * _NOISE  # from there on an error counts by its size, not by its square
 _TRUST = 0.1  # in the table: what its being wrong by a share weighs beside a run's being so
 _RIDGE = 1e-3  # keeps what the runs do not tell apart small
 _LEAST = 0.01  # of a predicted time, the error that is assumed at least
+_TURNS, _STILL = 20, 1e-6  # of weighing the runs anew, at most and until no weight changes more
+_DOUBTED = 0.1  # of its time, that a run takes longer than the others say
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,87 +102,150 @@ class Fitted:
 
 
 def fit(costs: Costs, runs: Sequence[Run]) -> Fitted:
-    """The machine that explains `runs` best, those without and those with drafts each for
-    themselves. With no runs of a kind, the other's overheads stand for it."""
-    plain, plain_errors = _overhead(costs, [run for run in runs if not run.k])
-    drafting, drafting_errors = _overhead(costs, [run for run in runs if run.k])
-    errors = [*plain_errors, *drafting_errors]
-    size = math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else 0.0
-    machine = Machine(costs, plain or drafting or Overhead(), drafting or plain or Overhead(),
-                      _edge(runs))  # fmt: skip
+    """The machine that explains `runs` best. With no runs without drafts, or none with, the
+    other's overheads stand for them."""
+    if not runs:
+        return Fitted(Machine(costs), _LEAST)
+    system = _System.of(costs, runs)
+    found = min((system.solved(row) for row in system.rows()), key=lambda one: one.size)
+    scale, plain_h, draft_h, plain_s, draft_s, *row = (float(x) for x in found.values)
+    by_row = row[0] if row else found.row
+    common = Overhead(0.0, by_row, 0.0, system.prompt, bool(costs.sizes), scale)
+    plain = replace(common, round=plain_h, text=plain_s)
+    drafting = replace(common, round=draft_h, text=draft_s)
+    kinds = {run.k > 0 for run in runs}
+    machine = Machine(costs, plain if False in kinds else drafting,
+                      drafting if True in kinds else plain, _edge(runs))  # fmt: skip
+    size = math.sqrt(float(found.errors @ found.errors) / len(runs))
     return Fitted(machine, max(size, _LEAST))
 
 
-def _overhead(costs: Costs, runs: Sequence[Run]) -> tuple[Overhead | None, list[float]]:
-    """(Overheads, relative errors of the runs); None where there are no runs.
-
-    Where rounds are recorded the host works beside the device, and a row's seconds count beyond
-    what hides them: they are looked for on a grid, the others by least squares for each.
-    """
-    if not runs:
-        return None, []
-    prompt = sum(run.prompt for run in runs) / len(runs)
-    hidden = bool(costs.sizes)
-    best: tuple[float, Overhead, np.ndarray] | None = None
-    for row in _ROWS if hidden else (None,):
-        matrix, target = _system(costs, runs, prompt, row)
-        found = _least_squares(matrix, target)
-        errors = matrix @ found - target
-        # Of rows that nothing is seen of, the least.
-        size = float(errors @ errors) + (_RIDGE * row if row is not None else 0.0)
-        if best is None or size < best[0]:
-            scale, by_round, by_text = (float(x) for x in found[:3])
-            by_row = row if row is not None else float(found[3])
-            over = Overhead(by_round, by_row, by_text, prompt, hidden, scale)
-            best = size, over, errors
-    assert best is not None
-    return best[1], [float(e) for e in best[2]]
+def doubtful(costs: Costs, runs: Sequence[Run]) -> list[int]:
+    """The places of those runs that took longer than all others together make one expect, the
+    most first: what else ran on the machine meanwhile can only have slowed them."""
+    found = []
+    for place, run in enumerate(runs):
+        others = [*runs[:place], *runs[place + 1 :]]
+        late = 1.0 - seconds_of(fit(costs, others).machine, run) / run.seconds
+        found.append((late, place))
+    return [place for late, place in sorted(found, reverse=True) if late > _DOUBTED]
 
 
-def _system(
-    costs: Costs, runs: Sequence[Run], prompt: float, row: float | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each run's time as shares of it: the table's, what a round, a text and (row: None) a row add;
-    and what of it they are to make."""
-    columns, target = [], []
-    for run in runs:
-        own, busy = device_seconds(costs, run.load, run.k, run.context)
-        rounds = run.rounds / run.seconds
-        size = Overhead(text=1.0, prompt=prompt).of_text(run.prompt)
-        columns.append([rounds * own, rounds, run.begun * size / run.seconds])
-        seen = 0.0
-        if row is None:
-            columns[-1].append(rounds * run.load)
-        else:
-            seen = rounds * Overhead(row=row, hidden=True).of_round(run.load, busy)
-        target.append(1.0 - seen)
-    return np.array(columns), np.array(target)
+def seconds_of(machine: Machine, run: Run) -> float:
+    """What a stretch of that many rounds and beginnings takes."""
+    one = machine.round(run.load, run.k, run.context)
+    return run.rounds * one + run.begun * machine.overhead(run.k).of_text(run.prompt)
 
 
-def _least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The x ≥ 0 of least |matrix · x - target|², the first drawn to 1 and the others, a little, to
-    0. Of so few unknowns every set of those that are not 0 is tried."""
+@dataclass(frozen=True, slots=True)
+class _Solved:
+    """The values, in the order of the system's columns; each run's error as a share of its time;
+    and what the values leave unexplained. row: seconds of the host for a row, where given."""
+
+    row: float
+    values: np.ndarray
+    errors: np.ndarray
+    size: float
+
+
+@dataclass(frozen=True, slots=True)
+class _System:
+    """Each run's time as shares of it: the table's; a round without and with drafts; a text
+    without and with; and, where nothing hides it, a row. hiding: where rounds are recorded, for
+    each run its rounds a second, rows and seconds that hide the host. The host then works beside
+    the device, and a row's seconds count beyond what hides them: they are looked for on a grid,
+    and the others by least squares for each."""
+
+    columns: np.ndarray
+    hiding: np.ndarray | None
+    prompt: float
+
+    @classmethod
+    def of(cls, costs: Costs, runs: Sequence[Run]) -> _System:
+        """Of these runs."""
+        prompt = sum(run.prompt for run in runs) / len(runs)
+        columns, hiding = [], []
+        for run in runs:
+            own, busy = device_seconds(costs, run.load, run.k, run.context)
+            rounds, drafts = run.rounds / run.seconds, run.k > 0
+            size = Overhead(text=1.0, prompt=prompt).of_text(run.prompt)
+            texts = run.begun * size / run.seconds
+            columns.append([rounds * own, *_either(drafts, rounds), *_either(drafts, texts)])
+            hiding.append([rounds, run.load, busy])
+            if not costs.sizes:
+                columns[-1].append(rounds * run.load)
+        return cls(np.array(columns), np.array(hiding) if costs.sizes else None, prompt)
+
+    def rows(self) -> list[float]:
+        """The seconds of a row that are worth a try: 0 and those that not every run hides."""
+        if self.hiding is None:
+            return [0.0]
+        least = float((self.hiding[:, 2] / self.hiding[:, 1]).min())
+        return [row for row in _ROWS if not row or row > least]
+
+    def solved(self, row: float) -> _Solved:
+        """The values that explain the runs best, if a row takes the host so long.
+
+        Least squares in which an error above `_FAR` counts by its size alone: weighted ones, the
+        weights from the last errors (Huber, Robust estimation of a location parameter, 1964)."""
+        seen = np.zeros(len(self.columns))
+        if self.hiding is not None:
+            rounds, load, busy = self.hiding.T
+            seen = rounds * np.maximum(row * load - busy, 0.0)
+        scale = np.abs(self.columns).mean(axis=0)
+        scale[scale == 0] = 1.0
+        scale[0] = 1.0
+        matrix, target = self.columns / scale, 1.0 - seen
+        drawn = np.array([_TRUST, *[_RIDGE] * (len(scale) - 1)])
+        weights = np.ones(len(target))
+        for _ in range(_TURNS):
+            found = _least_squares(matrix, target, weights, drawn)
+            errors = matrix @ found - target
+            before, weights = weights, _FAR / np.maximum(np.abs(errors), _FAR)
+            if np.abs(weights - before).max() < _STILL:
+                break
+        far = np.abs(errors)
+        unexplained = np.where(far < _FAR, far * far, (2 * far - _FAR) * _FAR).sum()
+        off = drawn * (found - _wished(found))
+        size = float(unexplained + off @ off) + (_NOISE * row / _ROW) ** 2
+        return _Solved(row, found / scale, errors, size)
+
+
+def _either(drafts: bool, value: float) -> tuple[float, float]:
+    """In the column without drafts or in that with them."""
+    return (0.0, value) if drafts else (value, 0.0)
+
+
+def _wished(values: np.ndarray) -> np.ndarray:
+    """What the values are drawn to: the first to 1 and the others, a little, to 0."""
+    wished = np.zeros(len(values))
+    wished[0] = 1.0
+    return wished
+
+
+def _least_squares(
+    matrix: np.ndarray, target: np.ndarray, weights: np.ndarray, drawn: np.ndarray
+) -> np.ndarray:
+    """The x ≥ 0 of least Σ weights · (matrix · x - target)² + |drawn · (x - wished)|². Of so few
+    unknowns every set of those that are not 0 is tried, unless all of them together are best."""
+    weighted, pull = (matrix * weights[:, None]).T, drawn * drawn
     count = matrix.shape[1]
-    scale = np.abs(matrix).mean(axis=0)
-    scale[scale == 0] = 1.0
-    scale[0] = 1.0
-    drawn = np.array([_TRUST, *[_RIDGE] * (count - 1)])
-    whole = np.vstack([matrix / scale, np.diag(drawn)])
-    wanted = np.concatenate([target, [_TRUST], np.zeros(count - 1)])
-    best, least = np.zeros(count), float(wanted @ wanted)
-    for others in range(count):
+    normal = weighted @ matrix + np.diag(pull)
+    right = weighted @ target + pull * _wished(drawn)
+    best, least = np.zeros(count), 0.0
+    for others in reversed(range(count)):
         for chosen in itertools.combinations(range(1, count), others):
             kept = [0, *chosen]
-            part = np.linalg.lstsq(whole[:, kept], wanted, rcond=None)[0]
+            part = np.linalg.solve(normal[np.ix_(kept, kept)], right[kept])
             if (part < 0).any():
                 continue
-            rest = whole[:, kept] @ part - wanted
-            if float(rest @ rest) < least:
-                least = float(rest @ rest)
-                best = np.zeros(count)
+            value = -float(right[kept] @ part)  # what is left, but for a constant
+            if value < least:
+                least, best = value, np.zeros(count)
                 best[kept] = part
-    result: np.ndarray = best / scale
-    return result
+        if others == count - 1 and least < 0:
+            break
+    return best
 
 
 def _edge(runs: Sequence[Run]) -> float:

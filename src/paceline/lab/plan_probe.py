@@ -5,46 +5,25 @@ Asks the engine through its public face, as any client would. Texts come from th
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from dataclasses import dataclass, replace
 
-from paceline import Completion, Engine, Handle, RequestError, SamplingParams
-from paceline.lab.plan_acceptance import Counts, counted
-from paceline.lab.plan_fit import Run, Text
+from paceline import Costs, Engine
+from paceline.lab.plan_fit import Run, doubtful
+from paceline.lab.plan_loop import Probe, closed_loop, settle
 from paceline.lab.plan_measured import Drafted
 
-_LOOK = 0.001  # seconds between two looks at what has come
 _COSTS = 0.3  # of a drafter's time, what the table of costs takes
 _COUNTED = (
     0.8  # of a run's share of the time, its stretch; the rest is its first tokens and its end
 )
 _LEAST = 0.2  # seconds of a run at least
-_PATIENCE = 60.0  # seconds that a run's first tokens may take
-_BEGUN = 6  # texts that such a run sees begin at least
+_SPARE = 2  # runs that there is time to repeat
 _SHORT = 4  # tokens of texts that are to be mostly prompt
-_FEW = 4  # tokens behind the first ones that a time per token is told of
 
 Progress = Callable[[str], None]
-# Text, token ids or chat messages, as `Engine.submit` takes them.
-Prompt: TypeAlias = str | tuple[int, ...] | list[dict[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What to measure. seconds: for everything but opening the engine. loads: texts at a time; ks:
-    draft lengths of the runs, plain decoding (0) always among them. check: measure some points
-    besides (`check_points`), after `seconds`, for a look at the predictions."""
-
-    prompts: tuple[Prompt, ...]
-    params: SamplingParams
-    loads: tuple[int, ...]
-    ks: tuple[int, ...]
-    seconds: float = 60.0
-    check: bool = False
 
 
 def measure(
@@ -63,20 +42,16 @@ def measure_engine(
 ) -> Drafted:
     """`measure` on an engine that is open, writes nothing else, and keeps no prompts."""
     progress(f"{drafter}: what rounds cost")
-    began = time.perf_counter()
+    end = time.perf_counter() + probe.seconds
     costs = engine.costs(probe.seconds * _COSTS)
     points = plan_runs(probe, costs.ks)
-    free = [(load, None, False) for load in chosen_loads(probe)] if chooses(engine) else []
-    unseen = check_points(probe, costs.ks) if probe.check else ()
-    inside, checks = len(points) + len(free), ((load, k, False) for load, k in unseen)
-    end, runs, each = began + probe.seconds, list[Run](), _LEAST
-    for number, (load, k, short) in enumerate((*points, *free, *checks)):
-        progress(f"{drafter}: {load} at a time, {'K chosen' if k is None else f'K = {k}'}")
-        if number < inside:  # where one took too long, the others have less
-            left = end - time.perf_counter()
-            each = max(_LEAST, left / (inside - number) * _COUNTED)
-        tokens = min(_SHORT, probe.params.max_tokens) if short else None
-        runs.append(replace(closed_loop(engine, probe, load, k, each, tokens), drafter=drafter))
+    free = chosen_loads(probe) if chooses(engine) else []
+    stretches = _Stretches(engine, drafter, probe, progress, end, len(points) + len(free) + _SPARE)
+    runs = [stretches.run(*point) for point in points]
+    runs = _repeated(stretches, points, costs, runs)
+    stretches.left = len(free)  # what was not repeated leaves them more
+    adaptive = [stretches.run(load, None) for load in free]
+    checks = [stretches.run(*p) for p in check_points(probe, costs.ks)] if probe.check else []
     settle(engine, None)
     return Drafted(
         drafter=drafter,
@@ -84,11 +59,52 @@ def measure_engine(
         points=costs.points,
         ks=costs.ks,
         sizes=costs.sizes,
-        runs=tuple(runs[: len(points)]),
-        adaptive=tuple(replace(run, k=costs.ks[-1]) for run in runs[len(points) : inside]),
-        checks=tuple(runs[inside:]),
+        runs=tuple(runs),
+        adaptive=tuple(replace(run, k=costs.ks[-1]) for run in adaptive),
+        checks=tuple(checks),
         memory=engine.memory,
     )
+
+
+@dataclass(slots=True)
+class _Stretches:
+    """Measures one run after the other. end: when the `left` runs that are counted have to be
+    over; where one took too long, the others have less. Runs beyond them last as the last did."""
+
+    engine: Engine
+    drafter: str
+    probe: Probe
+    progress: Progress
+    end: float
+    left: int
+    seconds: float = _LEAST
+
+    def run(self, load: int, k: int | None, short: bool = False) -> Run:
+        """A point of `plan_runs`; k: None for the engine's own choice."""
+        self.progress(
+            f"{self.drafter}: {load} at a time, {'K chosen' if k is None else f'K = {k}'}"
+        )
+        if self.left > 0:
+            share = (self.end - time.perf_counter()) / self.left
+            self.seconds = max(_LEAST, share * _COUNTED)
+            self.left -= 1
+        tokens = min(_SHORT, self.probe.params.max_tokens) if short else None
+        found = closed_loop(self.engine, self.probe, load, k, self.seconds, tokens)
+        return replace(found, drafter=self.drafter)
+
+
+def _repeated(
+    stretches: _Stretches,
+    points: Sequence[tuple[int, int, bool]],
+    costs: Costs,
+    runs: Sequence[Run],
+) -> list[Run]:
+    """The runs, those measured once more that took longer than the others have one expect. Of two
+    the quicker counts: whatever else runs on a machine only slows it."""
+    found = list(runs)
+    for place in doubtful(costs, runs)[:_SPARE]:
+        found[place] = max(found[place], stretches.run(*points[place]), key=lambda run: run.tok_s)
+    return found
 
 
 def plan_runs(probe: Probe, ks: Sequence[int]) -> list[tuple[int, int, bool]]:
@@ -134,149 +150,3 @@ def chosen_loads(probe: Probe) -> list[int]:
     """The loads at which the engine's own choice of K is measured: one between, and the most."""
     loads = sorted(set(probe.loads))
     return sorted({loads[len(loads) // 2], loads[-1]})
-
-
-@dataclass(slots=True)
-class _Writing:
-    """One request as its client sees it. full: it may be as long as all are. stamps: (seconds,
-    tokens) of each look that found some."""
-
-    handle: Handle
-    asked: float
-    full: bool
-    stamps: list[tuple[float, int]] = field(default_factory=list)
-    done: bool = False
-
-    def look(self, now: float) -> int:
-        """Take what is there; how many tokens."""
-        found = 0
-        while not self.done and (event := self.handle.take()) is not None:
-            found += len(event.token_ids)
-            self.done = event.finish is not None
-            if event.finish == "error":
-                self.handle.result()  # raises it
-        if found:
-            self.stamps.append((now, found))
-        return found
-
-
-def closed_loop(
-    engine: Engine, probe: Probe, load: int, k: int | None, seconds: float,
-    tokens: int | None = None,
-) -> Run:  # fmt: skip
-    """`load` texts at a time for about so many seconds, counted from when all of them are being
-    written at once and none waits behind the prompts of the beginning. k: None for the engine's
-    own choice; the run's is 0 then. tokens: of each text, for a
-    run that tells what a beginning costs, and lasts until it has seen some; it says nothing of how
-    drafts stand. Raises TimeoutError where no tokens come."""
-    settle(engine, k)
-    numbers, most = itertools.count(), tokens or probe.params.max_tokens
-    asked: list[_Writing] = []
-
-    def ask(tokens: int) -> _Writing:
-        number = next(numbers)
-        prompt = probe.prompts[number % len(probe.prompts)]
-        params = replace(probe.params, max_tokens=tokens, seed=number, min_tokens=0)
-        now = time.perf_counter()
-        asked.append(_Writing(engine.submit(prompt, params), now,
-                              tokens == probe.params.max_tokens))  # fmt: skip
-        return asked[-1]
-
-    # The first texts end one after the other, and so do all behind them.
-    running = [ask(max(1, -(-most * (place + 1) // load))) for place in range(load)]
-    began, opened, counted, begun, before = time.perf_counter(), 0.0, 0, 0, engine.stats()
-    now, least = began, max(_BEGUN, load) if tokens is not None else 0
-    waiting = set(range(load))  # clients that have had no token yet
-    while not opened or now - opened < seconds or not counted or begun < least:
-        time.sleep(_LOOK)
-        now = time.perf_counter()
-        if now - began > _PATIENCE + 2 * seconds:
-            raise TimeoutError(f"{load} texts at a time: no tokens in {now - began:.0f} s")
-        for place, text in enumerate(running):
-            first = not text.stamps
-            found = text.look(now)
-            if opened:
-                counted += found
-                begun += first and found > 0
-            elif found:
-                waiting.discard(place)
-            if text.done:
-                running[place] = ask(most)
-        # Texts of a few tokens are never all being written at once.
-        if not opened and not waiting and (tokens or all(text.stamps for text in running)):
-            opened, before = now, engine.stats()
-    after = engine.stats()
-    for text in running:
-        text.handle.cancel()
-    done = [(text, text.handle.result()) for text in asked]
-    run = _run(load, k or 0, now - opened, counted, begun, done)
-    run = replace(run, by_k=_rounds(before.rounds_by_k, after.rounds_by_k))
-    if tokens is None:
-        return run
-    texts = tuple(replace(t, tested=Counts((), ())) for t in run.texts)
-    return replace(run, texts=texts)
-
-
-def _rounds(before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:
-    """Rounds by K between two counts, of which the second may reach farther."""
-    return tuple(b - a for a, b in itertools.zip_longest(before, after, fillvalue=0))
-
-
-def _run(
-    load: int, k: int, seconds: float, tokens: int, begun: int,
-    done: Sequence[tuple[_Writing, Completion]],
-) -> Run:  # fmt: skip
-    rounds = sum(told.stats.rounds for _, told in done)
-    emitted = sum(told.stats.emitted for _, told in done)
-    texts = tuple(_text(text, told, k > 0) for text, told in done if told.stats.rounds)
-    prompt = sum(text.prompt for text in texts) / len(texts)
-    # Where a text stands in the middle of the stretch: half of what one has in the end.
-    written = max(text.new for text in texts)
-    return Run(
-        drafter="",
-        load=load,
-        k=k,
-        seconds=seconds,
-        tokens=tokens,
-        begun=begun,
-        per_round=emitted / rounds,
-        prompt=prompt,
-        context=prompt + written / 2,
-        texts=texts,
-    )
-
-
-def _text(text: _Writing, told: Completion, drafts: bool) -> Text:
-    stats = told.stats
-    # At a limit of its own, as the first texts have, a text is cut off.
-    whole = told.finish == "stop" or (text.full and told.finish == "length")
-    ttft, tpot = None, None
-    if text.stamps:
-        (first, least), last = text.stamps[0], text.stamps[-1][0]
-        ttft, behind = first - text.asked, sum(n for _, n in text.stamps) - least
-        tpot = (last - first) / behind if behind >= _FEW else None
-    return Text(
-        prompt=told.prompt_tokens,
-        new=len(told.token_ids),
-        rounds=stats.rounds,
-        tested=counted(stats.rounds, stats.evaluated_by_position, stats.accepted_by_position)
-        if drafts
-        else Counts((), ()),
-        ttft=ttft,
-        tpot=tpot,
-        whole=whole,
-    )
-
-
-def settle(engine: Engine, k: int | None) -> None:
-    """Wait until nothing is being written, and fix k (`Engine.fix_k`)."""
-    until = time.perf_counter() + _PATIENCE
-    while True:
-        try:
-            engine.fix_k(k)
-        except RequestError:
-            if time.perf_counter() > until:
-                raise
-            time.sleep(0.01)
-        else:
-            return
