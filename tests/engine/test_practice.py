@@ -34,7 +34,7 @@ def test_nothing_is_left_behind(
     stats, loop = engine.stats(), engine._loop
     assert (stats.finished, stats.emitted, stats.rounds, stats.prefix_asked) == (0, 0, 0, 0)
     assert loop.scheduler.pages.used == loop.scheduler.pages.cached == 0
-    assert loop.feeder.paces
+    assert loop.feeder.paces.known
     assert isinstance(loop.pilot, Governor)
     assert not loop.pilot.acceptance.tallies
     assert engine._driver._steps is loop

@@ -29,16 +29,17 @@ from paceline.engine.fixed import FixedK
 from paceline.engine.ledger import Ledger
 from paceline.engine.loop import Loop, Pilot
 from paceline.engine.measuring import Rig, cost_table, costs_of, keep, powers
+from paceline.engine.paces import Paces
 from paceline.engine.policy import Governor
 from paceline.engine.practice import practise
 from paceline.engine.prefill import warm_up
 from paceline.engine.readings import (
-    WIDTHS,
     CapturedReadings,
     EagerReadings,
     Readings,
     every_pass,
     rehearse,
+    time_at_once,
 )
 from paceline.engine.round import Machine
 from paceline.engine.rounds import EagerRounds, Rounds
@@ -170,12 +171,13 @@ def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progr
     machine = Machine(target, pool, made, rule, slots, make_chooser(device))
     most = made.needs.most
     k = config.k if most is None else min(config.k, most)
-    rounds, readings = _ready(config, machine, k, progress)
+    paces = Paces(target.half_context)
+    rounds, readings = _ready(config, machine, k, paces, progress)
     if device.type == "cpu" and config.threads is None:
         progress("choosing threads", 0, 0)
-    paces: dict[int, float] = {}
     if _slow_at_first(device):
-        paces = practise(_make_loop(config, machine, rounds, readings, k, FixedK(k)), tokenizer)
+        first = _make_loop(config, machine, rounds, readings, k, FixedK(k), paces)
+        practise(first, tokenizer)
     threads = _set_threads(config, machine)
     rig = _make_rig(machine, rounds, readings, k)
     pilot, keep_costs = _make_pilot(config, machine, rig, k, progress)
@@ -185,9 +187,8 @@ def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progr
         decides = pilot
         if isinstance(pilot, Governor):  # a new one; what rounds cost is true of these as well
             decides = Governor(pilot.cost, latency=pilot.latency)
-        practice = _make_loop(config, machine, rounds, readings, k, decides)
-    loop = _make_loop(config, machine, rounds, readings, k, pilot)
-    loop.feeder.paces |= paces
+        practice = _make_loop(config, machine, rounds, readings, k, decides, paces)
+    loop = _make_loop(config, machine, rounds, readings, k, pilot, paces)
     return Opened(
         tokenizer,
         loop,
@@ -213,8 +214,10 @@ def _make_loop(
     readings: Readings,
     k: int,
     pilot: Pilot,
+    paces: Paces,
 ) -> Loop:
-    """The loop over a machine that is ready. k: the widest draft."""
+    """The loop over a machine that is ready. k: the widest draft; paces: what all loops over this
+    machine have learned."""
     limits, needs = machine.slots.limits, machine.drafter.needs
     reach = 2 * k + 2
     scheduler = Scheduler(
@@ -228,7 +231,7 @@ def _make_loop(
         catch_up=needs.catch_up,
         shift=needs.shift,
     )
-    feeder = Feeder(machine, readings, scheduler, config.prefill_chunk, config.max_gap)
+    feeder = Feeder(machine, readings, scheduler, config.prefill_chunk, paces, config.max_gap)
     ledger, constrainer = Ledger(machine, scheduler), Constrainer(machine)
     return Loop(
         machine, rounds, scheduler, ledger, feeder, pilot, reach, widest=k, constrainer=constrainer
@@ -275,9 +278,10 @@ def _check_features(drafter: Drafter, target: Decoder) -> None:
 
 
 def _ready(
-    config: EngineConfig, machine: Machine, k: int, progress: Progress
+    config: EngineConfig, machine: Machine, k: int, paces: Paces, progress: Progress
 ) -> tuple[Rounds, Readings]:
-    """Rounds and readings as the device wants them, with everything they need compiled."""
+    """Rounds and readings as the device wants them, with everything they need compiled. What is
+    not recorded is timed, for `paces`."""
     device, chunk = machine.slots.limits.device, config.prefill_chunk
     if device.type != "cuda" or not config.capture:
         if device.type == "cuda":
@@ -288,9 +292,11 @@ def _ready(
     rounds = CapturedRounds(machine, ks, partial(progress, "recording rounds"))
     readings = CapturedReadings(machine, partial(progress, "recording prompts' passes"))
     began = time.perf_counter()
-    warm_up(machine, chunk, WIDTHS[-1])
+    time_at_once(machine, chunk, paces)
     torch.cuda.synchronize(device)
-    log.info("read prompts of every size in %.1f s", time.perf_counter() - began)
+    log.info(
+        "read chunks of every size that is not recorded in %.1f s", time.perf_counter() - began
+    )
     return rounds, readings
 
 

@@ -1,19 +1,21 @@
 """Reading prompts beside running texts: how much a step reads, and who reads it.
 
 A text may be read in any pieces; what a step may take is bounded by tokens, and where the user
-bounds the gap between a running text's tokens, by seconds. Draws nothing.
+bounds the gap between a running text's tokens, by seconds: what the last rounds took from one to
+the next, and what the passes of a chunk will hardly pass (`engine.paces`). Draws nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from paceline.engine.catch_up import Span
 from paceline.engine.landing import Marks
+from paceline.engine.paces import Cut, Estimate, Paces
 from paceline.engine.readings import Readings, pieces
 from paceline.engine.round import Machine
 from paceline.engine.scheduling import Scheduler
@@ -22,44 +24,59 @@ from paceline.engine.sequence import Sequence
 log = logging.getLogger(__name__)
 
 _STEP = 64  # what a step reads is made of so many tokens
+_STRIDE = 256  # and from twice as many on of so many, so that few sizes are met for the first time
 _LEAST = 16  # tokens that it reads whatever the bound, so that every prompt is read some day
-_FIXED = 64  # tokens' worth of time that a pass takes beside its tokens
-_SAFETY = 0.85  # of the seconds that are left, what a prompt is given
-_FIRST = 2  # times what is expected of a chunk of a kind that was never read, that it may take
-_GAIN = 0.3  # how fast the measured paces follow
+_KEPT = 0.95  # of the bound that is given out: a caller has still to be woken
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What was given to the device in front of a round. cut: its passes, none where a drafter was
+    brought up to date; shown: to the drafter as well. wall: seconds that the host took for it;
+    beside: whether texts ran."""
+
+    cut: Cut
+    shown: bool
+    marks: Marks
+    wall: float
+    beside: bool
 
 
 @dataclass(slots=True)
 class Feeder:
-    """Reads prompts in chunks. chunk: tokens a step at most; max_gap: seconds between two rounds
-    of running texts, at most, or None. paces: seconds that a pass takes, by the width it is
-    recorded with; under 0 seconds a token, of those that are not."""
+    """Reads prompts in chunks. chunk: tokens a step at most; paces: what reading takes; max_gap:
+    seconds between two rounds of running texts, at most, or None."""
 
     machine: Machine
     readings: Readings
     scheduler: Scheduler
     chunk: int
+    paces: Paces
     max_gap: float | None = None
-    paces: dict[int, float] = field(default_factory=dict)
-    _marks: deque[tuple[int, int, Marks, float]] = field(default_factory=deque)
+    _reads: list[Read] = field(default_factory=list)
+    _rest: Estimate | None = None  # from a round to the next, beside what is read in between
     _told: bool = False
 
-    def step_tokens(self, sequence: Sequence, left: int, busy: float | None) -> int:
-        """How many tokens of `sequence` may be read now. left: tokens of the step's budget; busy:
-        seconds that a round of the running texts takes, or None where none runs."""
+    def step_tokens(self, sequence: Sequence, left: int, drafting: bool, busy: float | None) -> int:
+        """How many tokens of `sequence` may be read now. left: tokens of the step's budget;
+        drafting: as for `read`; busy: seconds that a round of the running texts takes, or None
+        where none runs."""
         start = sequence.prefilled
-        return self._fit(start, min(left, len(sequence.tokens) - 1 - start), busy)
+        most = min(left, len(sequence.tokens) - 1 - start)
+        return self._fit(start, most, self._shown(sequence, drafting), busy)
 
-    def _fit(self, start: int, most: int, busy: float | None) -> int:
+    def _fit(self, start: int, most: int, shown: bool, busy: float | None) -> int:
         """How many of `most` tokens from `start` on a step may read."""
         if busy is None or self.max_gap is None:
             return most
-        if not self.paces:
+        if not self.paces.known:
             return min(most, _LEAST)
-        room, tokens = _SAFETY * (self.max_gap - busy), most
-        while tokens > _LEAST and self.seconds(start, start + tokens) > room:
-            tokens = max(_LEAST, (tokens - 1) // _STEP * _STEP)
-        expected = self.seconds(start, start + tokens)
+        rest = max(busy, (self._rest or Estimate(busy)).safe)
+        room, tokens = _KEPT * self.max_gap - rest, most
+        while tokens > _LEAST and self.paces.safe(self._cut(start, start + tokens), shown) > room:
+            step = _STRIDE if tokens > 2 * _STRIDE else _STEP
+            tokens = max(_LEAST, (tokens - 1) // step * step)
+        expected = self.paces.seconds(self._cut(start, start + tokens), shown)
         if not self._told and expected > self.max_gap - busy:
             self._told = True
             log.warning(
@@ -72,26 +89,14 @@ class Feeder:
             )
         return tokens
 
-    def seconds(self, start: int, stop: int) -> float:
-        """What reading positions start to stop (exclusive) should take; 0 where nothing is known.
-        Attention grows with the text, and everything else does not."""
-        half = self.machine.target.half_context
-        return sum(
-            self._pace(width or end - begin, width) * (1 + (begin + end) / 2 / half)
-            for begin, end, width in pieces(start, stop, self.readings.widths)
-        )
+    def _shown(self, sequence: Sequence, drafting: bool) -> bool:
+        """Whether the drafter is shown what is read: where it has seen all that is before it."""
+        if self.machine.drafter.needs.catch_up != "tokens":
+            return True
+        return drafting and sequence.observed >= sequence.prefilled
 
-    def _pace(self, tokens: int, width: int) -> float:
-        """Seconds of a pass at the begin of a text; one that was never seen as the nearest that
-        was."""
-        if width in self.paces:
-            return self.paces[width] * (1 if width else tokens + _FIXED)
-        if not self.paces:
-            return 0.0
-        near = min(self.paces, key=lambda other: abs(other - tokens))
-        # The first chunk that is not recorded is slow besides: whatever it needs is made for it.
-        caution = 1 if width else _FIRST
-        return caution * self.paces[near] * (tokens + _FIXED) / (near + _FIXED if near else 1)
+    def _cut(self, start: int, stop: int) -> Cut:
+        return list(pieces(start, stop, self.readings.widths))
 
     def read(
         self, sequence: Sequence, tokens: int, drafting: bool, busy: float | None = None
@@ -99,55 +104,65 @@ class Feeder:
         """Read the next `tokens` tokens. drafting: bring the drafter's cache along; else it is
         brought up to date when it is wanted. busy: as for `step_tokens`; where a prefix was found
         that the drafter has not seen, a step under `max_gap` shows it what fits, and reads
-        nothing until it is there."""
-        machine, slot = self.machine, sequence.slot
+        nothing until the next."""
+        slot, beside = sequence.slot, busy is not None
         start, stop = sequence.prefilled, sequence.prefilled + tokens
-        follows = machine.drafter.needs.catch_up != "tokens"
-        if drafting and not follows and sequence.observed < start:  # no part of the paces
+        shown = self._shown(sequence, drafting)
+        if drafting and not shown:
             behind, seen = start - sequence.observed, sequence.observed
             # A pass of the drafter alone takes less than one of both.
-            self.bring_up({sequence: seen + self._fit(seen, behind, busy)})
-            if sequence.observed < start:
+            self.bring_up({sequence: seen + self._fit(seen, behind, True, busy)}, beside)
+            if beside and self.max_gap is not None:
                 return
-        began, marks = time.perf_counter(), Marks(machine.slots.limits.device)
-        marks.begin()
-        shown = follows or (drafting and sequence.observed >= start)
+            shown = True
+        began, marks = time.perf_counter(), self._begin()
         self.readings.read(slot, start, stop, shown)
-        marks.middle()
-        marks.end()
-        self._marks.append((start, stop, marks, time.perf_counter() - began))
+        self._end(marks, began, self._cut(start, stop), shown, beside)
         sequence.prefilled = stop
         if shown:
             sequence.observed = max(sequence.observed, stop)
 
-    def bring_up(self, stops: Mapping[Sequence, int]) -> None:
+    def bring_up(self, stops: Mapping[Sequence, int], beside: bool = True) -> None:
         """Show the drafter what it has not seen of these sequences' tokens, up to the position
-        (exclusive) that each is given with."""
+        (exclusive) that each is given with. beside: whether texts run."""
+        if all(sequence.observed >= stop for sequence, stop in stops.items()):
+            return
+        began, marks = time.perf_counter(), self._begin()
         while behind := [s for s, stop in stops.items() if s.observed < stop]:
             ends = [min(s.observed + self.chunk, stops[s]) for s in behind]
             spans = [Span(s.slot, s.observed, e) for s, e in zip(behind, ends, strict=True)]
             self.readings.catch_up(spans)
             for sequence, end in zip(behind, ends, strict=True):
                 sequence.observed = end
+        self._end(marks, began, (), False, beside)
 
-    def learn(self) -> None:
-        """A round has settled: so has what was read in front of it, but not behind, which nobody
-        is to wait for."""
-        while self._marks and self._marks[0][2].passed:
-            start, stop, marks, wall = self._marks.popleft()
-            self._hear(start, stop, marks.wait() or wall)
+    def _begin(self) -> Marks:
+        marks = Marks(self.machine.slots.limits.device)
+        marks.begin()
+        return marks
 
-    def _hear(self, start: int, stop: int, seconds: float) -> None:
-        """Reading positions start to stop (exclusive) took so long: every width of its passes that
-        is known moves by the same share, and one that is not has its part of the time."""
-        half, expected = self.machine.target.half_context, self.seconds(start, stop)
-        cut = list(pieces(start, stop, self.readings.widths))
-        whole = sum((width or end - begin) + _FIXED for begin, end, width in cut)
-        known = dict(self.paces)
-        for begin, end, width in cut:
-            if width in known:
-                if expected > 0:
-                    self.paces[width] = known[width] * (1 + _GAIN * (seconds / expected - 1))
-                continue
-            part = seconds / whole / (1 + (begin + end) / 2 / half)  # of one token
-            self.paces[width] = part * (width + _FIXED) if width else part
+    def _end(self, marks: Marks, began: float, cut: Cut, shown: bool, beside: bool) -> None:
+        marks.middle()
+        self._reads.append(Read(cut, shown, marks, time.perf_counter() - began, beside))
+
+    def take(self) -> Seq[Read]:
+        """What was read since this was last asked, for `learn`: a round is launched behind it."""
+        reads, self._reads = self._reads, []
+        return reads
+
+    def learn(self, reads: Seq[Read], elapsed: float) -> None:
+        """A round has settled, so many seconds after the one before it, and so have `reads`, which
+        were made in front of it."""
+        spent = 0.0
+        for read in reads:
+            seconds = read.marks.wait() or read.wall
+            spent += seconds
+            if read.cut:
+                self.paces.hear(read.cut, read.shown, seconds)
+        rest = elapsed - spent
+        if rest <= 0 or not all(read.beside for read in reads):
+            return
+        if self._rest is None:
+            self._rest = Estimate(rest)
+        else:
+            self._rest.hear(rest / self._rest.seconds)

@@ -63,11 +63,6 @@ class Marks:
         if self._events:
             self._events[which].record()
 
-    @property
-    def passed(self) -> bool:
-        """Whether the device has come to the end."""
-        return not self._events or bool(self._events[2].query())  # type: ignore[no-untyped-call]
-
     def wait(self) -> float:
         """Wait for the verdict; the seconds it took."""
         if not self._events:

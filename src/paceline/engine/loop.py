@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -15,7 +16,7 @@ import torch
 
 from paceline.engine.acceptance import Seen, Track
 from paceline.engine.constrain import FORCED, Constrainer
-from paceline.engine.feeding import Feeder
+from paceline.engine.feeding import Feeder, Read
 from paceline.engine.ledger import Ledger, Live, told
 from paceline.engine.outbox import Committed, Reader
 from paceline.engine.paging import Grant
@@ -60,7 +61,7 @@ class Pilot(Protocol):
 class _Launched:
     """A round on its way: its rows, what was decided for it, and when it was launched. alone:
     no prompt was read between it and the round before it. follows: per row, whether the drafter
-    will have seen all that the round commits."""
+    will have seen all that the round commits. reads: what was read in front of it."""
 
     rows: list[Sequence]
     tracks: list[Track]
@@ -69,6 +70,7 @@ class _Launched:
     at: float
     alone: bool
     follows: list[bool]
+    reads: Seq[Read]
 
 
 @dataclass(slots=True)
@@ -170,11 +172,12 @@ class Loop:
                 grant = self.scheduler.rematch(sequence)
                 if grant is not None:
                     self._grant(grant)
-                tokens = self.feeder.step_tokens(sequence, left, busy)
+                drafting = not self.pilot.paused
+                tokens = self.feeder.step_tokens(sequence, left, drafting, busy)
                 began = time.perf_counter()
                 if tokens:
                     start = sequence.prefilled
-                    self.feeder.read(sequence, tokens, not self.pilot.paused, busy)
+                    self.feeder.read(sequence, tokens, drafting, busy)
                     if sequence.prefilled > start:  # else the drafter was brought up first
                         self.pilot.fed(sequence.prefilled - start)
                     left, fed = left - tokens, True
@@ -223,7 +226,8 @@ class Loop:
             at = time.perf_counter()
             pending = self.rounds.launch(plan)
         self.scheduler.launched(rows, plan.k + 1)
-        self._launched.append(_Launched(rows, tracks, launch, pending, at, alone, follows))
+        reads = self.feeder.take()
+        self._launched.append(_Launched(rows, tracks, launch, pending, at, alone, follows, reads))
         return 0 if bound else self.rounds.ahead(plan)
 
     def _constrain(self, rows: list[Sequence], launch: Launch) -> tuple[Launch, list[int]]:
@@ -303,7 +307,7 @@ class Loop:
                 elapsed_seconds=elapsed,
             )
             self.ledger.book_round(launched.launch.k, outcome, now - began)
-            self.feeder.learn()
+            self.feeder.learn(launched.reads, elapsed)
             booked: list[tuple[Sequence, Committed]] = []
             for sequence, row, follows in zip(launched.rows, rows, launched.follows, strict=True):
                 if sequence in self.ledger.live:

@@ -36,12 +36,11 @@ _TOKENS = 8  # that each writes
 _ASKED, _SECONDS = 128, 1.0  # tokens of those that are asked for as users will, and for how long
 
 
-def practise(loop: Loop, tokenizer: Tokenizer) -> dict[int, float]:
-    """Requests of many kinds, without a caller. Returns how fast prompts were read, see
-    `Feeder.paces`.
+def practise(loop: Loop, tokenizer: Tokenizer) -> None:
+    """Requests of many kinds, without a caller.
 
     loop: one that nobody else will use, whose counts, prefixes and pilot are forgotten with it.
-    The machine is left as it was found.
+    The machine is left as it was found; what reading took (`Feeder.paces`) is remembered.
     """
     began, limits = time.perf_counter(), loop.machine.slots.limits
     with torch.inference_mode():
@@ -55,7 +54,6 @@ def practise(loop: Loop, tokenizer: Tokenizer) -> dict[int, float]:
             while not loop.idle:
                 loop.step()
     log.info("practised for %.1f s", time.perf_counter() - began)
-    return loop.feeder.paces
 
 
 def ask(take: Callable[[Seq[int], SamplingParams], Handle], limits: Limits) -> None:

@@ -100,14 +100,12 @@ def read_rows(machine: Machine, index: Tensor, window: Window) -> Rows:
     )
 
 
-def warm_up(machine: Machine, chunk: int, beyond: int = 0) -> None:
-    """Read made-up prompts of every size class up to `chunk` tokens, those of up to `beyond` left
-    out, into the scratch page, so that the first request finds every kernel compiled and loaded."""
+def warm_up(machine: Machine, chunk: int) -> None:
+    """Read made-up prompts of every size class up to `chunk` tokens into the scratch page, so that
+    the first request finds every kernel compiled and loaded."""
     longest = min(chunk, machine.slots.limits.max_length - 1)
     size = 1
     while size < longest:
-        if size > beyond:
-            read_chunk(machine, 0, 0, size)
+        read_chunk(machine, 0, 0, size)
         size *= 2
-    if longest > beyond:
-        read_chunk(machine, 0, 0, longest)
+    read_chunk(machine, 0, 0, longest)

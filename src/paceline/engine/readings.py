@@ -19,6 +19,7 @@ from torch import Tensor
 
 from paceline.engine.capture import Recording, recorder
 from paceline.engine.catch_up import SIDE, TOGETHER, Span, cut
+from paceline.engine.paces import Paces
 from paceline.engine.prefill import (
     committed,
     read_chunk,
@@ -192,6 +193,27 @@ def every_pass(machine: Machine) -> list[tuple[int, int]]:
     return found
 
 
+def time_at_once(machine: Machine, chunk: int, paces: Paces) -> None:
+    """Read chunks of every size class up to `chunk` tokens that no pass is recorded for, where they
+    begin, into the scratch page: so that the first finds every kernel loaded, and to tell `paces`
+    how long they take. The host launches them operation by operation, a short one as long as a
+    long one."""
+    limits = machine.slots.limits
+    longest, sizes, size = min(chunk, limits.max_length - 1 - REACH), list[int](), _LONG
+    while size < longest:
+        sizes.append(size)
+        size *= 2
+    for size in (*sizes, longest) if longest >= _LONG else ():
+        seconds = 0.0
+        for _ in range(2):  # the first meets everything for the first time
+            _wait(limits.device)
+            began = time.perf_counter()
+            read_chunk(machine, 0, REACH, REACH + size)
+            _wait(limits.device)
+            seconds = time.perf_counter() - began
+        paces.hear([(REACH, REACH + size, 0)], True, seconds)
+
+
 def rehearse(machine: Machine, width: int, place: Tensor) -> None:
     """Run once what a pass of that width records. place: see `CapturedReadings`, an entry a row."""
     kind = machine.drafter.needs.catch_up
@@ -218,3 +240,8 @@ def _drafter_pass(machine: Machine, width: int, place: Tensor) -> None:
     slot, start, count = place
     window = committed(machine, slot, start, count, width)
     machine.drafter.observe(window, None, None, read_rows(machine, slot, window))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
