@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ from paceline.models.opening import open_decoder
 from paceline.ops.choose import make_chooser
 from paceline.ops.compiling import compiling
 from paceline.speculation.verify import RULES
-from paceline.text import Tokenizer
+from paceline.text import Tokenizer, same_files
 from paceline.types import Window
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,15 @@ class _Target:
     vocab_size: int
     hidden_size: int
     embedding: Tensor
-    tokenizer: Tokenizer | None
+    folder: Path
+    loading: Future[Tokenizer]
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.loading.result()
+
+    def tokenizer_lies_in(self, folder: Path) -> bool:
+        return same_files(self.folder, folder)
 
 
 def open_machine(
@@ -148,7 +157,8 @@ def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progr
     model = ModelConfig.from_folder(path)
     made = drafter or _create(config)
     reading = ThreadPoolExecutor(1, "paceline-tokenizer")
-    loading = reading.submit(Tokenizer.load, path)  # beside a device that wakes up, and weights
+    # Its imports take longest of all: beside a device that wakes up, weights and kernels.
+    loading = reading.submit(Tokenizer.load, path)
     reading.shutdown(wait=False)
     budget = plan_memory(config, model, made)
     limits, device = budget.limits, budget.limits.device
@@ -160,8 +170,9 @@ def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progr
         progress=partial(progress, "reading the target"),
     )
     progress("opening the drafter", 0, 0)
-    tokenizer = loading.result()
-    made.bind(_Target(model.vocab_size, model.hidden_size, target.embedding, tokenizer), limits)
+    made.bind(_Target(model.vocab_size, model.hidden_size, target.embedding, path, loading), limits)
+    if loading.done():
+        loading.result()  # what went wrong already is told before kernels are compiled
     _check_features(made, target)
     rule = RULES[config.rule]
     pool = KVPool(target.spec, limits.pages, limits.page_size, device)
@@ -171,6 +182,7 @@ def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progr
     most = made.needs.most
     k = config.k if most is None else min(config.k, most)
     rounds, readings = _ready(config, machine, k, progress)
+    tokenizer = loading.result()
     if device.type == "cpu" and config.threads is None:
         progress("choosing threads", 0, 0)
     paces: dict[int, float] = {}
