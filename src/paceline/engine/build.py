@@ -182,7 +182,9 @@ def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progr
     most = made.needs.most
     k = config.k if most is None else min(config.k, most)
     rounds, readings = _ready(config, machine, k, progress)
+    asked = time.perf_counter()
     tokenizer = loading.result()
+    log.info("waited %.1f s for the tokenizer", time.perf_counter() - asked)
     if device.type == "cpu" and config.threads is None:
         progress("choosing threads", 0, 0)
     paces: dict[int, float] = {}
