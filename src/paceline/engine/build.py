@@ -129,30 +129,6 @@ def open_machine(
 
     Raises ConfigError and CheckpointError.
     """
-    with _many_threads():
-        return _open_machine(config, drafter, progress)
-
-
-@contextmanager
-def _many_threads() -> Iterator[None]:
-    """Who waits for Python's lock gets it soon: while one thread imports and reads a vocabulary,
-    others ask for it after each few milliseconds of reading weights, and would lose as much."""
-    global _openings, _before
-    with _opening:  # several engines may open at once, and the last one restores it
-        if not _openings:
-            _before = sys.getswitchinterval()
-            sys.setswitchinterval(min(_before, _SWITCH))
-        _openings += 1
-    try:
-        yield
-    finally:
-        with _opening:
-            _openings -= 1
-            if not _openings:
-                sys.setswitchinterval(_before)
-
-
-def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progress) -> Opened:
     path = resolve(config.target)
     model = ModelConfig.from_folder(path)
     made = drafter or _create(config)
@@ -162,15 +138,17 @@ def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progr
     reading.shutdown(wait=False)
     budget = plan_memory(config, model, made)
     limits, device = budget.limits, budget.limits.device
-    target = open_decoder(
-        config.target,
-        config.dtype,
-        device,
-        limits.max_length,
-        progress=partial(progress, "reading the target"),
-    )
-    progress("opening the drafter", 0, 0)
-    made.bind(_Target(model.vocab_size, model.hidden_size, target.embedding, path, loading), limits)
+    with _many_threads():
+        target = open_decoder(
+            config.target,
+            config.dtype,
+            device,
+            limits.max_length,
+            progress=partial(progress, "reading the target"),
+        )
+        progress("opening the drafter", 0, 0)
+        lent = _Target(model.vocab_size, model.hidden_size, target.embedding, path, loading)
+        made.bind(lent, limits)
     if loading.done():
         loading.result()  # what went wrong already is told before kernels are compiled
     _check_features(made, target)
@@ -214,6 +192,26 @@ def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progr
         keep_costs,
         partial(costs_of, rig, pilot.cost if isinstance(pilot, Governor) else None),
     )
+
+
+@contextmanager
+def _many_threads() -> Iterator[None]:
+    """Who waits for Python's lock gets it soon: while one thread imports and reads a vocabulary,
+    others ask for it after each few milliseconds of reading weights, and would lose as much. (Not
+    for threads that compile: 32 that all have work lose time by changing so often.)"""
+    global _openings, _before
+    with _opening:  # several engines may open at once, and the last one restores it
+        if not _openings:
+            _before = sys.getswitchinterval()
+            sys.setswitchinterval(min(_before, _SWITCH))
+        _openings += 1
+    try:
+        yield
+    finally:
+        with _opening:
+            _openings -= 1
+            if not _openings:
+                sys.setswitchinterval(_before)
 
 
 def _slow_at_first(device: torch.device) -> bool:
