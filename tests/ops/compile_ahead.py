@@ -1,9 +1,10 @@
 """Run by test_compiling.py in a process without triton's interpreter: kernels are compiled for a
-GPU that is not there. Prints what was compiled and launched, as JSON."""
+GPU that is not there. Prints what was loaded, compiled and launched, as JSON."""
 
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import torch
@@ -38,6 +39,10 @@ def run(product: Normed, rows: list[int]) -> None:
 
 def main() -> None:
     driver.set_active(Launching())
+    here: list[list[bool]] = []  # of each kernel: whether it was cached, and loaded by this thread
+    triton.knobs.compilation.listener = lambda cache_hit, **_: here.append(
+        [cache_hit, threading.current_thread() is threading.main_thread()]
+    )
     compiler.max_shared_mem = lambda device: 1 << 20
     gain, weight = torch.ones(128).bfloat16(), torch.zeros(64, 128).bfloat16()
     product = Normed(gain, 1e-5, weight, None, True, False)
@@ -50,7 +55,8 @@ def main() -> None:
     late: list[str] = []
     triton.knobs.runtime.jit_cache_hook = lambda **kernel: bool(late.append(kernel["repr"]))
     run(product, [5, 30])
-    told = {"compiled": rehearsal.compiled, "late": late, "before": before, "all": launched}
+    told = {"loaded": rehearsal.loaded, "compiled": rehearsal.compiled, "late": late,
+            "before": before, "all": launched, "here": here}  # fmt: skip
     print(json.dumps(told))
 
 

@@ -38,6 +38,15 @@ def test_what_a_rehearsal_met_is_compiled(tmp_path: Path) -> None:
     assert told["compiled"] == 3  # `enter`, and products of up to 16 and up to 32 rows
     assert told["late"] == []
     assert told["all"][told["before"] :] == ["enter", "few_rows"] * 2
+    assert told["here"] == [[False, False]] * 3
+
+
+def test_what_lies_in_the_cache_is_loaded_by_one_thread(tmp_path: Path) -> None:
+    """Many would wait for Python's lock in turns, ten times as long."""
+    told_by("compile_ahead.py", tmp_path)
+    told = told_by("compile_ahead.py", tmp_path)
+    assert (told["loaded"], told["compiled"], told["late"]) == (3, 0, [])
+    assert told["here"] == [[True, True]] * 3
 
 
 @pytest.mark.parametrize("drafter", ["model", "ngram+model"])

@@ -8,6 +8,7 @@ asks it nothing but `needs`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import ClassVar, Protocol
 
 from torch import Tensor
@@ -61,7 +62,12 @@ class TargetInfo(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The target's tokenizer, or None where it was opened without one."""
+        """The target's tokenizer, or None where it was opened without one. Waits until it is
+        loaded."""
+        ...
+
+    def tokenizer_lies_in(self, folder: Path) -> bool:
+        """Whether `folder` holds the target's tokenizer, byte by byte. Waits for nothing."""
         ...
 
 

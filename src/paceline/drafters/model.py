@@ -52,7 +52,7 @@ class ModelDrafter(Drafter):
         """Load the model. Raises CheckpointError, or ConfigError where it cannot draft for
         `target`."""
         folder = resolve(self.options.path)
-        if target.tokenizer is not None and not target.tokenizer.lies_in(folder):
+        if not target.tokenizer_lies_in(folder) and target.tokenizer is not None:
             own = Tokenizer.load(folder)
             difference = target.tokenizer.same_as(own)
             if difference is not None:

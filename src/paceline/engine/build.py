@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ from paceline.models.opening import open_decoder
 from paceline.ops.choose import make_chooser
 from paceline.ops.compiling import compiling
 from paceline.speculation.verify import RULES
-from paceline.text import Tokenizer
+from paceline.text import Tokenizer, same_files
 from paceline.types import Window
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,15 @@ class _Target:
     vocab_size: int
     hidden_size: int
     embedding: Tensor
-    tokenizer: Tokenizer | None
+    folder: Path
+    loading: Future[Tokenizer]
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.loading.result()
+
+    def tokenizer_lies_in(self, folder: Path) -> bool:
+        return same_files(self.folder, folder)
 
 
 def open_machine(
@@ -121,48 +130,28 @@ def open_machine(
 
     Raises ConfigError and CheckpointError.
     """
-    with _many_threads():
-        return _open_machine(config, drafter, progress)
-
-
-@contextmanager
-def _many_threads() -> Iterator[None]:
-    """Who waits for Python's lock gets it soon: while one thread imports and reads a vocabulary,
-    others ask for it after each few milliseconds of reading weights, and would lose as much."""
-    global _openings, _before
-    with _opening:  # several engines may open at once, and the last one restores it
-        if not _openings:
-            _before = sys.getswitchinterval()
-            sys.setswitchinterval(min(_before, _SWITCH))
-        _openings += 1
-    try:
-        yield
-    finally:
-        with _opening:
-            _openings -= 1
-            if not _openings:
-                sys.setswitchinterval(_before)
-
-
-def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progress) -> Opened:
     path = resolve(config.target)
     model = ModelConfig.from_folder(path)
     made = drafter or _create(config)
     reading = ThreadPoolExecutor(1, "paceline-tokenizer")
-    loading = reading.submit(Tokenizer.load, path)  # beside a device that wakes up, and weights
+    # Its imports take longest of all: beside a device that wakes up, weights and kernels.
+    loading = reading.submit(Tokenizer.load, path)
     reading.shutdown(wait=False)
     budget = plan_memory(config, model, made)
     limits, device = budget.limits, budget.limits.device
-    target = open_decoder(
-        config.target,
-        config.dtype,
-        device,
-        limits.max_length,
-        progress=partial(progress, "reading the target"),
-    )
-    progress("opening the drafter", 0, 0)
-    tokenizer = loading.result()
-    made.bind(_Target(model.vocab_size, model.hidden_size, target.embedding, tokenizer), limits)
+    with _many_threads():
+        target = open_decoder(
+            config.target,
+            config.dtype,
+            device,
+            limits.max_length,
+            progress=partial(progress, "reading the target"),
+        )
+        progress("opening the drafter", 0, 0)
+        lent = _Target(model.vocab_size, model.hidden_size, target.embedding, path, loading)
+        made.bind(lent, limits)
+    if loading.done():
+        loading.result()  # what went wrong already is told before kernels are compiled
     _check_features(made, target)
     rule = RULES[config.rule]
     pool = KVPool(target.spec, limits.pages, limits.page_size, device)
@@ -173,6 +162,9 @@ def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progr
     k = config.k if most is None else min(config.k, most)
     paces = Paces(target.half_context)
     rounds, readings = _ready(config, machine, k, paces, progress)
+    asked = time.perf_counter()
+    tokenizer = loading.result()
+    log.info("waited %.1f s for the tokenizer", time.perf_counter() - asked)
     if device.type == "cpu" and config.threads is None:
         progress("choosing threads", 0, 0)
     if _slow_at_first(device):
@@ -201,6 +193,26 @@ def _open_machine(config: EngineConfig, drafter: Drafter | None, progress: Progr
         keep_costs,
         partial(costs_of, rig, pilot.cost if isinstance(pilot, Governor) else None),
     )
+
+
+@contextmanager
+def _many_threads() -> Iterator[None]:
+    """Who waits for Python's lock gets it soon: while one thread imports and reads a vocabulary,
+    others ask for it after each few milliseconds of reading weights, and would lose as much. (Not
+    for threads that compile: 32 that all have work lose time by changing so often.)"""
+    global _openings, _before
+    with _opening:  # several engines may open at once, and the last one restores it
+        if not _openings:
+            _before = sys.getswitchinterval()
+            sys.setswitchinterval(min(_before, _SWITCH))
+        _openings += 1
+    try:
+        yield
+    finally:
+        with _opening:
+            _openings -= 1
+            if not _openings:
+                sys.setswitchinterval(_before)
 
 
 def _slow_at_first(device: torch.device) -> bool:

@@ -168,6 +168,7 @@ def load(path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.devi
     with _Reader(path, dtype, device) as reader:
         ends = {field: reader.read(parts) for field, parts in _ends(config).items()}
         embedding = ends["embedding"]
+        reader.finish()
         head = ends.get("head")
         if head is None:
             head = reader.tied_head(embedding)
@@ -185,6 +186,7 @@ def _load_layers(
 
 def _load_layer(reader: _Reader, config: ModelConfig, number: int) -> LayerWeights:
     got = {field: reader.read(parts) for field, parts in _layer(config, number).items()}
+    reader.finish()
     return LayerWeights(
         attention_norm=got["attention_norm"],
         qkv=got["qkv"],
@@ -227,8 +229,13 @@ class _Reader:
     ) -> None:
         self._carrier.close()
 
+    def finish(self) -> None:
+        """What was read is there from here on."""
+        self._carrier.finish()
+
     def read(self, parts: tuple[_Part, ...]) -> Tensor:
-        """Return `parts` below one another, [sum of rows, …], heads interleaved."""
+        """Return `parts` below one another, [sum of rows, …], heads interleaved; the last of them
+        are there after `finish`."""
         rows = sum(part.shape[0] for part in parts)
         out = torch.empty(rows, *parts[0].shape[1:], dtype=self._dtype, device=self._device)
         first = 0
@@ -244,6 +251,7 @@ class _Reader:
         if stored is None or stored.shape != tuple(embedding.shape):
             return embedding
         head = self.read((_Part("lm_head.weight", stored.shape),))
+        self.finish()
         if torch.equal(head, embedding):
             return embedding
         log.warning("%s: tie_word_embeddings is on but lm_head differs; not tied", stored.file)

@@ -1,14 +1,15 @@
 """Bytes of tensors from files to a device, piece by piece, reading and copying side by side.
 
-Threads read a piece into one of two host buffers while the one before is on its way; on a GPU
-the buffers are pinned and the copies run on a stream of their own. Knows nothing of weights.
+Threads read a piece into one of two host buffers while the one before is waited for and copied; on
+a GPU the buffers are pinned and the copies run on a stream of their own. Knows nothing of weights.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,9 +32,11 @@ class Carrier:
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._readers = ThreadPoolExecutor(_THREADS, thread_name_prefix="paceline-read")
         self._files: dict[Path, int] = {}  # descriptors, open until the end
+        self._being_read: _Piece | None = None
 
     def close(self) -> None:
-        """Let the threads go. The buffers are kept until what is under way has arrived."""
+        """Let the threads go. The buffers are kept until what is under way has arrived; what was
+        asked for since `finish` may not have."""
         try:
             for buffer in self._buffers:
                 buffer.wait()
@@ -46,10 +49,11 @@ class Carrier:
         self, stored: Stored, first: int, shape: tuple[int, ...], put: Callable[[Tensor], object]
     ) -> None:
         """Read the elements from number `first` on and hand them to put as a tensor of `shape` on
-        the device, in the stored dtype; it is another's when put returns.
+        the device, in the stored dtype; it is another's when put returns. put may be called
+        later, by `finish` at the latest.
 
-        Work launched later on the current stream finds what put wrote. Raises CheckpointError
-        where the file ends before its tensor does.
+        Raises CheckpointError, also for what was asked for before, where the file ends before its
+        tensor does.
         """
         buffer = self._buffers[self._turn]
         self._turn = 1 - self._turn
@@ -57,21 +61,34 @@ class Carrier:
         for length in shape:
             size *= length
         host = buffer.take(size)
-        self._read(stored.file, stored.start + first * stored.dtype.itemsize, host)
-        piece = host.view(stored.dtype).view(shape)
+        reads = self._read(stored.file, stored.start + first * stored.dtype.itemsize, host)
+        before = self._being_read
+        self._being_read = _Piece(reads, host.view(stored.dtype).view(shape), put, buffer)
+        if before is not None:
+            self._hand_on(before)
+
+    def finish(self) -> None:
+        """Work launched later on the current stream finds what every put wrote."""
+        last, self._being_read = self._being_read, None
+        if last is not None:
+            self._hand_on(last)
+
+    def _hand_on(self, piece: _Piece) -> None:
+        for read in piece.reads:
+            read.result()
         if self._side is None:
-            put(piece)
+            piece.put(piece.host)
             return
         current = torch.cuda.current_stream(self._device)
         self._side.wait_stream(current)  # where put writes to may have been another's memory
         with torch.cuda.stream(self._side):
-            put(piece.to(self._device, non_blocking=True))
-            buffer.sent()
+            piece.put(piece.host.to(self._device, non_blocking=True))
+            piece.buffer.sent()
         current.wait_stream(self._side)
 
-    def _read(self, file: Path, at: int, into: Tensor) -> None:
-        """Fill `into` [bytes] from position `at` of a file, several blocks at a time: few, since
-        each waits for Python's lock once, and others may be busy under it."""
+    def _read(self, file: Path, at: int, into: Tensor) -> list[Future[None]]:
+        """Begin to fill `into` [bytes] from position `at` of a file, several blocks at a time: few,
+        since each waits for Python's lock once, and others may be busy under it."""
         number = self._files.get(file)
         if number is None:
             number = self._files[file] = os.open(file, os.O_RDONLY)
@@ -82,9 +99,18 @@ class Carrier:
 
         if into.numel() <= step:
             block(0)
-        else:
-            for _ in self._readers.map(block, range(0, into.numel(), step)):
-                pass
+            return []
+        return [self._readers.submit(block, start) for start in range(0, into.numel(), step)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What is being read into a buffer, and who gets it."""
+
+    reads: list[Future[None]]
+    host: Tensor
+    put: Callable[[Tensor], object]
+    buffer: _Buffer
 
 
 class _Buffer:

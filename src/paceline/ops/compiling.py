@@ -2,8 +2,10 @@
 
 Triton compiles a kernel at its first launch, and the next launch waits. Here a rehearsal runs
 first: what would have to be compiled is noted and not launched, and then compiled by threads. (Not
-meanwhile: they and the rehearsal would wait for Python's lock in turns.) What it leaves unwritten
-is 0, so that whatever reads it as an index stays inside.
+meanwhile: they and the rehearsal would wait for Python's lock in turns.) What triton's cache holds
+is loaded by the rehearsal's own thread, for the same reason: it is Python's work, and 32 threads
+took ten times as long. What a rehearsal leaves unwritten is 0, so that whatever reads it as an
+index stays inside.
 """
 
 from __future__ import annotations
@@ -27,11 +29,15 @@ _MOST_THREADS = 32
 _ALONE = threading.Lock()
 
 
+class _Absent(Exception):
+    """Triton's cache does not hold the kernel."""
+
+
 class Rehearsal:
-    """Collects kernels. compiled: how many were, once the block has ended."""
+    """Collects kernels. loaded, compiled: how many were, once the block has ended."""
 
     def __init__(self, device: torch.device, threads: int) -> None:
-        self.compiled = 0
+        self.loaded = self.compiled = 0
         self._thread = threading.get_ident()
         self._asked: dict[tuple[int, str], Callable[[], object]] = {}
 
@@ -58,16 +64,47 @@ class Rehearsal:
         return True
 
     def finish(self) -> None:
-        """Compile them. A kernel that failed fails again, and is told, at its launch."""
-        for future in [self._pool.submit(work) for work in self._asked.values()]:
-            error = future.exception()
-            self.compiled += error is None
-            if error is not None:
-                log.debug("a kernel was not compiled ahead: %r", error)
+        """Load or compile them. One that failed fails again, and is told, at its launch."""
+        absent = []
+        with _cached_only():
+            for work in self._asked.values():
+                try:
+                    work()
+                    self.loaded += 1
+                except _Absent:
+                    absent.append(work)
+                except Exception as error:
+                    log.debug("a kernel was not loaded ahead: %r", error)
+        for future in [self._pool.submit(work) for work in absent]:
+            failed = future.exception()
+            self.compiled += failed is None
+            if failed is not None:
+                log.debug("a kernel was not compiled ahead: %r", failed)
 
     def close(self) -> None:
         """Begin nothing more."""
         self._pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _cached_only() -> Iterator[None]:
+    """While the block runs, _Absent is raised where this thread would compile a kernel."""
+    from triton import knobs
+    from triton.runtime.cache import FileCacheManager
+
+    manager: Any = knobs.cache.manager_class or FileCacheManager
+    thread = threading.get_ident()
+
+    class Looking(manager):  # type: ignore[misc]
+        def get_group(self, filename: str) -> dict[str, str] | None:
+            group: dict[str, str] | None = super().get_group(filename)
+            if not group and threading.get_ident() == thread:
+                raise _Absent(filename)
+            return group
+
+    with knobs.cache.scope():
+        knobs.cache.manager_class = Looking
+        yield
 
 
 class _Zeros(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -125,9 +162,10 @@ def _compiling(runtime: Any, device: torch.device, threads: int | None) -> Itera
         runtime.jit_cache_hook = before
         rehearsal.close()
     log.info(
-        "compiled or loaded %d kernels in %.1f s on %d threads, %.1f s of it the rehearsal",
+        "loaded %d kernels and compiled %d on %d threads in %.1f s, %.1f s of it the rehearsal",
+        rehearsal.loaded,
         rehearsal.compiled,
-        time.perf_counter() - began,
         threads,
+        time.perf_counter() - began,
         rehearsed,
     )

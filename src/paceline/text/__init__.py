@@ -6,11 +6,12 @@ writes depends on the token ids alone and never on how they were split over roun
 
 from paceline.text.detokenizer import Detokenizer
 from paceline.text.stop import StopStrings
-from paceline.text.tokenizer import Message, Tokenizer
+from paceline.text.tokenizer import Message, Tokenizer, same_files
 
 __all__ = [
     "Detokenizer",
     "Message",
     "StopStrings",
     "Tokenizer",
+    "same_files",
 ]

@@ -45,6 +45,13 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTES = _byte_alphabet()
 
 
+def same_files(one: Path, other: Path) -> bool:
+    """Whether two checkpoint folders hold the same tokenizer, byte by byte, so that neither need
+    be loaded to be compared."""
+    names = (*_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    return all(_content(one / name) == _content(other / name) for name in names)
+
+
 def _content(file: Path) -> bytes | None:
     return file.read_bytes() if file.is_file() else None
 
@@ -52,12 +59,11 @@ def _content(file: Path) -> bytes | None:
 class Tokenizer:
     """A checkpoint's tokenizer. Make one with `Tokenizer.load`."""
 
-    def __init__(self, fast: Any, name: str, folder: Path | None = None) -> None:
-        """fast: a transformers tokenizer with a `tokenizers` backend; name: for messages; folder:
-        where it was loaded from."""
+    def __init__(self, fast: Any, name: str) -> None:
+        """fast: a transformers tokenizer with a `tokenizers` backend; name: for messages."""
         self._fast = fast
         self._backend: Any = fast.backend_tokenizer
-        self.name, self._folder = name, folder
+        self.name = name
         added = self._backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.special = {added[i].content: i for i in self.special_ids}
@@ -89,7 +95,7 @@ class Tokenizer:
             fast = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             if getattr(fast, "backend_tokenizer", None) is None:
                 raise ValueError("it has no fast form")
-            return cls(fast, folder.name, folder)
+            return cls(fast, folder.name)
         # The readers of a broken file raise whatever their parser raises, Rust's bare Exception
         # included; there is no narrower class.
         except Exception as error:
@@ -98,14 +104,6 @@ class Tokenizer:
                 f"{folder}: the tokenizer cannot be loaded ({reason}); download the checkpoint "
                 "again, or save the tokenizer as tokenizer.json with transformers"
             ) from error
-
-    def lies_in(self, folder: Path) -> bool:
-        """Whether `folder` holds this very tokenizer, byte by byte, so that it need not be loaded
-        to be compared."""
-        if self._folder is None:
-            return False
-        names = (*_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-        return all(_content(self._folder / name) == _content(folder / name) for name in names)
 
     def __len__(self) -> int:
         """Return the number of token ids, added tokens included."""
