@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paceline import Engine, sampling_params
 from paceline.engine.feeding import Feeder
-from paceline.engine.readings import REACH, WIDTHS, pieces
+from paceline.engine.readings import REACH, WIDTHS, EagerReadings, pieces
 
 HALF = 8000  # positions at which attention takes as long as everything else
 PASS = {16: 4e-3, 64: 5e-3, 128: 7e-3, 256: 12e-3}  # seconds at the begin of a text
@@ -111,7 +114,7 @@ def test_only_what_has_passed_is_learned_from() -> None:
     found = feeder()
     running: Any = SimpleNamespace(passed=False)
     found._marks.append((0, 16, running, 0.0))
-    found.learn()
+    assert found.learn() == 0
     assert not found.paces
 
 
@@ -196,3 +199,25 @@ def test_a_read_of_many_passes_is_learned_from_once() -> None:
     assert found.seconds(0, 2048) == pytest.approx(truth(0, 2048), rel=1e-3)
     saw(found, 0, 256 + 44)  # with one of a width that was never seen
     assert found.paces[64] == pytest.approx(PASS[64], rel=0.5)
+
+
+def test_whoever_chooses_k_is_told_what_went_by_without_the_reading(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt takes as long beside a plain round as beside another, so it speaks for neither."""
+    engine = opened(drafter="ngram", k=2, slots=2)
+    read, told, settled = EagerReadings.read, list[float](), engine._loop.pilot.settled
+
+    def slow(*given: Any) -> None:
+        time.sleep(0.4)
+        read(*given)
+
+    def listen(*given: Any, elapsed_seconds: float, **more: Any) -> None:
+        told.append(elapsed_seconds)
+        settled(*given, elapsed_seconds=elapsed_seconds, **more)
+
+    monkeypatch.setattr(EagerReadings, "read", slow)
+    monkeypatch.setattr(engine._loop.pilot, "settled", listen)
+    engine.generate("def f(x):", sampling_params(max_tokens=8))
+    assert told
+    assert 0 <= sum(told) < 0.4

@@ -130,12 +130,16 @@ class Feeder:
             for sequence, end in zip(behind, ends, strict=True):
                 sequence.observed = end
 
-    def learn(self) -> None:
+    def learn(self) -> float:
         """A round has settled: so has what was read in front of it, but not behind, which nobody
-        is to wait for."""
+        is to wait for. Returns the seconds that this reading took."""
+        took = 0.0
         while self._marks and self._marks[0][2].passed:
             start, stop, marks, wall = self._marks.popleft()
-            self._hear(start, stop, marks.wait() or wall)
+            seconds = marks.wait() or wall
+            self._hear(start, stop, seconds)
+            took += seconds
+        return took
 
     def _hear(self, start: int, stop: int, seconds: float) -> None:
         """Reading positions start to stop (exclusive) took so long: every width of its passes that
