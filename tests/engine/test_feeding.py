@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
+import time
+from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paceline import Engine, sampling_params
 from paceline.engine import readings
 from paceline.engine.feeding import Feeder, Read
 from paceline.engine.paces import Paces
-from paceline.engine.readings import REACH, WIDTHS, pieces
+from paceline.engine.readings import REACH, WIDTHS, EagerReadings, pieces
 
 HALF = 8000  # positions at which attention takes as long as everything else
 PASS = {16: 4e-3, 64: 5e-3, 128: 7e-3, 256: 12e-3}  # seconds at the begin of a text
@@ -133,7 +136,7 @@ def test_what_is_read_is_told_to_the_round_behind_it_once() -> None:
     assert [read.cut for read in reads] == [[(0, 16, 16)]]
     assert not found.take()
     assert not found.paces.known
-    found.learn(reads, 0.01)
+    assert found.learn(reads, 0.01) > 0
     assert found.paces.known
 
 
@@ -326,3 +329,25 @@ def test_the_opening_times_what_is_not_recorded(monkeypatch: pytest.MonkeyPatch)
     assert paces.known
     readings.time_at_once(machine, 256, paces)
     assert len(seen) == 6
+
+
+def test_whoever_chooses_k_is_told_what_went_by_without_the_reading(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt takes as long beside a plain round as beside another, so it speaks for neither."""
+    engine = opened(drafter="ngram", k=2, slots=2)
+    read, told, settled = EagerReadings.read, list[float](), engine._loop.pilot.settled
+
+    def slow(*given: Any) -> None:
+        time.sleep(0.4)
+        read(*given)
+
+    def listen(*given: Any, elapsed_seconds: float, **more: Any) -> None:
+        told.append(elapsed_seconds)
+        settled(*given, elapsed_seconds=elapsed_seconds, **more)
+
+    monkeypatch.setattr(EagerReadings, "read", slow)
+    monkeypatch.setattr(engine._loop.pilot, "settled", listen)
+    engine.generate("def f(x):", sampling_params(max_tokens=8))
+    assert told
+    assert 0 <= sum(told) < 0.4

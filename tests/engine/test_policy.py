@@ -304,16 +304,34 @@ def test_prompts_that_a_drafter_must_read_count_against_it() -> None:
     assert chosen(4000) == {0}
 
 
-def test_what_prompts_cost_is_forgotten_with_time() -> None:
+def test_a_prompt_costs_ever_less_while_its_text_goes_on() -> None:
     governor = Governor(table(H200, (0, 2), (1,)))
     track = governor.track(2, 10**9)
     governor.fed(100_000)
+    governor.first(track)
     report = Report([3], [2], [0], [2], [2], [0])
     shares = []
     for _ in range(20000):
         launch = governor.plan([track], 0.0)
         governor.settled([track], launch, report)
-        assert governor._view is not None
-        plain, drafting = governor._view.beside
-        shares.append(drafting - plain)
-    assert shares[0] > 100 * shares[-1] > 0
+        shares.append(governor._beside.reading)
+    assert shares[0] > 15 * max(shares[10_000:]) > 0
+
+
+def test_texts_that_leave_are_counted_whatever_they_leave_for() -> None:
+    """Ended, given up, or preempted and read again: the drafter has read for each."""
+    governor = Governor(table(H200, (0, 2), (4,)))
+
+    def joins() -> Track:
+        track = governor.track(2, 10**9)
+        governor.fed(100)
+        governor.first(track)
+        return track
+
+    tracks = [joins() for _ in range(4)]
+    run(governor, tracks, 0.5, 50)
+    one = governor._beside.reading
+    tracks[:3] = [joins() for _ in range(3)]
+    joins()  # and is given up before its first round
+    governor.plan(tracks, 0.0)
+    assert governor._beside.reading == pytest.approx(5 * one)  # four have left, not none

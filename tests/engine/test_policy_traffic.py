@@ -12,6 +12,7 @@ import pytest
 from tests.engine.traffic import (
     CPU,
     H200,
+    MEASURED,
     Chances,
     Device,
     Played,
@@ -133,3 +134,39 @@ def test_costs_that_were_measured_wrong_are_put_right() -> None:
         governor = Governor(table(H200, KS, SIZES, 0.1))
         played = play(traffic, H200, governor, **ROUGH)  # type: ignore[arg-type]
         assert played.rate / max(play(traffic, H200, k).rate for k in FIXED) > 0.96
+
+
+def test_what_other_loads_left_behind_does_not_mislead() -> None:
+    """One governor through all loads, as `benchmarks/load.py` has it. At one text a prompt takes as
+    long as three rounds, and in front of a run of 64 texts stand 64 prompts: which kind of round
+    they were read beside is chance, and no news of it."""
+    governor = Governor(table(MEASURED, (0, 1, 2, 4, 8), SIZES, 0.01))
+
+    def rate(who: Governor | int, chance: float, rows: int, rounds: int, seed: int) -> float:
+        traffic = Traffic(
+            rows, lambda *_: constant(chance), rounds, (192, 320), seed, prompt=200, begin=2
+        )
+        return play(traffic, MEASURED, who, noise=0.02, late=True).rate
+
+    for chance in (0.6, 0.3):
+        for rows, rounds in ((1, 1000), (4, 500), (16, 250), (64, 300)):
+            for seed in (10, 11):
+                found = rate(governor, chance, rows, rounds, seed)
+                if rows >= 16 and chance == 0.3:  # plain decoding is the best
+                    assert found > 0.98 * rate(0, chance, rows, rounds, seed), (rows, seed)
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+def test_a_small_loss_is_not_borne_for_long(rows: int) -> None:
+    """One draft becomes a few percent worse than none: soon enough to matter in 150 rounds."""
+    costs = table(H200, (0, 1), SIZES)
+    plain, drafting = costs.rounds(rows)
+    governor = Governor(costs)
+
+    def run(over: float, rounds: int) -> Played:
+        chance = over * drafting / plain - 1
+        return play(Traffic(rows, lambda *_: constant(chance), rounds), H200, governor)
+
+    assert run(1.1, 300).chosen[-1] == 1
+    chosen = run(0.95, 150).chosen
+    assert chosen.count(0) > 0.6 * len(chosen)

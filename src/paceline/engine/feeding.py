@@ -150,19 +150,20 @@ class Feeder:
         reads, self._reads = self._reads, []
         return reads
 
-    def learn(self, reads: Seq[Read], elapsed: float) -> None:
+    def learn(self, reads: Seq[Read], elapsed: float) -> float:
         """A round has settled, so many seconds after the one before it, and so have `reads`, which
-        were made in front of it."""
-        spent = 0.0
+        were made in front of it. Returns the seconds that prompts took of them."""
+        spent = prompts = 0.0
         for read in reads:
             seconds = read.marks.wait() or read.wall
             spent += seconds
             if read.cut:
                 self.paces.hear(read.cut, read.shown, seconds)
+                prompts += seconds
         rest = elapsed - spent
-        if rest <= 0 or not all(read.beside for read in reads):
-            return
-        if self._rest is None:
-            self._rest = Estimate(rest)
-        else:
-            self._rest.hear(rest / self._rest.seconds)
+        if rest > 0 and all(read.beside for read in reads):
+            if self._rest is None:
+                self._rest = Estimate(rest)
+            else:
+                self._rest.hear(rest / self._rest.seconds)
+        return prompts

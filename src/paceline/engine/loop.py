@@ -194,12 +194,12 @@ class Loop:
         """All of a text but its last token has been read: it joins the rounds."""
         live = self.ledger.live[sequence]
         self.scheduler.start(sequence)
-        if sequence.observed >= sequence.prefilled or not self._catches_up:
-            k = self.pilot.first(live.track)
-            if k and self.rounds.begin(lambda: self._make_plan([sequence], 0, k)):
-                sequence.observed = len(sequence.tokens)
-            else:
-                live.track.waiting = 0
+        k = self.pilot.first(live.track)
+        shown = sequence.observed >= sequence.prefilled or not self._catches_up
+        if k and shown and self.rounds.begin(lambda: self._make_plan([sequence], 0, k)):
+            sequence.observed = len(sequence.tokens)
+        else:
+            live.track.waiting = 0
 
     def _launch(self, alone: bool) -> int:
         """Launch a round of all that run; returns how many rounds may stay in flight."""
@@ -296,6 +296,7 @@ class Loop:
             for sequence, row in zip(launched.rows, rows, strict=True):
                 self.scheduler.settled(sequence, row.token_ids)
             elapsed, self._settled_at = now - self._settled_at, now
+            reading = self.feeder.learn(launched.reads, elapsed)
             self._round_seconds = outcome.verify_seconds + outcome.draft_seconds
             self.pilot.settled(
                 launched.tracks,
@@ -304,10 +305,9 @@ class Loop:
                 verify_seconds=outcome.verify_seconds,
                 draft_seconds=outcome.draft_seconds,
                 wall_seconds=now - began if launched.alone else None,
-                elapsed_seconds=elapsed,
+                elapsed_seconds=elapsed - reading,
             )
             self.ledger.book_round(launched.launch.k, outcome, now - began)
-            self.feeder.learn(launched.reads, elapsed)
             booked: list[tuple[Sequence, Committed]] = []
             for sequence, row, follows in zip(launched.rows, rows, launched.follows, strict=True):
                 if sequence in self.ledger.live:

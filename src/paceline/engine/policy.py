@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from paceline.engine.acceptance import Acceptance, Seen, Track
 from paceline.engine.beside import Beside
-from paceline.engine.catch_up import NEAR
+from paceline.engine.catch_up import SIDE
 from paceline.engine.cost import CostTable
 from paceline.engine.trial import Choice, Trials
 
@@ -52,14 +52,12 @@ def choose(
     tokens: Sequence[float],
     seconds: Sequence[float],
     latency: float | None,
-    beside: tuple[float, float] = (0.0, 0.0),
+    spent: Sequence[float] | None = None,
 ) -> Choice:
     """The k of most tokens a second among rounds of at most `latency` seconds; where there is
-    none, the shortest round. tokens, seconds: of a round of each k; beside: seconds that each token
-    costs elsewhere, of plain rounds and of others. The smaller k wins a tie."""
-    choices = [
-        Choice(k, n, s, beside[k > 0] * n) for k, n, s in zip(ks, tokens, seconds, strict=True)
-    ]
+    none, the shortest round. tokens, seconds: of a round of each k; spent: seconds with what it
+    costs elsewhere, by default nothing. The smaller k wins a tie."""
+    choices = list(map(Choice, ks, tokens, seconds, spent or seconds))
     fitting = [c for c in choices if latency is None or c.seconds <= latency]
     if fitting:
         return max(fitting, key=lambda c: c.rate)
@@ -78,11 +76,11 @@ class _View:
     rows: int
     tokens: list[float]
     seconds: list[float]
-    beside: tuple[float, float]
+    spent: list[float]
 
     def at(self, k: int) -> Choice:
         i = self.ks.index(k)
-        return Choice(k, self.tokens[i], self.seconds[i], self.beside[k > 0] * self.tokens[i])
+        return Choice(k, self.tokens[i], self.seconds[i], self.spent[i])
 
 
 class Governor:
@@ -99,6 +97,7 @@ class Governor:
         self._trials = Trials(cost, self.acceptance)
         self._k = self.ks[1] if len(self.ks) > 1 else 0  # until something is known
         self._beside = Beside()
+        self._rows = self._joined = 0  # of the round planned last, and joined since
         self._close = 0  # rounds in a row in which plain decoding seemed as good
         self._looks = 0  # plain rounds that are still to come of a look
         self._missed = 0.0  # seconds that another k would have saved since it is the better one
@@ -115,8 +114,9 @@ class Governor:
         return self.acceptance.track(limit, remaining)
 
     def first(self, track: Track) -> int:
-        """Draft tokens to make right behind a prompt, where the device can do so, so that the
-        first round has something to verify."""
+        """A text joins the rounds. Draft tokens to make right behind its prompt, where the device
+        can do so, so that the first round has something to verify."""
+        self._joined += 1
         track.waiting = min(self._k, track.limit)
         return track.waiting
 
@@ -134,14 +134,15 @@ class Governor:
             most = limit if limit < left else max(left - 1, 0)
             key = track.place, most, track.waiting
             groups[key] = groups.get(key, 0) + 1
-        seconds = self.cost.rounds(len(tracks), context)
-        beside, tokens = self._beside.both(len(tracks)), self._tokens(groups)
-        view = self._view = _View(self.ks, len(tracks), tokens, seconds, beside)
-        best = choose(self.ks, tokens, seconds, self.latency, beside)
+        self._count(len(tracks))
+        seconds, tokens = self.cost.rounds(len(tracks), context), self._tokens(groups)
+        spent = self._spent(tokens, seconds)
+        view = self._view = _View(self.ks, len(tracks), tokens, seconds, spent)
+        best = choose(self.ks, tokens, seconds, self.latency, spent)
         trying, sure = self._trials.left > 0, best
         if best.k and not self._k:  # the way back has its price: so much must be known to stand
             doubted = self._tokens(groups, -self.acceptance.doubt)
-            sure = choose(self.ks, doubted, seconds, self.latency, beside)
+            sure = choose(self.ks, doubted, seconds, self.latency, self._spent(doubted, seconds))
         self._follow(view, sure, tracks)
         next_k = self._k or self._try(view, best, tracks)
         k = self._window(groups, view, next_k, trying, max(best.rate, view.at(0).rate), context)
@@ -168,12 +169,13 @@ class Governor:
         """A planned round has settled. tracks: as they were planned. seen: its report. Seconds
         of 0 were not measured; draft_seconds may be those of this round or of the one before it.
         wall_seconds: since the round before it settled, or None where other work (a prompt) lay
-        between. elapsed_seconds: the same, whatever lay between, or None where nobody knows."""
+        between. elapsed_seconds: the same, whatever lay between, but without what reading prompts
+        took; or None where nobody knows."""
         cost, last = self.cost, self._settled
-        self._settled, tokens = launch, sum(seen.n)
-        self._beside.wrote(tokens)
+        self._settled = launch
+        self._beside.wrote(sum(seen.n))
         if elapsed_seconds is not None and (launch.k > 0) == (launch.next_k > 0):
-            self._beside.saw(launch.k > 0, tokens, self._expected(launch), elapsed_seconds)
+            self._beside.saw(launch.k > 0, self._expected(launch), elapsed_seconds)
         if self.acceptance.record(tracks, launch.asked, seen):
             self._trials.tested()
         cost.saw("verify", launch.rows, launch.k, launch.context, verify_seconds)
@@ -226,6 +228,20 @@ class Governor:
         draft = self.cost.draft(rows, next_k, context)
         return verify + draft + self.cost.host(rows, k) + launch.first
 
+    def _count(self, rows: int) -> None:
+        """Who has come and gone since the round before it, now that so many run."""
+        left = self._rows + self._joined - rows
+        self._beside.moved(self._joined, max(left, 0))  # some may have joined another pilot's
+        self._rows, self._joined = rows, 0
+
+    def _spent(self, tokens: Sequence[float], seconds: Sequence[float]) -> list[float]:
+        """Seconds of a round of each k, with what it costs beside."""
+        (plain, drafting), reading = self._beside.late, self._beside.reading
+        return [
+            s * (1 + drafting) + n * reading if k else s * (1 + plain)
+            for k, n, s in zip(self.ks, tokens, seconds, strict=True)
+        ]
+
     def _tokens(self, groups: _Groups, shift: int = 0) -> list[float]:
         """Tokens that a round of each k commits, all rows together. shift: of all their places."""
         sums = [0.0] * len(self.ks)
@@ -250,14 +266,14 @@ class Governor:
         elif not self._fits(now):
             self._switch(best)
         else:
-            self._missed += now.seconds * (best.rate / now.rate - 1)
+            self._missed += now.spent - now.tokens / best.rate
             price = _SWITCH * now.seconds
             if not self._k:
                 price += self.cost.catching_up(track.behind for track in tracks)
                 if not self._trials.left:  # else it is on its way already
                     price += self._trials.lead_in(view.rows, now, best)
-            elif not best.k:  # the way back will cost something too
-                price += self.cost.catching_up([NEAR] * view.rows)
+            elif not best.k:  # the way back will cost something too, and more only later
+                price += self.cost.catching_up([SIDE] * view.rows)
             if self._missed > price:
                 self._switch(best)
         self._rest = 0 if self._k else self._rest + 1
@@ -300,7 +316,7 @@ class Governor:
         """The best choice but for K = 0."""
         if len(self.ks) == 1:
             return view.at(0)
-        return choose(self.ks[1:], view.tokens[1:], view.seconds[1:], self.latency, view.beside)
+        return choose(self.ks[1:], view.tokens[1:], view.seconds[1:], self.latency, view.spent[1:])
 
     def _fits(self, choice: Choice) -> bool:
         most = math.inf if self.latency is None else self.latency

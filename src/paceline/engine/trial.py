@@ -26,18 +26,18 @@ _LOOK = 8  # rounds after which it is reckoned anew whether one is due
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A draft length, and what is expected of a round of it, all rows together. beside: seconds
-    that such rounds cost elsewhere, see `engine.beside`."""
+    """A draft length, and what is expected of a round of it, all rows together. spent: seconds
+    with what such a round costs elsewhere, see `engine.beside`."""
 
     k: int
     tokens: float
     seconds: float
-    beside: float = 0.0
+    spent: float
 
     @property
     def rate(self) -> float:
         """Tokens a second."""
-        return self.tokens / (self.seconds + self.beside)
+        return self.tokens / self.spent
 
 
 @dataclass(slots=True)
