@@ -18,6 +18,7 @@ from paceline.ops.device_linear import Normed
 from paceline.ops.norm import Residual
 
 launched: list[str] = []
+made: list[bool] = []  # of each launcher: whether this thread built it
 
 
 class Launching(Driver):
@@ -29,6 +30,7 @@ class Launching(Driver):
             return 1, name, 0, 0, 1024
 
     def launcher_cls(self, source: object, metadata: object) -> Any:
+        made.append(threading.current_thread() is threading.main_thread())
         return lambda *args: launched.append(args[4])
 
 
@@ -52,11 +54,12 @@ def main() -> None:
         assert not torch.empty_like(weight).any()
         run(product, [1, 20])
         before = len(launched)
+    ahead = list(made)
     late: list[str] = []
     triton.knobs.runtime.jit_cache_hook = lambda **kernel: bool(late.append(kernel["repr"]))
     run(product, [5, 30])
     told = {"loaded": rehearsal.loaded, "compiled": rehearsal.compiled, "late": late,
-            "before": before, "all": launched, "here": here}  # fmt: skip
+            "before": before, "all": launched, "here": here, "made": ahead}  # fmt: skip
     print(json.dumps(told))
 
 

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -39,7 +39,7 @@ class Rehearsal:
     def __init__(self, device: torch.device, threads: int) -> None:
         self.loaded = self.compiled = 0
         self._thread = threading.get_ident()
-        self._asked: dict[tuple[int, str], Callable[[], object]] = {}
+        self._asked: dict[tuple[int, str], Callable[[], Any]] = {}
 
         # Triton compiles for a thread's current device, and "cuda" alone names none.
         current = torch.cuda.current_device() if device.type == "cuda" else 0
@@ -75,11 +75,14 @@ class Rehearsal:
                     absent.append(work)
                 except Exception as error:
                     log.debug("a kernel was not loaded ahead: %r", error)
-        for future in [self._pool.submit(work) for work in absent]:
-            failed = future.exception()
-            self.compiled += failed is None
-            if failed is not None:
-                log.debug("a kernel was not compiled ahead: %r", failed)
+        for future in as_completed([self._pool.submit(work) for work in absent]):
+            try:
+                # Its launcher is a C compiler's work. Triton builds all of them under one name, so
+                # that only one thread may: this one, which would wait for the others.
+                future.result().run  # noqa: B018
+                self.compiled += 1
+            except Exception as error:
+                log.debug("a kernel was not compiled ahead: %r", error)
 
     def close(self) -> None:
         """Begin nothing more."""
