@@ -177,7 +177,7 @@ def parse() -> argparse.Namespace:
     add(
         "--counted",
         type=numbers,
-        default=[1024, 2048, 4096, 10240],
+        default=[1024, 2048, 4096, 16384],
         help="tokens of a run, for each",
     )
     add("--ks", type=numbers, default=[0, 2, 4, 8])
