@@ -27,7 +27,7 @@ def test_what_was_kept_comes_back(tmp_path: Path) -> None:
     assert load_costs(KEY | {"device": "another"}, folder) is None
 
 
-GOOD = {"format": 2, "key": KEY, "points": [["verify", 1, 0, 64, 0.004]], "catch_up": [0.001, 0]}
+GOOD = {"format": 3, "key": KEY, "points": [["verify", 1, 0, 64, 0.004]], "catch_up": [0.001, 0]}
 
 
 @pytest.mark.parametrize(

@@ -351,3 +351,38 @@ def test_whoever_chooses_k_is_told_what_went_by_without_the_reading(
     engine.generate("def f(x):", sampling_params(max_tokens=8))
     assert told
     assert 0 <= sum(told) < 0.4
+
+
+def test_a_width_that_was_slow_by_accident_once_is_not_ruled_out_for_good() -> None:
+    """Met for the first time while something else ran, and never tried again because of it."""
+    found = feeder(max_gap=0.03)
+    for _ in range(10):
+        saw(found, 0, 16)
+        saw(found, 0, 120)
+    saw(found, 0, 250, 0.15)
+    for _ in range(200):
+        saw(found, 0, 120)
+    assert expected(found, 0, 250) < 2 * 1.3 * truth(0, 120)
+    assert found.step_tokens(text(500), 500, True, 0.004) > 128
+
+
+def test_what_nobody_planned_is_told_apart() -> None:
+    """Showing the drafter a found prefix is part of reading; bringing it up to date for a round is
+    what the round was reckoned with."""
+    found = feeder(catch_up="tokens", max_gap=1.0)
+    saw(found, 0, 16)
+    found.read(text(500, read=300), 16, True, 0.004)
+    found.bring_up({text(500, read=300): 300})
+    reads = found.take()
+    assert [read.planned for read in reads] == [False, True]
+    seconds = [read.wall for read in reads]
+    assert found.learn(reads, None) == pytest.approx(seconds[0])
+
+
+def test_a_host_that_was_busy_beside_the_device_is_told() -> None:
+    found = feeder()
+    found.read(text(500), 16, True)
+    reads = found.take()
+    assert found.hosted(reads) == 0.0  # on a CPU that is the reading itself
+    found.machine.slots.limits.device.type = "cuda"
+    assert found.hosted(reads) == reads[0].wall

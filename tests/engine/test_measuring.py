@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,6 +60,17 @@ def test_sizes_are_measured_in_rounds_until_the_time_is_over(
     for point in points:
         middle = statistics.median(given[point.rows, point.k, point.context])
         assert point.seconds == middle * (1 if point.kind == "verify" else 2)
+
+
+def test_context_is_of_all_rows_of_a_recorded_size(
+    opened: Callable[..., Engine], pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three texts run as four, and the fourth has none."""
+    made = replace(rig(opened(draft=pair.other, k=4, slots=3)), sizes=(1, 2, 4), rounded=True)
+    monkeypatch.setattr(measuring, "_time", lambda *_: [(1.0, 1.0)])
+    found = {(point.rows, point.context) for point in measure(made, 0.0)}
+    whole = {context for rows, context in found if rows == 1}
+    assert {context for rows, context in found if rows == 4} == {c * 3 // 4 for c in whole}
 
 
 def test_numbers_of_rows() -> None:

@@ -61,6 +61,15 @@ def test_texts_of_a_few_tokens_end_faster_than_all_can_be_seen_at_once(engine: E
     assert not any(text.whole or text.tested.evaluated for text in run.texts)
 
 
+def test_texts_that_end_sooner_than_asked_do_not_keep_a_run_from_beginning(
+    engine: Engine,
+) -> None:
+    """Of texts of one token there is never one in every place at once."""
+    run = closed_loop(engine, asked(tokens=1), 3, 0, 0.05)
+    assert run.tokens > 0
+    assert run.seconds >= 0.05
+
+
 def test_a_probe_keeps_what_a_plan_needs_and_leaves_the_engine_as_it_was(engine: Engine) -> None:
     text = engine.generate("abc", SamplingParams(max_tokens=8))[0].text
     told: list[str] = []

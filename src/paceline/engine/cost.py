@@ -161,6 +161,10 @@ class CostTable:
         place = bisect_left(self.sizes, rows)
         return self.sizes[place] if place < len(self.sizes) else rows
 
+    def _share(self, rows: int) -> float:
+        """Of the rows that are computed, those that run: what only fills up has no context."""
+        return rows / self._size(rows)
+
     def _cell(self, kind: str, rows: int, k: int) -> _Cell:
         """The correction at the nearest measured number of rows (a ratio changes slowly)."""
         sizes = self._grids["verify"].sizes
@@ -174,17 +178,19 @@ class CostTable:
     def _entry(self, kind: Kind, rows: int, k: int) -> _Entry:
         place = self._index.get(k)
         if place is None:
-            return (*self._grids[kind].at(self._size(rows), k), self._cell(kind, rows, k))
+            base, slope = self._grids[kind].at(self._size(rows), k)
+            return base, slope * self._share(rows), self._cell(kind, rows, k)
         line = self._lines.get(rows) or self._line(rows)
         return (line.verify if kind == "verify" else line.draft)[place]
 
     def _line(self, rows: int) -> _Line:
         def cells(kind: Kind) -> tuple[_Entry, ...]:
-            grid, size = self._grids[kind], self._size(rows)
+            grid, size, share = self._grids[kind], self._size(rows), self._share(rows)
             most = self.ks[-1] if self._most is None else self._most(rows)
+            there = [grid.at(size, k) if k <= most else (math.inf, 0.0) for k in self.ks]
             return tuple(
-                (*(grid.at(size, k) if k <= most else (math.inf, 0.0)), self._cell(kind, rows, k))
-                for k in self.ks
+                (base, slope * share, self._cell(kind, rows, k))
+                for k, (base, slope) in zip(self.ks, there, strict=True)
             )
 
         host = self._cell("host", rows, 0), self._cell("host", rows, 1)

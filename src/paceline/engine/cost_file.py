@@ -20,7 +20,7 @@ from paceline.engine.cost_grid import Point
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -33,13 +33,14 @@ _KEPT = 0.95  # of the bound that is given out: a caller has still to be woken
 class Read:
     """What was given to the device in front of a round. cut: its passes, none where a drafter was
     brought up to date; shown: to the drafter as well. wall: seconds that the host took for it;
-    beside: whether texts ran."""
+    beside: whether texts ran; planned: whether whoever chooses K has reckoned with it."""
 
     cut: Cut
     shown: bool
     marks: Marks
     wall: float
     beside: bool
+    planned: bool = False
 
 
 @dataclass(slots=True)
@@ -105,16 +106,17 @@ class Feeder:
         brought up to date when it is wanted. busy: as for `step_tokens`; where a prefix was found
         that the drafter has not seen, a step under `max_gap` shows it what fits, and reads
         nothing until the next."""
-        slot, beside = sequence.slot, busy is not None
-        start, stop = sequence.prefilled, sequence.prefilled + tokens
+        slot, beside, start = sequence.slot, busy is not None, sequence.prefilled
         shown = self._shown(sequence, drafting)
         if drafting and not shown:
             behind, seen = start - sequence.observed, sequence.observed
             # A pass of the drafter alone takes less than one of both.
-            self.bring_up({sequence: seen + self._fit(seen, behind, True, busy)}, beside)
+            stop = seen + self._fit(seen, behind, True, busy)
+            self.bring_up({sequence: stop}, beside, planned=False)
             if beside and self.max_gap is not None:
                 return
             shown = True
+        stop = start + tokens
         began, marks = time.perf_counter(), self._begin()
         self.readings.read(slot, start, stop, shown)
         self._end(marks, began, self._cut(start, stop), shown, beside)
@@ -122,9 +124,11 @@ class Feeder:
         if shown:
             sequence.observed = max(sequence.observed, stop)
 
-    def bring_up(self, stops: Mapping[Sequence, int], beside: bool = True) -> None:
+    def bring_up(
+        self, stops: Mapping[Sequence, int], beside: bool = True, planned: bool = True
+    ) -> None:
         """Show the drafter what it has not seen of these sequences' tokens, up to the position
-        (exclusive) that each is given with. beside: whether texts run."""
+        (exclusive) that each is given with. beside, planned: see `Read`."""
         if all(sequence.observed >= stop for sequence, stop in stops.items()):
             return
         began, marks = time.perf_counter(), self._begin()
@@ -134,33 +138,49 @@ class Feeder:
             self.readings.catch_up(spans)
             for sequence, end in zip(behind, ends, strict=True):
                 sequence.observed = end
-        self._end(marks, began, (), False, beside)
+        self._end(marks, began, (), False, beside, planned)
 
     def _begin(self) -> Marks:
         marks = Marks(self.machine.slots.limits.device)
         marks.begin()
         return marks
 
-    def _end(self, marks: Marks, began: float, cut: Cut, shown: bool, beside: bool) -> None:
+    def _end(
+        self,
+        marks: Marks,
+        began: float,
+        cut: Cut,
+        shown: bool,
+        beside: bool,
+        planned: bool = False,
+    ) -> None:
         marks.middle()
-        self._reads.append(Read(cut, shown, marks, time.perf_counter() - began, beside))
+        self._reads.append(Read(cut, shown, marks, time.perf_counter() - began, beside, planned))
 
     def take(self) -> Seq[Read]:
         """What was read since this was last asked, for `learn`: a round is launched behind it."""
         reads, self._reads = self._reads, []
         return reads
 
-    def learn(self, reads: Seq[Read], elapsed: float) -> float:
-        """A round has settled, so many seconds after the one before it, and so have `reads`, which
-        were made in front of it. Returns the seconds that prompts took of them."""
+    def hosted(self, reads: Iterable[Read]) -> float:
+        """Seconds that the host was busy with them while the device had work of its own."""
+        if self.machine.slots.limits.device.type == "cpu":
+            return 0.0
+        return sum(read.wall for read in reads)
+
+    def learn(self, reads: Seq[Read], elapsed: float | None) -> float:
+        """A round has settled, so many seconds after the one before it (None: that says nothing),
+        and so have `reads`, which were made in front of it. Returns the seconds of them that nobody
+        had planned: what prompts took."""
         spent = prompts = 0.0
         for read in reads:
             seconds = read.marks.wait() or read.wall
             spent += seconds
             if read.cut:
                 self.paces.hear(read.cut, read.shown, seconds)
+            if not read.planned:
                 prompts += seconds
-        rest = elapsed - spent
+        rest = 0.0 if elapsed is None else elapsed - spent
         if rest > 0 and all(read.beside for read in reads):
             if self._rest is None:
                 self._rest = Estimate(rest)

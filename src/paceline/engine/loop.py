@@ -5,6 +5,7 @@ The only place where device values become host values. Knows nothing of threads 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import deque
@@ -32,6 +33,10 @@ from paceline.ops.upload import upload
 from paceline.types import EngineStats
 
 log = logging.getLogger(__name__)
+
+_HOSTED = (
+    0.5  # of the time between two rounds, what the host may spend on launching prompts' passes
+)
 
 
 class Pilot(Protocol):
@@ -110,6 +115,7 @@ class Loop:
             return
         if was_idle:  # what goes by from now on is work
             self._settled_at = time.perf_counter()
+            self.feeder.take()  # of a prompt that was given up
         sequence.stats.prompt_tokens = len(sequence.request.prompt)
         self.ledger.totals.prompt_tokens += len(sequence.request.prompt)
         remaining = min(params.max_tokens, sequence.limit - len(sequence.tokens))
@@ -296,7 +302,12 @@ class Loop:
             for sequence, row in zip(launched.rows, rows, strict=True):
                 self.scheduler.settled(sequence, row.token_ids)
             elapsed, self._settled_at = now - self._settled_at, now
-            reading = self.feeder.learn(launched.reads, elapsed)
+            # With a plain round in flight, the launching of what is read behind it is seen a round
+            # too soon: a long chunk's says nothing of either.
+            others = (r for later in self._launched for r in later.reads)
+            hosted = self.feeder.hosted(itertools.chain(launched.reads, others))
+            known = elapsed if hosted < _HOSTED * elapsed else None
+            reading = self.feeder.learn(launched.reads, known)
             self._round_seconds = outcome.verify_seconds + outcome.draft_seconds
             self.pilot.settled(
                 launched.tracks,
@@ -305,7 +316,7 @@ class Loop:
                 verify_seconds=outcome.verify_seconds,
                 draft_seconds=outcome.draft_seconds,
                 wall_seconds=now - began if launched.alone else None,
-                elapsed_seconds=elapsed - reading,
+                elapsed_seconds=None if known is None else known - reading,
             )
             self.ledger.book_round(launched.launch.k, outcome, now - began)
             booked: list[tuple[Sequence, Committed]] = []

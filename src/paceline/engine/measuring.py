@@ -118,11 +118,14 @@ def measure(
 def _points(
     rig: Rig, found: Mapping[tuple[int, int, int], Sequence[tuple[float, float]]]
 ) -> list[Point]:
-    """The medians of what was timed."""
+    """The medians of what was timed. Context is a row's, also of those that only fill up a recorded
+    size: of them there are some where it is more than all slots."""
     observes, points = rig.machine.drafter.needs.catch_up == "observe", list[Point]()
-    for (size, k, context), times in found.items():
+    slots = rig.machine.slots.limits.slots
+    for (size, k, positions), times in found.items():
         if not times:
             continue
+        context = positions * min(size, slots - 1) // size if rig.rounded else positions
         verify, draft = (statistics.median(column) for column in zip(*times, strict=True))
         points.append(Point("verify", size, k, context, verify))
         if k or observes:

@@ -8,6 +8,7 @@ launches of the host's, which a short one takes as long for as a long one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
@@ -18,6 +19,7 @@ _CALM = 0.06  # how fast an excess is forgotten where expectations come true
 _UNUSED = 0.01  # and where nothing is heard: else one hiccup would rule out a width for good
 _HICCUP = 2.0  # times what was expected that is believed at most
 _STEEP = 2.0  # times the time of as many other operations that attention may take
+_ALIKE = 1.25  # times what others of a kind say of a size that it is taken to need at most
 _OTHER = 1.5  # times what one kind of pass is expected to take, that another of its size may take
 _FIXED = 64  # tokens' worth of time that a pass has beside its tokens, where nothing is known
 
@@ -116,7 +118,10 @@ class Paces:
     def _expected(self, part: _Part) -> float:
         """Seconds of a whole pass of this key there."""
         known = self._known.get(part.key)
-        return self._there(known, part.middle) if known else self._guess(part)
+        if known is None:
+            return self._guess(part)
+        # What was met by accident once, and is then never tried again, would stay as it is.
+        return min(self._there(known, part.middle), _ALIKE * self._of_others(part))
 
     def _there(self, known: Estimate, middle: float) -> float:
         """What was met at one position, at another: attention grows with the text and all else
@@ -128,15 +133,22 @@ class Paces:
     def _guess(self, part: _Part) -> float:
         """A pass that was never met takes no longer than a larger one, nor than as many smaller
         ones as it has tokens for."""
-        size = part.key.size
         if not self._known:
-            return float(size + _FIXED)  # what counts is how they stand to one another
-        alike, others = list[float](), list[float]()
-        for key, known in self._known.items():
-            same = key[:2] == part.key[:2]
-            most = self._there(known, part.middle) * max(1.0, size / key.size)
-            (alike if same else others).append(most)
-        return min(alike) if alike else _OTHER * min(others)
+            return float(part.key.size + _FIXED)  # what counts is how they stand to one another
+        alike = self._of_others(part)
+        if alike < math.inf:
+            return alike
+        return _OTHER * min(self._at_most(key, part) for key in self._known)
+
+    def _of_others(self, part: _Part) -> float:
+        """What those of its kind that were met say of it."""
+        key = part.key
+        alike = [k for k in self._known if k != key and k[:2] == key[:2]]
+        return min((self._at_most(k, part) for k in alike), default=math.inf)
+
+    def _at_most(self, key: _Key, part: _Part) -> float:
+        """As long as one of `key` takes, or as many of them as it has tokens for."""
+        return self._there(self._known[key], part.middle) * max(1.0, part.key.size / key.size)
 
 
 def _parts(cut: Cut, shown: bool) -> Iterator[_Part]:

@@ -30,6 +30,7 @@ _PROMPTS = (13, 13, 61, 61, 121, 121, 251, 251)
 _KINDS = (
     SamplingParams(),
     SamplingParams(temperature=0.7),
+    SamplingParams(temperature=0.7, top_p=0.9),
     SamplingParams(temperature=0.7, top_p=0.9, logprobs=1),
 )
 _TOKENS = 8  # that each writes

@@ -34,6 +34,7 @@ _RIDGE = 1e-3  # keeps what the runs do not tell apart small
 _LEAST = 0.01  # of a predicted time, the error that is assumed at least
 _TURNS, _STILL = 20, 1e-6  # of weighing the runs anew, at most and until no weight changes more
 _DOUBTED = 0.1  # of its time, that a run takes longer than the others say
+_JUDGES = 4  # runs that it takes to say so
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +102,17 @@ class Fitted:
     error: float
 
 
-def fit(costs: Costs, runs: Sequence[Run]) -> Fitted:
+def fit(costs: Costs, runs: Sequence[Run], row: float | None = None) -> Fitted:
     """The machine that explains `runs` best. With no runs without drafts, or none with, the
-    other's overheads stand for them."""
+    other's overheads stand for them. row: seconds of the host for a row, where rounds are recorded;
+    None looks for them."""
     if not runs:
         return Fitted(Machine(costs), _LEAST)
     system = _System.of(costs, runs)
-    found = min((system.solved(row) for row in system.rows()), key=lambda one: one.size)
-    scale, plain_h, draft_h, plain_s, draft_s, *row = (float(x) for x in found.values)
-    by_row = row[0] if row else found.row
+    tried = system.rows() if row is None else [row]
+    found = min((system.solved(one) for one in tried), key=lambda one: one.size)
+    scale, plain_h, draft_h, plain_s, draft_s, *rest = (float(x) for x in found.values)
+    by_row = rest[0] if rest else found.row
     common = Overhead(0.0, by_row, 0.0, system.prompt, bool(costs.sizes), scale)
     plain = replace(common, round=plain_h, text=plain_s)
     drafting = replace(common, round=draft_h, text=draft_s)
@@ -122,11 +125,16 @@ def fit(costs: Costs, runs: Sequence[Run]) -> Fitted:
 
 def doubtful(costs: Costs, runs: Sequence[Run]) -> list[int]:
     """The places of those runs that took longer than all others together make one expect, the
-    most first: what else ran on the machine meanwhile can only have slowed them."""
-    found = []
+    most first: what else ran on the machine meanwhile can only have slowed them. None where few
+    runs would have to say so. A row takes the host what all runs together say: one fit instead of
+    one for every number that is tried."""
+    found: list[tuple[float, int]] = []
+    row = fit(costs, runs).machine.plain.row if costs.sizes else None
     for place, run in enumerate(runs):
         others = [*runs[:place], *runs[place + 1 :]]
-        late = 1.0 - seconds_of(fit(costs, others).machine, run) / run.seconds
+        if len(others) < _JUDGES:
+            break
+        late = 1.0 - seconds_of(fit(costs, others, row).machine, run) / run.seconds
         found.append((late, place))
     return [place for late, place in sorted(found, reverse=True) if late > _DOUBTED]
 

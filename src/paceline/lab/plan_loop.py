@@ -91,6 +91,7 @@ def closed_loop(
     beginnings = max(_BEGUN, load) if tokens is not None else 0
     now = heard = time.perf_counter()  # heard: when the last tokens came
     waiting = set(range(load))  # clients that have had no token yet
+    first_ones = set(range(load))  # clients whose first text has not ended
     behind = 0.0  # tokens that the texts had behind their prompts, times seconds
     least = max(least, 1)
     while not opened or now - opened < seconds or counted < least or begun < beginnings:
@@ -111,8 +112,10 @@ def closed_loop(
                 waiting.discard(place)
             if text.done:
                 running[place] = ask(most)
-        # Texts of a few tokens are never all being written at once.
-        if not opened and not waiting and (tokens or all(text.stamps for text in running)):
+                first_ones.discard(place)
+        # Texts of a few tokens are never all being written at once, and may end sooner than asked.
+        begun_all = tokens or not first_ones or all(text.stamps for text in running)
+        if not opened and not waiting and begun_all:
             opened, before = now, engine.stats()
     after = engine.stats()
     for text in running:

@@ -45,8 +45,8 @@ class _Scan:
 class FusedChooser:
     """`Chooser` in two launches for the rule `match` on float32 logits; the reference for the rest.
 
-    min-p takes a third launch; top-k and top-p some twenty, few of which read more than a row's
-    parameters where no row of the batch is truncated so. Penalties and masks are torch's.
+    min-p alone takes a third launch; top-k and top-p some twenty, of which most read no more than a
+    row's parameters where it is not truncated so. Penalties and masks are torch's.
     """
 
     def __init__(self, block: int | None = None, pdl: bool = False, native: bool = True) -> None:

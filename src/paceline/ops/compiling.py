@@ -77,9 +77,14 @@ class Rehearsal:
                     log.debug("a kernel was not loaded ahead: %r", error)
         for future in as_completed([self._pool.submit(work) for work in absent]):
             try:
-                # Its launcher is a C compiler's work. Triton builds all of them under one name, so
-                # that only one thread may: this one, which would wait for the others.
-                future.result().run  # noqa: B018
+                kernel = future.result()
+                try:
+                    # Its launcher is a C compiler's work. Triton builds all of them under one name,
+                    # so that only one thread may: this one, which would wait for the others.
+                    kernel.run  # noqa: B018
+                except BaseException:
+                    kernel._run = None  # or its launch would find half of it
+                    raise
                 self.compiled += 1
             except Exception as error:
                 log.debug("a kernel was not compiled ahead: %r", error)
