@@ -22,7 +22,7 @@ from torch import Tensor
 from paceline.config import EngineConfig
 from paceline.drafters import Drafter, create
 from paceline.engine.budget import Budget, plan_memory
-from paceline.engine.capture import CapturedRounds, every_plan, run_once, shortened, widths
+from paceline.engine.capture import CapturedRounds, every_plan, run_once, widths
 from paceline.engine.constrain import Constrainer
 from paceline.engine.costs import Costs
 from paceline.engine.feeding import Feeder
@@ -318,7 +318,7 @@ def _compile(machine: Machine, ks: Sequence[int], progress: Progress) -> None:
     try:
         with compiling(machine.slots.limits.device), abridged():
             for done, plan in enumerate(plans.values(), 1):
-                run_once(machine, shortened(plan), ks[-1])
+                run_once(machine, plan, ks[-1])
                 progress("compiling kernels", done, len(plans))
             limits = machine.slots.limits
             for rows, width in every_pass(machine):

@@ -183,12 +183,6 @@ def run_once(machine: Machine, plan: Plan, widest: int) -> None:
     draft_after(machine, _widened(machine, plan, widest), window, out, verdict)
 
 
-def shortened(plan: Plan) -> Plan:
-    """A round with the same kernels and fewer of them: a draft's later steps are its second again.
-    (But triton compiles numbers of one and multiples of sixteen apart.)"""
-    return replace(plan, next_k=2) if plan.next_k > 2 and plan.next_k % 16 else plan
-
-
 def _widened(machine: Machine, plan: Plan, widest: int) -> Plan:
     """A draft serves whatever window came before: to a drafter that does not observe it, the
     widest."""
