@@ -192,7 +192,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add_options(parser, PARTS, 350.0)
+    add_options(parser, PARTS, 570.0)
     add_pair_options(add)
     add("--probe-seconds", type=float, default=50.0)
     add("--probe-acceptance", type=float, default=0.6)
@@ -202,8 +202,8 @@ def parse() -> argparse.Namespace:
     add("--grid", type=numbers, default=[0, 2, 4, 8], help="every K that is measured, 0 among them")
     add("--k", type=int, default=8, help="the engine's most draft tokens")
     add("--run-seconds", type=float, default=1.5, help="at least, and a text a client")
-    add("--repeats", type=int, default=2)
-    add("--budget", type=float, default=200.0, help="seconds of measuring, the probe not counted")
+    add("--repeats", type=int, default=3, help="of which the median counts")
+    add("--budget", type=float, default=400.0, help="seconds of measuring, the probe not counted")
     add("--prompts", type=int, default=256, help="different prompts")
     add("--prompt-lengths", type=numbers, default=[64, 512, 32, 256, 128])
     add("--new-tokens", type=int, default=256)
