@@ -181,12 +181,14 @@ def test_rounds_without_drafts_say_nothing_about_drafting() -> None:
 
 
 def test_rows_that_only_fill_up_a_recorded_size_have_no_context() -> None:
+    parts: tuple[tuple[Kind, int, float], ...]
+    parts = ("verify", 0, 1e-3), ("verify", 2, 2e-3), ("draft", 2, 1e-3)
     points = [
         Point(kind, 4, k, context, seconds + 1e-6 * context)
-        for kind, k, seconds in (("verify", 0, 1e-3), ("verify", 2, 2e-3), ("draft", 2, 1e-3))
+        for kind, k, seconds in parts
         for context in (0, 1000)
     ]
-    costs = CostTable(points, (0, 2), sizes=(4,))  # type: ignore[arg-type]
+    costs = CostTable(points, (0, 2), sizes=(4,))
     assert costs.verify(4, 1, 1000) == pytest.approx(2e-3)
     assert costs.verify(1, 1, 1000) == pytest.approx(1.25e-3)
     assert costs.rounds(2, 1000)[1] == pytest.approx(4e-3)

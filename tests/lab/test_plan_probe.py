@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from helpers import tiny_checkpoint
 
 from paceline import Engine, SamplingParams
 from paceline.lab import plan_probe
+from paceline.lab.plan_fit import Run
 from paceline.lab.plan_loop import Probe, closed_loop
 from paceline.lab.plan_probe import (
     check_points,
@@ -105,8 +107,8 @@ def test_a_run_that_does_not_fit_is_measured_again_and_the_quicker_counts(
 ) -> None:
     whole, told = plan_probe.closed_loop, list[str]()
 
-    def disturbed(*given: object) -> object:
-        found = whole(*given)  # type: ignore[arg-type]
+    def disturbed(*given: Any) -> Run:
+        found = whole(*given)
         first = not any("3 at a time, K = 2" in line for line in told[:-1])
         slow = 5.0 if told[-1].endswith("3 at a time, K = 2") and first else 1.0
         return replace(found, seconds=slow * found.seconds)

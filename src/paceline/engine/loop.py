@@ -34,9 +34,7 @@ from paceline.types import EngineStats
 
 log = logging.getLogger(__name__)
 
-_HOSTED = (
-    0.5  # of the time between two rounds, what the host may spend on launching prompts' passes
-)
+_HOSTED = 0.5  # of the time between two rounds, that the host may launch reading for
 
 
 class Pilot(Protocol):

@@ -23,7 +23,7 @@ from paceline.engine.cost import CostTable
 from paceline.engine.cost_file import load_costs, save_costs
 from paceline.engine.cost_grid import Point
 from paceline.engine.costs import Costs
-from paceline.engine.readings import Readings
+from paceline.engine.readings import Readings, wait_for
 from paceline.engine.round import Machine, Plan
 from paceline.engine.rounds import Pending, Rounds
 from paceline.types import SamplingFlags
@@ -142,10 +142,10 @@ def measure_catch_up(machine: Machine, readings: Readings) -> CatchUp:
     def seconds(count: int) -> float:
         found = []
         for _ in range(_REPEATS):
-            _wait(device)
+            wait_for(device)
             began = time.perf_counter()
             readings.catch_up([Span(1, 0, count)])
-            _wait(device)
+            wait_for(device)
             found.append(time.perf_counter() - began)
         return min(found)
 
@@ -227,11 +227,6 @@ def _time(rig: Rig, rows: int, k: int, context: int) -> list[tuple[float, float]
     for _, pending in flying:
         pending.wait()
     return found
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _version() -> str:

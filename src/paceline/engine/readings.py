@@ -206,10 +206,10 @@ def time_at_once(machine: Machine, chunk: int, paces: Paces) -> None:
     for size in (*sizes, longest) if longest >= _LONG else ():
         seconds = 0.0
         for _ in range(2):  # the first meets everything for the first time
-            _wait(limits.device)
+            wait_for(limits.device)
             began = time.perf_counter()
             read_chunk(machine, 0, REACH, REACH + size)
-            _wait(limits.device)
+            wait_for(limits.device)
             seconds = time.perf_counter() - began
         paces.hear([(REACH, REACH + size, 0)], True, seconds)
 
@@ -242,6 +242,7 @@ def _drafter_pass(machine: Machine, width: int, place: Tensor) -> None:
     machine.drafter.observe(window, None, None, read_rows(machine, slot, window))
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until it has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
