@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import tiny_tokenizer, turns_of_others
@@ -92,6 +95,46 @@ def test_chat_errors(tmp_path: Path) -> None:
     )
     with pytest.raises(RequestError, match="roles must alternate"):
         strict.chat([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "phi3", None])
+@pytest.mark.parametrize("named", ["PreTrainedTokenizerFast", "TokenizersBackend", None])
+def test_the_tokenizer_is_the_one_transformers_chooses(
+    tmp_path: Path, kind: str | None, named: str | None
+) -> None:
+    _settings(tiny_tokenizer(tmp_path), kind, tokenizer_class=named)
+    loaded, theirs = Tokenizer.load(tmp_path).fast, AutoTokenizer.from_pretrained(tmp_path)
+    assert type(loaded) is type(theirs)
+    text = "def f():\n    return '日本'<|eos|>"
+    assert loaded(text)["input_ids"] == theirs(text)["input_ids"]
+    assert loaded.special_tokens_map == theirs.special_tokens_map
+    assert loaded.chat_template == theirs.chat_template
+
+
+def test_a_class_that_came_with_the_weights_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("raise SystemExit('run')\n")
+    _settings(tiny_tokenizer(tmp_path), "llama", auto_map={"AutoTokenizer": [None, "own.Own"]})
+    assert Tokenizer.load(tmp_path).encode("a") == [97]
+
+
+def _settings(folder: Path, kind: str | None, **entries: Any) -> None:
+    if kind is not None:
+        (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    file = folder / "tokenizer_config.json"
+    said = json.loads(file.read_text()) | entries
+    file.write_text(json.dumps({name: value for name, value in said.items() if value is not None}))
+
+
+def test_a_llama_s_tokenizer_needs_no_compiler(tmp_path: Path) -> None:
+    """Seconds of every start: `AutoTokenizer` would import torch's compiler."""
+    _settings(tiny_tokenizer(tmp_path), "llama", tokenizer_class="PreTrainedTokenizerFast")
+    script = (
+        "import sys; from paceline.text import Tokenizer; Tokenizer.load(sys.argv[1]); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == 0
+    )
 
 
 def test_same_as(tmp_path: Path) -> None:

@@ -19,6 +19,11 @@ Message = Mapping[str, Any]
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
+# Names of the class that reads a tokenizer.json as it stands, and types of models whose checkpoints
+# transformers believes when they name it. (For some it knows better than the files.)
+_GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_AS_SAID = ("llama", "mistral")
+
 # Characters from which on a text is encoded as a batch of one: that lets go of Python's lock, so
 # that other threads (an event loop, the engine) go on meanwhile.
 _LONG = 1 << 12
@@ -89,10 +94,8 @@ class Tokenizer:
                 f"{folder}: no tokenizer ({', '.join(_FILES)}); copy the files of the model's "
                 "tokenizer into the folder, or pass token ids instead of text"
             )
-        from transformers import AutoTokenizer
-
         try:
-            fast = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            fast = _reader(folder).from_pretrained(folder, local_files_only=True)
             if getattr(fast, "backend_tokenizer", None) is None:
                 raise ValueError("it has no fast form")
             return cls(fast, folder.name)
@@ -238,6 +241,35 @@ class Tokenizer:
                     f"from token {at} on"
                 )
         return None
+
+
+def _reader(folder: Path) -> Any:
+    """The transformers class to read a folder's tokenizer with.
+
+    `AutoTokenizer` imports the model's own configuration and with it torch's compiler, which takes
+    longer than all else a start does in Python. Where the files name the general class, and the
+    model is of a type for which it would come to that class whatever else there is, the class
+    is taken at once.
+    """
+    if (folder / "tokenizer.json").is_file() and not (folder / "tekken.json").exists():
+        model, own = (_object_in(folder / f"{n}.json") for n in ("config", "tokenizer_config"))
+        plain = own.get("tokenizer_class") in _GENERAL and "auto_map" not in own
+        if plain and model.get("model_type") in _AS_SAID and "auto_map" not in model:
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+def _object_in(file: Path) -> dict[str, Any]:
+    """What a JSON file says; nothing where it cannot be read, of which others tell."""
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _vocabulary_difference(mine: dict[str, int], its: dict[str, int]) -> str:
