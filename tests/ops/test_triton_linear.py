@@ -6,20 +6,15 @@ cannot multiply bfloat16).
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from paceline.ops.device_linear import (
-    MOST_ROWS,
-    Added,
-    DeviceProduct,
-    Enter,
-    Gated,
-    Normed,
-    prepare,
-)
+from paceline.ops.device_attention import NARROW
+from paceline.ops.device_linear import Added, DeviceProduct, Enter, Gated, Normed, prepare
 from paceline.ops.layer import TorchOps
 from paceline.ops.norm import Residual
 
@@ -108,22 +103,43 @@ def test_a_drafts_single_rows(rows: int, k: int, n: int) -> None:
         torch.testing.assert_close(got, z, rtol=2e-5, atol=2e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 7, MOST_ROWS + 1])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (60, 6), (1, NARROW + 1)])
 @pytest.mark.parametrize("steady", [False, True])
-def test_the_stream_begins_with_embeddings(rows: int, steady: bool) -> None:
+def test_the_stream_begins_with_embeddings(shape: tuple[int, int], steady: bool) -> None:
     table, gain = numbers(50, 200), numbers(200, seed=1)
-    ids = torch.arange(rows, device=DEVICE) * 3 % 50
+    ids = (torch.arange(shape[0] * shape[1], device=DEVICE) * 3 % 50).view(shape)
     stream = Enter(table, gain, steady)(ids)
-    assert torch.equal(stream.hidden, table[ids])
+    assert torch.equal(stream.hidden, table[ids.view(-1)])
+    assert stream.chunk == (shape[1] > NARROW)
+    # A draft's single rows make their norm themselves.
+    assert (stream.scaled is None) == (stream.chunk or (shape == (1, 1) and not steady))
     if stream.scaled is not None and stream.squares is not None:
-        assert torch.equal(stream.scaled, table[ids] * gain)
-        torch.testing.assert_close(stream.squares.sum(1), table[ids].pow(2).sum(1))
+        assert torch.equal(stream.scaled, table[ids.view(-1)] * gain)
+        torch.testing.assert_close(stream.squares.sum(1), stream.hidden.pow(2).sum(1))
 
 
-def test_many_rows_go_through_torch() -> None:
-    x, gain, w = numbers(MOST_ROWS + 1, 64), numbers(64, seed=1), numbers(48, 64, seed=2)
-    got = Normed(gain, EPS, w, None, True, False)(Residual(x))
-    torch.testing.assert_close(got, REFERENCE.normed(gain, EPS, w, None)(Residual(x)))
+def test_a_long_piece_of_a_prompt_goes_through_torch_and_no_round_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The vendor's products choose by shape, so how many texts run would change a text's bits."""
+    d, seen = 64, []
+    monkeypatch.setattr(DeviceProduct, "wide", _noting(seen, DeviceProduct.wide))
+    gain, table = numbers(d, seed=1), numbers(50, d)
+    qkv, back = numbers(48, d, seed=2), numbers(d, 48, seed=3) * 0.1
+    gates, down = numbers(96, d, seed=4) * 0.1, numbers(d, 48, seed=5) * 0.1
+    results = []
+    for shape in ((70, 6), (1, 420)):  # of the same tokens: 70 texts, or one piece
+        ids = (torch.arange(420, device=DEVICE) % 50).view(shape)
+        x = Enter(table, gain, True)(ids)
+        x = Added(back, None, gain, True)(Normed(gain, EPS, qkv, None, True, False)(x), x)
+        x = Added(down, None, gain, True)(Gated(gain, EPS, gates, None, True)(x), x)
+        results.append(x.hidden)
+        assert len(seen) == (0 if shape[0] > 1 else 4)
+    torch.testing.assert_close(*results, rtol=2e-5, atol=2e-4)
+
+
+def _noting(seen: list[int], wide: Any) -> Any:
+    return lambda product, x: seen.append(x.shape[0]) or wide(product, x)
 
 
 def test_float16_rows_come_close() -> None:

@@ -115,7 +115,7 @@ class Decoder:
         """
         batch, width = window.ids.shape
         plan = self._plan(window)
-        x = self._enter(window.ids.reshape(-1))
+        x = self._enter(window.ids)
         kept = {0: x.hidden} if 0 in features else {}
         for number, (layer, cache) in enumerate(zip(self._layers, pool.layers, strict=True), 1):
             if not _abridged.get() or layer in self._kinds:

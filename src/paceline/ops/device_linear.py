@@ -1,8 +1,10 @@
 """A layer's products on a GPU: which kernel serves how many rows, and its launch.
 
-Few rows, a round's, are bound by reading the weights and go through `triton_linear`; many, a
-prompt's, through torch. A norm's sum of squares is left as parts by the product before it
-(`Residual`), so that no kernel of its own has to read the row. Knows nothing of layers.
+A round's rows are bound by reading the weights and go through `triton_linear`, however many texts
+run, and so do a prompt's short pieces; only a long piece goes through torch, which is better where
+arithmetic is the bound but gives a row other bits among other numbers of rows. A norm's sum of
+squares is left as parts by the product before it (`Residual`), so that no kernel of its own has
+to read the row. Knows nothing of layers.
 """
 
 from __future__ import annotations
@@ -15,20 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paceline.ops import device_attention
 from paceline.ops.activation import silu_mul
 from paceline.ops.norm import Residual, RMSNorm
 from paceline.ops.triton_linear import enter, few_rows, one_row
 
 # Columns of a program's tile. Also the columns that one part of a sum of squares covers.
 TILE = 64
-# Up to so many rows the kernels serve, which a round of many texts may have; a prompt's chunk that
-# is longer goes through torch's product, which is better where arithmetic is the bound.
-MOST_ROWS = 320
 AHEAD = 256
 EVICT = "evict_first"
 _NARROW = 4096  # columns that make fewer programs than there are multiprocessors
 _MANY = 16384  # columns that make enough whatever the tile, a head's
-_WIDEST = 8192  # columns that `enter` holds in one program
+_UNROLLED = 16384  # inputs up to which `one_row` serves, whose loop over them is unrolled
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +120,13 @@ class DeviceProduct:
         # Programmatic dependent launch came with Hopper.
         self._pdl = weight.is_cuda and torch.cuda.get_device_capability(weight.device) >= (9, 0)
         self._room = _room(weight.device)
-        self._alone = not steady and weight.dtype is torch.bfloat16 and self._k <= 2 * _WIDEST
+        self._alone = not steady and weight.dtype is torch.bfloat16 and self._k <= _UNROLLED
         self._tiles = -(-self._k // TILE)
         self._parts = -(-self._n // TILE)
         self.tiles: Tiles | None = None  # what to use instead of `choose_tiles`
         lines = (4, 2048) if self._k <= 2048 else (2, 4096)
         block = min(lines[1], 1 << (self._k - 1).bit_length())
         self._line: dict[str, Any] = {"BN": lines[0], "BK": block, "LOOPS": -(-self._k // block)}
-
-    def fits(self, rows: int) -> bool:
-        """Whether the kernels serve so many rows."""
-        return rows <= MOST_ROWS and self._k <= _WIDEST * 2
 
     def run(self, x: Residual, add: Tensor | None, kind: torch.dtype) -> Residual:
         """f(norm(x) Wᵀ + b) (+ add) as `kind`, with what the norm after it reads."""
@@ -194,7 +190,7 @@ class Normed(DeviceProduct):
         self._kind = torch.float32 if wide else weight.dtype
 
     def __call__(self, x: Residual) -> Tensor:
-        if not self.fits(x.hidden.shape[0]):
+        if x.chunk:
             return self.wide(x.hidden).to(self._kind)
         return self.run(x, None, self._kind).hidden
 
@@ -208,7 +204,7 @@ class Gated(DeviceProduct):
         super().__init__(weight, bias, steady, gain, eps, gated=True)
 
     def __call__(self, x: Residual) -> Tensor:
-        if not self.fits(x.hidden.shape[0]):
+        if x.chunk:
             return silu_mul(self.wide(x.hidden))
         return self.run(x, None, x.hidden.dtype).hidden
 
@@ -222,8 +218,8 @@ class Added(DeviceProduct):
         super().__init__(weight, bias, steady, following=following)
 
     def __call__(self, x: Tensor, residual: Residual) -> Residual:
-        if not self.fits(x.shape[0]):
-            return Residual(self.wide(x).add_(residual.hidden))
+        if residual.chunk:
+            return Residual(self.wide(x).add_(residual.hidden), chunk=True)
         return self.run(Residual(x), residual.hidden, x.dtype)
 
 
@@ -234,9 +230,10 @@ class Enter:
         self._embedding, self._gain, self._steady = embedding, gain, steady
 
     def __call__(self, ids: Tensor) -> Residual:
-        rows = ids.shape[0]
-        if rows > MOST_ROWS or (rows <= 2 and not self._steady):
-            return Residual(F.embedding(ids, self._embedding))
+        chunk = ids.shape[1] > device_attention.NARROW  # as attention decides
+        ids = ids.reshape(-1)
+        if chunk or (ids.shape[0] <= 2 and not self._steady):
+            return Residual(F.embedding(ids, self._embedding), chunk=chunk)
         return prepare(self._embedding, self._gain, ids)
 
 

@@ -38,8 +38,8 @@ class LayerOps(Protocol):
     def enter(
         self, embedding: Tensor, gain: Tensor, stream: torch.dtype
     ) -> Callable[[Tensor], Residual]:
-        """ids [R] -> the residual stream that begins with their embeddings; gain: of the first
-        norm that reads it."""
+        """ids [B, W] -> the residual stream [B·W, d] that begins with their embeddings; gain: of
+        the first norm that reads it."""
         ...
 
     def normed(
@@ -107,7 +107,7 @@ class TorchOps:
     def enter(
         self, embedding: Tensor, gain: Tensor, stream: torch.dtype
     ) -> Callable[[Tensor], Residual]:
-        return lambda ids: Residual(F.embedding(ids, embedding).to(stream))
+        return lambda ids: Residual(F.embedding(ids.reshape(-1), embedding).to(stream))
 
     def normed(
         self, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None, wide: bool = False

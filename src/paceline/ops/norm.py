@@ -14,11 +14,13 @@ class Residual(NamedTuple):
 
     scaled [R, d] = hidden · the norm's gain; squares [R, T] float32: the sum of squares of each
     row, in parts. Whoever wrote the stream left them, so the norm needs no pass of its own.
+    chunk: it is a long piece of a prompt, which the vendor's kernels may have.
     """
 
     hidden: Tensor
     scaled: Tensor | None = None
     squares: Tensor | None = None
+    chunk: bool = False
 
 
 class RMSNorm:
