@@ -215,7 +215,7 @@ def tiles(rows_wanted: tuple[int, ...], only: str) -> list[dict[str, Any]]:
         size = case.w.numel() * 2
         copies = [case.w] + [case.w.clone() for _ in range(max(1, min(12, BYTES // size)))]
         made = [case.make(w, True) for w in copies]
-        usual = choose_tiles(rows, case.n, case.form == "gated", False)
+        usual = choose_tiles(rows, case.n, case.form == "gated", False, case.form == "added")
         theirs = timed(lambda c=case, w=copies: [c.torchs(one) for one in w], 5) / len(copies)
         found = []
         for way in {usual: None} | dict.fromkeys(candidates(rows, case.form)):

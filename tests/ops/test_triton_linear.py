@@ -14,7 +14,15 @@ import torch
 pytest.importorskip("triton")
 
 from paceline.ops.device_attention import NARROW
-from paceline.ops.device_linear import Added, DeviceProduct, Enter, Gated, Normed, prepare
+from paceline.ops.device_linear import (
+    TILE,
+    Added,
+    DeviceProduct,
+    Enter,
+    Gated,
+    Normed,
+    prepare,
+)
 from paceline.ops.layer import TorchOps
 from paceline.ops.norm import Residual
 
@@ -70,6 +78,17 @@ def test_what_a_product_leaves_for_the_next_norm_is_what_it_would_compute_itself
     back = Added(numbers(96, 96, seed=4), None, gain, True)
     stream = back(x, Residual(x))
     assert torch.equal(normed(stream), normed(Residual(stream.hidden)))
+
+
+def test_many_rows_of_a_wide_model_leave_parts_for_the_next_norm() -> None:
+    """More columns than an 8B's output product has, in the dtype whose tiles vary."""
+    rows, n, k = 330, 4160, 32
+    x, gain = numbers(rows, k).half(), numbers(n, seed=1).half()
+    w, residual = numbers(n, k, seed=2).half() * 0.1, numbers(rows, n, seed=3).half()
+    got = Added(w, None, gain, True)(x, Residual(residual))
+    assert got.squares is not None
+    assert got.squares.shape == (rows, n // TILE)
+    torch.testing.assert_close(got.squares.sum(1), got.hidden.float().pow(2).sum(1))
 
 
 @pytest.mark.parametrize("rows", [2, 6, 16, 20, 40])

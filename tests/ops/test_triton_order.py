@@ -21,12 +21,12 @@ pytest.importorskip("triton")
 
 from paceline.ops.device_linear import TILE, Tiles, choose_tiles, fitted
 
-ROWS = (1, 17, 64, 96, 192, 288)  # at least one for each tile there is
+ROWS = (1, 17, 64, 96, 192, 288, 384, 576)  # at least one for each tile there is
 HEAD, GATED, QKV, OUT = (128256, False), (14336, True), (6144, False), (4096, False)
 
 
-def ways(n: int, gated: bool) -> list[Tiles]:
-    return sorted({choose_tiles(r, n, gated, False) for r in ROWS}, key=dataclasses.astuple)
+def ways(n: int, gated: bool, parts: bool = False) -> list[Tiles]:
+    return sorted({choose_tiles(r, n, gated, False, parts) for r in ROWS}, key=dataclasses.astuple)
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -35,7 +35,7 @@ def test_every_tile_fits_on_smaller_gpus(wide: bool) -> None:
     compiler takes is a block for all stages but one."""
     size = 4 if wide else 2
     for room in (101_376, 166_912, 232_448):
-        for rows in range(1, 321):
+        for rows in range(1, 578):
             for n, gated in (HEAD, GATED, QKV, OUT):
                 chosen = choose_tiles(rows, n, gated, wide)
                 tiles = fitted(chosen, gated, size, room)
@@ -66,7 +66,7 @@ def test_no_tile_has_an_order_of_its_own() -> None:
         for n, gated in (HEAD, GATED, QKV)
         for tiles in ways(n, gated)
     ]
-    follows = [(tiles, OUT[0], {"ADD": True, "NEXT": True}) for tiles in ways(*OUT)]
+    follows = [(tiles, OUT[0], {"ADD": True, "NEXT": True}) for tiles in ways(*OUT, parts=True)]
     # A way that is not in use, so that the test can be seen to fail.
     other = (Tiles(128, 128, 64, 4, 8), OUT[0], {"ADD": True, "NEXT": True})
     found = orders([*asked, *follows, other])

@@ -34,8 +34,8 @@ _UNROLLED = 16384  # inputs up to which `one_row` serves, whose loop over them i
 @dataclass(frozen=True, slots=True)
 class Tiles:
     """How `few_rows` cuts its work: rows and columns of a program's tile, the inner block, how many
-    of them are on their way, warps. With 64 columns and four warps none of the others was seen to
-    change a bit of the result; with more, a head's float32 bits changed."""
+    of them are on their way, warps. None of them was seen to change a bit of the result since a
+    norm's sum of squares is written out; before, a head's float32 bits changed with 128 columns."""
 
     rows: int
     columns: int
@@ -44,15 +44,15 @@ class Tiles:
     warps: int = 4
 
 
-def choose_tiles(rows: int, n: int, gated: bool, wide: bool) -> Tiles:
+def choose_tiles(rows: int, n: int, gated: bool, wide: bool, parts: bool = False) -> Tiles:
     """What is fastest for so many rows and columns, as part `tiles` of benchmarks/gpu_linear.py
-    found on an H200; wide: float32.
+    found on an H200; wide: float32; parts: a norm follows, whose parts have `TILE` columns each.
 
     Up to 32 rows the time is that of reading weights: few columns make few programs, which must
     then have more on its way each. Above that arithmetic counts as well, and few columns are cut
-    along the rows instead, so that every multiprocessor has some. Tiles of 128 columns or eight
-    warps would take up to a quarter less time from 65 rows on, but a row's bits were not always
-    those of the row alone (docs/numerics.md).
+    along the rows instead, so that every multiprocessor has some. Tiles of 128 columns would take
+    up to a quarter less time from 65 rows on too; their bits were compared for 384 and 576 rows
+    only (docs/numerics.md).
     """
     if wide:  # takes twice the room
         return Tiles(min(128, max(16, 1 << (rows - 1).bit_length())), TILE, 32, 3)
@@ -75,7 +75,11 @@ def choose_tiles(rows: int, n: int, gated: bool, wide: bool) -> Tiles:
         if gated:
             return Tiles(64 if rows <= 192 else 128, TILE, 64, 3)
         return Tiles(128, TILE, 128, 4) if many else Tiles(64, TILE, 64, 4)
-    return Tiles(128, TILE, 64, 3 if gated else 4)
+    if rows <= 320:
+        return Tiles(128, TILE, 64, 3 if gated else 4)
+    if narrow or parts:
+        return Tiles(128, TILE, 64, 4 if rows <= 384 else 3)
+    return Tiles(128, 2 * TILE, 64, 4, 8) if gated else Tiles(128, 2 * TILE, 64, 3)
 
 
 def fitted(tiles: Tiles, gated: bool, size: int, room: int | None) -> Tiles:
@@ -157,7 +161,10 @@ class DeviceProduct:
         if following is not None:
             scaled = torch.empty_like(y)
             parts = torch.empty(rows, self._parts, dtype=torch.float32, device=y.device)
-        tiles = self.tiles or choose_tiles(rows, self._n, self._gated, w.dtype is torch.float32)
+        wide = w.dtype is torch.float32
+        tiles = self.tiles or choose_tiles(
+            rows, self._n, self._gated, wide, parts=following is not None
+        )
         tiles = fitted(tiles, self._gated, w.element_size(), self._room)
         assert following is None or tiles.columns == TILE, "a part of squares is one program's"
         few_rows[(-(-rows // tiles.rows), -(-self._n // tiles.columns))](
