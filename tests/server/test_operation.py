@@ -249,7 +249,6 @@ def test_the_command_says_what_stopped_its_engine(monkeypatch: pytest.MonkeyPatc
         return False
 
     monkeypatch.setattr(serving, "run", run)
-    monkeypatch.setattr(serving, "log_to_stderr", lambda *_: None)
     options = ["--target", "mini-target", "--drafter", "none", "--threads", "1", "--port", "0"]
     done = CliRunner().invoke(command, ["serve", *options])
     assert done.exit_code == 1

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +19,17 @@ from typing import Any
 
 import httpx2
 import pytest
+import torch
+from helpers import tiny_checkpoint
+from safetensors.torch import load_file, save_file
 from tests.server.tools import PROMPT, until
 from typer.testing import CliRunner
 
+from paceline import Engine
 from paceline.cli import app
-from paceline.server.serving import bind, settle
+from paceline.server import serving
+from paceline.server.serving import Server, bind, settle
+from paceline.server.settings import ServerSettings
 
 LONG: dict[str, Any] = {
     "model": "code",
@@ -43,8 +53,8 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 def test_sigterm_under_load(process: subprocess.Popen[bytes]) -> None:
     assert process.stderr is not None
-    ready = json.loads(process.stderr.readline())
-    assert (ready["event"], ready["models"]) == ("ready", ["code"])
+    ready = told(process, "ready")
+    assert ready["models"] == ["code"]
     headers = {"authorization": "Bearer sk-test"}
     answers: list[str] = []
     with httpx2.Client(
@@ -91,11 +101,18 @@ def started(*options: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def ready_url(process: subprocess.Popen[bytes]) -> str:
-    assert process.stderr is not None
-    ready = json.loads(process.stderr.readline())
-    assert ready["event"] == "ready", ready
-    url: str = ready["url"]
+    url: str = told(process, "ready")["url"]
     return url
+
+
+def told(process: subprocess.Popen[bytes], event: str) -> dict[str, Any]:
+    """The first line of the log that tells of the event; every line before it is JSON, too."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        found: dict[str, Any] = json.loads(line)
+        if found["event"] == event:
+            return found
+    raise AssertionError(f"the server ended without {event}")
 
 
 def test_killed_and_started_again_then_told_twice_to_stop(tmp_path: Path) -> None:
@@ -165,9 +182,10 @@ def test_a_mistake_in_the_file_is_one_line(text: str, words: str, tmp_path: Path
     file.write_text(text + "\n")
     result = CliRunner().invoke(app, ["serve", "--config", str(file)])
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert words in result.stderr
+    # What only the opening can find is told behind the line that it began.
+    (line,) = (line for line in result.stderr.splitlines() if '"opening"' not in line)
+    assert line.startswith("error: ")
+    assert words in line
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
@@ -197,3 +215,47 @@ def test_a_port_that_is_taken_is_told_before_models_are_read() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: cannot listen on 127.0.0.1:")
     assert done.stderr.count(b"\n") == 1
+
+
+def test_the_opening_is_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory by part, a warning of the checkpoint and one of Python's, each a JSON object."""
+    target = tiny_checkpoint(tmp_path / "target")
+    extra = {"model.stray.weight": torch.zeros(1)}
+    save_file(extra | load_file(target / "model.safetensors"), target / "model.safetensors")
+
+    def run(engine: Engine, settings: ServerSettings, bound: socket.socket) -> bool:
+        warnings.warn_explicit("a library's", UserWarning, "library.py", 1)
+        server = Server(engine, settings)
+        monkeypatch.setattr(server, "main_loop", lambda: asyncio.sleep(0))
+        server.run(sockets=[bound])
+        return True
+
+    monkeypatch.setattr(serving, "run", run)
+    options = ["--target", str(target), "--port", "0", "--threads", "1", "--k", "3", "--slots", "2",
+               "--dtype", "float32", "--max-length", "200"]  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        done = CliRunner().invoke(app, ["serve", *options])
+    assert done.exit_code == 0, done.stderr
+    log = [json.loads(line) for line in done.stderr.splitlines()]
+    events = {line["event"]: line for line in log}
+    assert log[0]["event"] == "opening"
+    opening = {"target": str(target), "drafter": "predicted+ngram", "draft": None, "device": "cpu"}
+    assert opening.items() <= log[0].items()
+    memory = next(name for name in events if name.startswith("2 texts of up to 200 positions"))
+    assert "GiB" in memory
+    assert "target" in memory
+    spare = next(name for name in events if "tensors are not used" in name)
+    assert events[spare]["level"] == "warning"
+    assert any("a library's" in name for name in events)
+    ready = events["ready"]
+    served = {"drafter": "predicted+ngram", "k": 3, "slots": 2, "max_length": 200}
+    assert served.items() <= ready.items()
+    assert ready["cache_tokens"] == 512
+    # What was there before is there again: the records of others go where they went.
+    logger = logging.getLogger("paceline")
+    assert (logger.handlers, logger.propagate) == ([], True)
+    logger.warning("seen")
+    assert "seen" in caplog.text

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from paceline import ConfigError, PacelineError
+from paceline import ConfigError, EngineConfig, PacelineError
 from paceline.cli import common
 from paceline.cli.common import engine_options, open_engine
 from paceline.config import load_toml
@@ -130,11 +130,16 @@ def serve(
         "tool_parser": tool_parser, "reasoning": reasoning, "page": page,
     }  # fmt: skip
     settings, at, door = server.settle(config, said, Path(str(options["target"])).name)
-    listening = server.bind(at, door)
-    with listening, open_engine(options) as engine:
-        server.log_to_stderr(settings.log_format, settings.api_keys)
-        finished = server.run(engine, settings, listening)
-        ended = engine.ended
+    asked = EngineConfig.make(**options)
+    with (
+        server.bind(at, door) as listening,
+        server.log_to_stderr(settings.log_format, settings.api_keys),
+    ):
+        server.tell("opening", target=asked.target, drafter=asked.drafter, draft=asked.draft,
+                    device=asked.device)  # fmt: skip
+        with open_engine(options) as engine:
+            finished = server.run(engine, settings, listening)
+            ended = engine.ended
     if ended is not None:
         raise _Unfinished(str(ended))
     if not finished:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
@@ -24,6 +26,8 @@ log = logging.getLogger("paceline.server")
 _NAME = "paceline.record"  # in the scope
 _SHORTEST = 4  # characters of a key that is no part of common words
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+# Whose records are written, and from which level on.
+_TOLD = {"paceline": logging.INFO, "uvicorn": logging.WARNING, "py.warnings": logging.WARNING}
 
 
 @dataclass(slots=True)
@@ -151,13 +155,39 @@ def _time(record: logging.LogRecord) -> str:
     return f"{seconds}.{int(record.msecs):03d}Z"
 
 
-def log_to_stderr(form: LogForm = "json", keys: Iterable[str] = ()) -> None:
-    """Send what the server, the engine and uvicorn have to say to standard error. keys: what no
-    line may show."""
-    handler = logging.StreamHandler()
+class _Stderr(logging.Handler):
+    """Writes to what is standard error at the time: on a terminal something else may stand there
+    while progress is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
+
+
+@contextmanager
+def log_to_stderr(form: LogForm = "json", keys: Iterable[str] = ()) -> Iterator[None]:
+    """While the block runs, send what the server, the engine, uvicorn and Python's warnings have to
+    say to standard error. keys: what no line may show."""
+    handler = _Stderr()
     handler.setFormatter(JsonLines(keys) if form == "json" else Lines(keys))
-    for name, level in (("paceline", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
-        logger.setLevel(level)
-        logger.propagate = False
+    with ExitStack() as before:
+        for name, level in _TOLD.items():
+            logger = logging.getLogger(name)
+            before.callback(_restore, logger, logger.handlers[:], logger.level, logger.propagate)
+            logger.handlers[:] = [handler]
+            logger.setLevel(level)
+            logger.propagate = False
+        logging.captureWarnings(True)
+        before.callback(logging.captureWarnings, False)
+        yield
+
+
+def _restore(
+    logger: logging.Logger, handlers: list[logging.Handler], level: int, propagate: bool
+) -> None:
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+    logger.propagate = propagate

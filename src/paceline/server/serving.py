@@ -17,7 +17,7 @@ from paceline.server.protocol import BoundedHttp
 from paceline.server.record import log_to_stderr, tell
 from paceline.server.settings import ServerSettings
 
-__all__ = ["Server", "address", "bind", "log_to_stderr", "run", "settle"]
+__all__ = ["Server", "address", "bind", "log_to_stderr", "run", "settle", "tell"]
 
 _KEEP_ALIVE = 75  # seconds an idle connection is kept: longer than the proxies in front keep theirs
 _LAST_BYTES = 5  # seconds that answers have to leave once every text is written
@@ -88,7 +88,8 @@ class Server(uvicorn.Server):
         self._sampling = self._loop.create_task(self._keep_watch())
         await super().startup(sockets)
         if self.started and sockets:
-            tell("ready", url=address(sockets[0]), models=list(self.api.settings.names))
+            served, names = self.api.watch.served, list(self.api.settings.names)
+            tell("ready", url=address(sockets[0]), models=names, **served)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._sampling is not None:

@@ -20,28 +20,30 @@ class Watch:
         self._engine, self._settings = engine, settings
         self.load = Load(engine.stats)
 
-    async def about(self, request: Request) -> Response:
+    @property
+    def served(self) -> dict[str, object]:
         """What is served and within what limits; k 0 where nothing can be drafted."""
         config, limits = self._engine.config, self._engine.limits
         adaptive = config.rule == "match" if config.adaptive is None else config.adaptive
-        return JSONResponse(
-            {
-                "object": "server",
-                "version": __version__,
-                "model": self._settings.name,
-                "chat": self._engine.tokenizer.has_chat_template,
-                "target": Path(config.target).name,
-                "drafter": config.drafter,
-                "draft": None if config.draft is None else Path(config.draft).name,
-                "k": 0 if config.drafter == "none" else config.k,
-                "adaptive": adaptive,
-                "rule": config.rule,
-                "device": config.device,
-                "dtype": config.dtype,
-                "slots": config.slots,
-                "max_length": limits.max_length,
-            }
-        )
+        return {
+            "version": __version__,
+            "chat": self._engine.tokenizer.has_chat_template,
+            "target": Path(config.target).name,
+            "drafter": config.drafter,
+            "draft": None if config.draft is None else Path(config.draft).name,
+            "k": 0 if config.drafter == "none" else config.k,
+            "adaptive": adaptive,
+            "rule": config.rule,
+            "device": config.device,
+            "dtype": config.dtype,
+            "slots": config.slots,
+            "max_length": limits.max_length,
+            "cache_tokens": limits.positions,
+        }
+
+    async def about(self, request: Request) -> Response:
+        """What is served, to whoever asks."""
+        return JSONResponse({"object": "server", "model": self._settings.name, **self.served})
 
     async def figures(self, request: Request) -> Response:
         """The load; `?after=N` leaves out the samples up to number N."""
