@@ -1,6 +1,6 @@
 """Draw the pictures of the page in docs/: a server of the bundled pair, a browser, two looks at it.
 
-    pip install 'paceline[server]' playwright, and Debian's chromium
+    pip install -e '.[server]' playwright, and Debian's chromium
     python docs/page_shots.py [--out docs] [--chromium /usr/bin/chromium] [--seconds 20]
 
 The figures in them are what this machine wrote while the pictures were taken.

@@ -45,6 +45,12 @@ class EngineClosedError(PacelineError):
     exit_status = 1
 
 
+def needs_extra(package: object, extra: str) -> str:
+    """Return `needs the package P: …` with the command that installs an extra. The package is on no
+    index, so the command is one for the clone."""
+    return f"needs the package {package}: in paceline's clone, pip install -e '.[{extra}]'"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the nearest known name, or the list of names."""
     names = sorted(known)

@@ -134,7 +134,7 @@ def test_without_matplotlib_it_says_what_to_install(
     large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"pip install 'paceline\[report\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '.\[report\]'"):
         write_report(summarize(large), tmp_path / "r.html", "t")
     assert not (tmp_path / "r.html").exists()
     assert report_plots  # imported without it

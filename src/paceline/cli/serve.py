@@ -11,6 +11,7 @@ from paceline import ConfigError, EngineConfig, PacelineError
 from paceline.cli import common
 from paceline.cli.common import engine_options, open_engine
 from paceline.config import load_toml
+from paceline.errors import needs_extra
 
 SERVER = "Server"
 
@@ -153,7 +154,5 @@ def _server() -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("paceline"):
             raise
-        raise ConfigError(
-            f"paceline serve needs the package {error.name}: pip install 'paceline[server]'"
-        ) from error
+        raise ConfigError(f"paceline serve {needs_extra(error.name, 'server')}") from error
     return serving

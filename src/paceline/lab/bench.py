@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from paceline import ConfigError, PacelineError
+from paceline.errors import needs_extra
 from paceline.lab.bench_ask import Player, resolve_sampling, warm_up
 from paceline.lab.bench_figures import summarize
 from paceline.lab.bench_load import GIVE_UP, Order, Task, Tell, play
@@ -100,8 +101,7 @@ class _Remote:
         try:
             from paceline.lab.bench_endpoint import EndpointPlayer
         except ModuleNotFoundError as error:
-            told = f"needs the package {error.name}: pip install 'paceline[bench]'"
-            return Opening(self._contestant, error=told)
+            return Opening(self._contestant, error=needs_extra(error.name, "bench"))
         try:
             self._player = await EndpointPlayer.connect(self._contestant)
         except PacelineError as error:

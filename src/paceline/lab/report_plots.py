@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup, escape
 
 from paceline import ConfigError
+from paceline.errors import needs_extra
 from paceline.lab.bench_result import Figures, Interval
 
 if TYPE_CHECKING:
@@ -62,9 +63,7 @@ def matplotlib_or_error() -> Any:
         import matplotlib
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"paceline report needs the package {error.name}: pip install 'paceline[report]'"
-        ) from error
+        raise ConfigError(f"paceline report {needs_extra(error.name, 'report')}") from error
     return matplotlib, Figure
 
 

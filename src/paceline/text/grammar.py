@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paceline.errors import RequestError
+from paceline.errors import RequestError, needs_extra
 from paceline.text.tokenizer import Tokenizer
 from paceline.types import Grammar
 
@@ -40,9 +40,7 @@ class Grammars:
             import llguidance
             import llguidance.hf
         except ImportError:
-            raise RequestError(
-                "grammars need llguidance: pip install 'paceline[grammar]'"
-            ) from None
+            raise RequestError(f"a grammar {needs_extra('llguidance', 'grammar')}") from None
         self._matcher: Any = llguidance.LLMatcher
         self._limits = llguidance.LLParserLimits(max_lexer_states=_STATES, verbose_errors=False)
         most = max(vocab_size, len(tokenizer))
