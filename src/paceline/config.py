@@ -116,8 +116,18 @@ class EngineConfig:
 def load_toml(path: str | Path, **overrides: Any) -> EngineConfig:
     """Read an engine's options from a TOML file, one key each; `overrides` win over the file.
 
-    A table [server] is left to `paceline serve`.
+    A table [server] is left to `paceline serve`. Raises ConfigError, which names the file.
     """
+    options = read_toml(path)
+    try:
+        return EngineConfig.make(**(options | overrides))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The engine's options as the file has them, unchecked. Raises ConfigError for a file that
+    cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -129,10 +139,7 @@ def load_toml(path: str | Path, **overrides: Any) -> EngineConfig:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     if isinstance(options.get("server"), dict):
         del options["server"]
-    try:
-        return EngineConfig.make(**(options | overrides))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    return options
 
 
 def sampling_params(**options: Any) -> SamplingParams:

@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from paceline import ConfigError, Engine
-from paceline.config import load_toml
+from paceline.config import load_toml, read_toml
 
 # Piped output has no screen to fit, so its tables get the width they need.
 _PIPED_WIDTH = 120
@@ -93,25 +94,31 @@ def fail(message: str, status: int = 2) -> NoReturn:
     raise typer.Exit(status)
 
 
-def engine_options(config: Path | None, **given: object) -> dict[str, Any]:
+def engine_options(
+    config: Path | None, *, serving: bool = False, **given: object
+) -> dict[str, Any]:
     """Return the options for `Engine`: the file's, over them those given; None is not given.
 
-    Without a target the bundled pair is meant, and with a draft model the drafter "model". k is
-    taken as it is: a command that writes one text gains nothing from measuring rounds first.
+    Without file and target the bundled pair is meant. Where nobody names a drafter, a draft model
+    drafts, and in a server (`serving`) before it the text that a request predicts, which costs
+    nothing where none does. k is taken as it is unless many are served: a command that writes one
+    text gains nothing from measuring rounds first.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
+    if config is None:
+        chosen.setdefault("target", MINI_TARGET)
+        if chosen["target"] == MINI_TARGET and "draft" not in chosen:
+            # Harmless for drafters without a draft model.
+            chosen["draft"] = MINI_DRAFT
+    named = chosen if config is None else read_toml(config) | chosen
+    if "drafter" not in named:
+        with_draft = "draft" in named
+        chosen["drafter"] = "model" if with_draft else "none"
+        if serving:
+            chosen["drafter"] = "predicted+model" if with_draft else "predicted+ngram"
     if config is not None:
-        read = load_toml(config, **chosen)
-        options = {name: getattr(read, name) for name in read.__dataclass_fields__}
-        return options | {"adaptive": bool(read.adaptive)}
-    chosen.setdefault("target", MINI_TARGET)
-    chosen.setdefault("adaptive", False)
-    if chosen["target"] == MINI_TARGET and "draft" not in chosen:
-        # Harmless for drafters without a draft model.
-        chosen["draft"] = MINI_DRAFT
-    if "drafter" not in chosen:
-        chosen["drafter"] = "model" if "draft" in chosen else "none"
-    return chosen
+        chosen = asdict(load_toml(config, **chosen))
+    return chosen if serving else chosen | {"adaptive": bool(chosen.get("adaptive"))}
 
 
 @contextmanager

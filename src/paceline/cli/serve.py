@@ -10,16 +10,19 @@ import typer
 from paceline import ConfigError, EngineConfig, PacelineError
 from paceline.cli import common
 from paceline.cli.common import engine_options, open_engine
-from paceline.config import load_toml
 from paceline.errors import needs_extra
 
-SERVER = "Server"
+ENGINE, SERVER = "Engine", "Server"
 
 
 class _Unfinished(PacelineError):
     """The server stopped with texts unfinished, or its engine has."""
 
     exit_status = 1
+
+
+def _engine(name: str, text: str, **more: Any) -> Any:
+    return typer.Option(name, help=text, rich_help_panel=ENGINE, **more)
 
 
 def _option(name: str, text: str, **more: Any) -> Any:
@@ -38,15 +41,43 @@ def serve(
     max_length: common.MaxLength = None,
     config: common.ConfigFile = None,
     slots: Annotated[
+        int | None, _engine("--slots", "Texts written at once.", show_default="4")
+    ] = None,
+    cache_tokens: Annotated[
         int | None,
-        typer.Option("--slots", help="Texts written at once.", rich_help_panel="Models",
-                     show_default="4"),
+        _engine("--cache-tokens", "Positions that the caches hold for all texts together.",
+                show_default="every slot's longest; on a GPU what fits"),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        _engine("--memory", "On a GPU, the caches' share of what is left free.",
+                show_default="0.9"),
     ] = None,
     adaptive: Annotated[
         bool | None,
-        typer.Option("--adaptive/--fixed", help="Choose every round's draft tokens by what they "
-                     "cost and how many stand.", rich_help_panel="Models",
-                     show_default="adaptive where it cannot change a text"),
+        _engine("--adaptive/--fixed", "Choose every round's draft tokens by what they cost and how "
+                "many stand.", show_default="adaptive where it cannot change a text"),
+    ] = None,
+    latency: Annotated[
+        float | None,
+        _engine("--latency", "Most seconds a round should take, for that choice."),
+    ] = None,
+    prefix_cache: Annotated[
+        bool | None,
+        _engine("--prefix-cache/--no-prefix-cache", "Keep what was computed of a text for others "
+                "that begin alike.", show_default="prefix-cache"),
+    ] = None,
+    prefill_chunk: Annotated[
+        int | None,
+        _engine("--prefill-chunk", "Prompt tokens read between two rounds.", show_default="512"),
+    ] = None,
+    max_gap: Annotated[
+        float | None,
+        _engine("--max-gap", "Most seconds that running texts should wait for prompts."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        _engine("--seed", "For requests that bring none.", show_default="drawn for each"),
     ] = None,
     host: Annotated[
         str | None, _option("--host", "Address to listen on.", show_default="127.0.0.1")
@@ -113,17 +144,11 @@ def serve(
     given = {
         "target": target, "drafter": drafter, "draft": draft, "k": k, "rule": rule, "dtype": dtype,
         "device": device, "threads": threads, "max_length": max_length, "slots": slots,
-        "adaptive": adaptive,
+        "adaptive": adaptive, "latency": latency, "cache_tokens": cache_tokens, "memory": memory,
+        "prefix_cache": prefix_cache, "prefill_chunk": prefill_chunk, "max_gap": max_gap,
+        "seed": seed,
     }  # fmt: skip
-    options = engine_options(config, **given)
-    if config is None:
-        options["adaptive"] = adaptive
-        if drafter is None:
-            # The text that a request predicts costs nothing where none does.
-            options["drafter"] = "predicted+model" if "draft" in options else "predicted+ngram"
-    else:
-        chosen = {key: value for key, value in given.items() if value is not None}
-        options["adaptive"] = load_toml(config, **chosen).adaptive
+    options = engine_options(config, serving=True, **given)
     said = {
         "host": host, "port": port, "name": name, "api_keys": api_keys, "cors": cors,
         "max_body": max_body, "queue": queue, "timeout": timeout, "drain": drain,

@@ -10,7 +10,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,7 +18,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from paceline.config import MAX_LOGPROBS, EngineConfig, check_request
+from paceline.config import MAX_LOGPROBS, EngineConfig, check_request, load_toml
 from paceline.drafters import Drafter
 from paceline.engine.build import Progress, on_device, open_machine, quiet
 from paceline.engine.costs import Costs
@@ -109,6 +109,29 @@ class Engine:
         self._pilot = opened.loop.pilot
         self._budget, self._limits = opened.budget, opened.budget.limits
         self._intake = Intake(config, opened, driver)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        *,
+        drafter: str | Drafter | None = None,
+        progress: Progress | None = None,
+        **overrides: object,
+    ) -> Self:
+        """Open what a configuration file says: what `paceline plan --out` writes and `paceline
+        serve --config` reads. Its table [server] is left alone.
+
+        drafter, progress, overrides: as the constructor's; they win over the file, `target` too.
+        Raises ConfigError, which names the file, for what cannot be, and what the constructor does.
+        """
+        given = {n: str(v) if isinstance(v, Path) else v for n, v in overrides.items()}
+        if isinstance(drafter, str):
+            given["drafter"] = drafter
+        options = asdict(load_toml(path, **given))
+        if drafter is not None:
+            options["drafter"] = drafter
+        return cls(progress=progress, **options)
 
     # --- requests ---
 
