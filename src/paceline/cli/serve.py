@@ -125,6 +125,11 @@ def serve(
         _option("--tool-parser", "Format of the model's tool calls: auto (by its chat template), "
                 "hermes, llama, mistral or none.", show_default="auto"),
     ] = None,
+    chat_template: Annotated[
+        Path | None,
+        _option("--chat-template", "File with a Jinja template for chats.",
+                show_default="the checkpoint's"),
+    ] = None,
     reasoning: Annotated[
         bool | None,
         _option("--reasoning/--no-reasoning", "Tell reasoning from the answer, where the chat "
@@ -153,7 +158,8 @@ def serve(
         "host": host, "port": port, "name": name, "api_keys": api_keys, "cors": cors,
         "max_body": max_body, "queue": queue, "timeout": timeout, "drain": drain,
         "metrics_prefix": metrics_prefix, "log_format": log_format,
-        "tool_parser": tool_parser, "reasoning": reasoning, "page": page,
+        "tool_parser": tool_parser, "chat_template": chat_template, "reasoning": reasoning,
+        "page": page,
     }  # fmt: skip
     settings, at, door = server.settle(config, said, Path(str(options["target"])).name)
     asked = EngineConfig.make(**options)

@@ -50,12 +50,15 @@ class Api:
         self.gate = Gate(engine.config.slots, settings.queue, lambda: engine.ended)
         self.metrics = Metrics(engine.stats, self.gate, settings.metrics_prefix, settings.name)
         self.watch = Watch(engine, settings)
+        if settings.chat_template is not None:
+            engine.tokenizer.use_chat_template(settings.chat_template)
         self._pieces = Pieces(engine.tokenizer)
         self._formats = ChatFormat.of(engine, settings.tool_parser, settings.reasoning)
         with contextlib.suppress(RequestError):  # not installed, which whoever asks is told
             engine.check_grammar(Grammar("json_object"))  # makes the compiler: seconds, once
         config = engine.config
         made = f"{__version__} {config.target} {config.dtype} {config.rule}"
+        made += f" {settings.chat_template}" if settings.chat_template is not None else ""
         self._fingerprint = f"fp_{hashlib.sha256(made.encode()).hexdigest()[:12]}"
         self._created = int(time.time())
 
@@ -164,7 +167,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
-    """The application over an engine that stays the caller's. `app.state.api` is its `Api`."""
+    """The application over an engine that stays the caller's, but for a chat template of the
+    settings', which its tokenizer is given. `app.state.api` is its `Api`."""
     api = Api(engine, settings)
     middleware = [Middleware(Recorded, seen=api.metrics.answered)]
     if settings.cors:

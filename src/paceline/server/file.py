@@ -10,6 +10,7 @@ from typing import Any
 from paceline import ConfigError
 from paceline.errors import did_you_mean
 from paceline.server.settings import ServerSettings, read_keys
+from paceline.server.template import read_template
 
 # What may stand in the table, with the types that a TOML value may have.
 _KEYS: dict[str, tuple[type, ...]] = {
@@ -25,9 +26,11 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "metrics_prefix": (str,),
     "log_format": (str,),
     "tool_parser": (str,),
+    "chat_template": (str,),
     "reasoning": (bool,),
     "page": (bool,),
 }
+_FILES = {"api_keys", "chat_template"}  # names of files
 _HOST, _PORT = "127.0.0.1", 8000
 
 
@@ -54,12 +57,12 @@ def settle(
 ) -> tuple[ServerSettings, str, int]:
     """The settings, the host and the port. given: what the command line says, which wins over the
     file; None or an empty list where it says nothing. model: the name where nobody gives one.
-    Raises ConfigError. A relative `api_keys` in the file lies beside the file.
+    Raises ConfigError. Relative files in the table lie beside the file.
     """
     said = {name: value for name, value in given.items() if value not in (None, [])}
     chosen = read_table(path)
-    if path is not None and "api_keys" in chosen:
-        chosen["api_keys"] = path.parent / chosen["api_keys"]
+    if path is not None:
+        chosen |= {name: path.parent / chosen[name] for name in _FILES & chosen.keys()}
     chosen |= said
     host, port = chosen.pop("host", _HOST), chosen.pop("port", _PORT)
     if not 0 <= port <= 65535:
@@ -67,6 +70,8 @@ def settle(
     names = _texts(chosen.pop("name", None)) or (model,)
     keys = read_keys(chosen.pop("api_keys", None))
     cors = _texts(chosen.pop("cors", None))
+    if "chat_template" in chosen:
+        chosen["chat_template"] = read_template(chosen["chat_template"])
     settings = ServerSettings(name=names[0], aliases=names[1:], api_keys=keys, cors=cors, **chosen)
     return settings, host, port
 

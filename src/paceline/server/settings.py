@@ -27,7 +27,8 @@ class ServerSettings:
     timeout: seconds from a request's arrival to the end of its text. drain: seconds that running
     requests have after a SIGTERM. metrics_prefix: what stands before the names in /metrics;
     "vllm" lets vLLM's dashboards work unchanged. tool_parser: the format of the model's tool calls,
-    one of PARSERS; auto goes by its chat template. reasoning: tell it from the answer, where the
+    one of PARSERS; auto goes by its chat template. chat_template: a Jinja template that stands for
+    the checkpoint's, None for that. reasoning: tell it from the answer, where the
     chat template marks it. page: whether `/` is the page. log_format: json or text, a line an
     event.
     """
@@ -42,6 +43,7 @@ class ServerSettings:
     drain: float = 60.0
     metrics_prefix: str = "paceline"
     tool_parser: str = "auto"
+    chat_template: str | None = field(default=None, repr=False)
     reasoning: bool = True
     page: bool = True
     log_format: LogForm = "json"

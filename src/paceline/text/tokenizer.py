@@ -127,6 +127,10 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return bool(self._fast.chat_template)
 
+    def use_chat_template(self, template: str) -> None:
+        """Let chats be written by another template, a Jinja text, from now on."""
+        self._fast.chat_template = template
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of `text`. Raises RequestError for text that is not valid Unicode."""
         try:
