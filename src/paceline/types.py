@@ -390,9 +390,9 @@ class SequenceStats:
 
     accepted / evaluated is the acceptance rate (evaluated: drafted tokens whose predecessors
     were all accepted); accepted / drafted the draft efficiency; emitted / rounds tokens a round.
-    queue_seconds: until it had a slot for the first time. wasted_seconds: of draft_seconds the
-    share of the draft tokens that were not accepted, and of verify_seconds that of the window
-    positions which held them.
+    cached_tokens: of prompt_tokens, those that the prefix cache spared. queue_seconds: until it had
+    a slot for the first time. wasted_seconds: of draft_seconds the share of the draft tokens that
+    were not accepted, and of verify_seconds that of the window positions which held them.
     """
 
     rounds: int = 0
@@ -401,6 +401,7 @@ class SequenceStats:
     accepted: int = 0
     emitted: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0

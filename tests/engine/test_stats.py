@@ -78,3 +78,22 @@ def test_what_was_read_does_not_change(engine: Engine) -> None:
     engine.generate(PROMPT, sampling_params(max_tokens=8))
     assert before == kept
     assert engine.stats().rounds_by_k != kept.rounds_by_k
+
+
+def test_what_the_prefix_cache_spared(opened: Callable[..., Engine]) -> None:
+    """In whole pages, and never the last token, which is the first window's root."""
+    engine, params = opened(), sampling_params(max_tokens=4)
+    prompt = "x" * 129
+    counts = [engine.generate(text, params)[0].stats.cached_tokens
+              for text in (prompt, prompt, prompt[:128], "y" + prompt)]  # fmt: skip
+    assert counts == [0, 128, 64, 0]
+    assert engine.stats().cached_tokens == engine.stats().prefix_hits == sum(counts)
+
+
+def test_a_text_that_finds_its_own_pages_is_spared_nothing(opened: Callable[..., Engine]) -> None:
+    engine = opened(slots=2, cache_tokens=256)
+    params = sampling_params(max_tokens=170, ignore_eos=True)
+    done = engine.generate(["a" * 20, "b" * 20], params)
+    assert engine.stats().preemptions > 0
+    assert engine.stats().prefix_hits > 0
+    assert [text.stats.cached_tokens for text in done] == [0, 0]

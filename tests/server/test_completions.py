@@ -205,7 +205,7 @@ def test_speculation_changes_no_text(
 ) -> None:
     wanted = engine_text(engine, **SEEDED)
     before = engine._driver.ask(engine.stats)  # with the round that ended it
-    body = {"speculative": speculative, "priority": 3}
+    body = {"speculative": speculative, "priority": 0}
     done = client.completions.create(model="mini", prompt=PROMPT, extra_body=body, **SEEDED)
     assert done.choices[0].text == wanted
     until(lambda: engine.stats().finished > before.finished)

@@ -16,9 +16,10 @@ import pytest
 from tests.server.tools import CHAT, PROMPT, Answer, Call, in_process, until
 from typer.testing import CliRunner
 
-from paceline import ConfigError, Engine, EngineClosedError, Event, NumericsError
+from paceline import ConfigError, Engine, EngineClosedError, Event, NumericsError, __version__
 from paceline.cli import app as command
 from paceline.server import serving
+from paceline.server.file import settle
 from paceline.server.gate import Gate
 from paceline.server.generation import Generation, Text
 from paceline.server.metrics import Metrics
@@ -32,6 +33,7 @@ BODY: dict[str, Any] = {
     "model": "mini", "prompt": PROMPT, "max_tokens": 4, "seed": 7, "ignore_eos": True,
 }  # fmt: skip
 LONG: dict[str, Any] = {**BODY, "max_tokens": 480}
+CHATTING: dict[str, Any] = {"messages": CHAT}
 
 
 # --- keys and origins -------------------------------------------------------------------------
@@ -398,3 +400,96 @@ def test_the_figures(app: Callable[..., Call], engine: Engine) -> None:
     states = ("used", "cached", "free")
     pages = [values[f'vllm:kv_cache_pages{{model_name="mini",state="{s}"}}'] for s in states]
     assert sum(pages) == stats.pages
+
+
+# --- what clients of other servers look for ----------------------------------------------------
+
+
+def test_health_and_version_are_where_vllm_has_them(
+    app: Callable[..., Call], lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    call = app(api_keys=("sk-1",))
+    assert call("GET", "/health").status == 200
+    assert call("GET", "/version").json == {"version": __version__}
+    call.api.gate.draining = True
+    assert call("GET", "/health").status == 503
+    assert call("GET", "/health/live").status == 200
+    assert [line.get("path") for line in lines() if line["event"] == "request"] == ["/version"]
+
+
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        ("org/name-7B", ("name-7B", "org/name-7B")),
+        ("mini-target", ("mini-target",)),
+        ("/srv/models/name", ("name",)),
+        ("./models/name", ("name",)),
+        ("../name", ("name",)),
+        ("models/one/name", ("name",)),
+    ],
+)
+def test_a_hub_id_is_a_name_too_and_a_path_is_none(
+    target: str, names: tuple[str, ...], app: Callable[..., Call]
+) -> None:
+    assert settle(None, {}, target)[0].names == names
+    assert settle(None, {"name": ["code"]}, target)[0].names == ("code",)
+    call = app(aliases=names)
+    assert call("POST", "/v1/completions", {**BODY, "model": names[-1]}).status == 200
+    assert call("GET", f"/v1/models/{names[-1]}").json["id"] == names[-1]
+
+
+@pytest.mark.parametrize(("host", "keys", "warned"), [
+    ("0.0.0.0", (), True), ("0.0.0.0", ("sk-1",), False), ("127.0.0.1", (), False),
+])  # fmt: skip
+def test_a_server_open_to_everybody_is_warned_of(
+    host: str, keys: tuple[str, ...], warned: bool, mortal: Engine,
+    monkeypatch: pytest.MonkeyPatch, lines: Callable[[], list[dict[str, Any]]],
+) -> None:  # fmt: skip
+    server = Server(mortal, ServerSettings(name="mini", api_keys=keys))
+    monkeypatch.setattr(server, "main_loop", lambda: asyncio.sleep(0))
+    with bind(host, 0) as bound:
+        server.run(sockets=[bound])
+    told = [line for line in lines() if line["level"] == "warning"]
+    assert len(told) == warned
+    for line in told:
+        assert line["event"].startswith("no API key is asked for")
+        assert "--api-keys" in line["remedy"]
+
+
+def test_priorities_are_the_operators_to_allow(app: Callable[..., Call]) -> None:
+    for call, taken, refused in ((app(), (0, None), (1, -1)), (app(max_priority=5), (5, -5), (6,))):
+        for path, text in (("completions", {"prompt": PROMPT}), ("chat/completions", CHATTING)):
+            body = {"model": "mini", "max_tokens": 2, **text}
+            for priority in taken:
+                given = call("POST", f"/v1/{path}", {**body, "priority": priority})
+                assert given.status == 200
+            for priority in refused:
+                answer = call("POST", f"/v1/{path}", {**body, "priority": priority})
+                assert (answer.status, answer.json["error"]["param"]) == (400, "priority")
+                assert f"not {priority}" in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_usage_tells_of_the_prefix_cache(
+    stream: bool, app: Callable[..., Call], engine: Engine
+) -> None:
+    call, texts = app(), [f"{stream} {word} = 1\n" * 40 for word in ("alpha", "beta")]
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+
+    def counted(path: str, body: dict[str, Any]) -> tuple[int, int]:
+        sent = {"model": "mini", "max_tokens": 2, "ignore_eos": True, **body, **options}
+        answer = call("POST", path, sent)
+        used = (answer.chunks[-1] if stream else answer.json)["usage"]
+        return used["prompt_tokens"], used["prompt_tokens_details"]["cached_tokens"]
+
+    size, cached = counted("/v1/completions", {"prompt": texts[0]})
+    assert (cached, size > 128) == (0, True)
+    held = (size - 1) // 64 * 64
+    assert counted("/v1/completions", {"prompt": texts[0]}) == (size, held)
+    # Of several prompts all that was there; of several choices of one what was there before.
+    both = len(engine.tokenizer.encode(texts[1])) + size
+    assert counted("/v1/completions", {"prompt": texts, "n": 3}) == (both, held)
+    messages = [{"role": "user", "content": texts[0]}]
+    size, cached = counted("/v1/chat/completions", {"messages": messages})
+    assert cached == 0
+    assert counted("/v1/chat/completions", {"messages": messages}) == (size, (size - 1) // 64 * 64)

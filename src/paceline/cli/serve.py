@@ -101,6 +101,11 @@ def serve(
         int | None,
         _option("--queue", "Texts that may wait; beyond it 429.", show_default="256"),
     ] = None,
+    max_priority: Annotated[
+        int | None,
+        _option("--max-priority", "Largest priority of a request, either way; 0 refuses others.",
+                show_default="0"),
+    ] = None,
     max_body: Annotated[
         int | None, _option("--max-body", "Bytes of a request.", show_default="4194304")
     ] = None,
@@ -154,15 +159,15 @@ def serve(
         "seed": seed,
     }  # fmt: skip
     options = engine_options(config, serving=True, **given)
+    asked = EngineConfig.make(**options)
     said = {
         "host": host, "port": port, "name": name, "api_keys": api_keys, "cors": cors,
-        "max_body": max_body, "queue": queue, "timeout": timeout, "drain": drain,
-        "metrics_prefix": metrics_prefix, "log_format": log_format,
+        "max_body": max_body, "queue": queue, "max_priority": max_priority, "timeout": timeout,
+        "drain": drain, "metrics_prefix": metrics_prefix, "log_format": log_format,
         "tool_parser": tool_parser, "chat_template": chat_template, "reasoning": reasoning,
         "page": page,
     }  # fmt: skip
-    settings, at, door = server.settle(config, said, Path(str(options["target"])).name)
-    asked = EngineConfig.make(**options)
+    settings, at, door = server.settle(config, said, asked.target)
     with (
         server.bind(at, door) as listening,
         server.log_to_stderr(settings.log_format, settings.api_keys),

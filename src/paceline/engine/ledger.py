@@ -107,6 +107,14 @@ class Ledger:
                 self.finished += 1
                 reader.seal()
 
+    def book_hit(self, sequence: Sequence) -> None:
+        """Book what the prefix cache has spared a prompt so far. One that comes back after a
+        preemption may find what it has read itself: that is not counted."""
+        if not sequence.preemptions:
+            gained = sequence.hit - sequence.stats.cached_tokens
+            sequence.stats.cached_tokens += gained
+            self.totals.cached_tokens += gained
+
     def book_round(self, k: int, outcome: Outcome, seconds: float) -> None:
         """Book a round of all rows, whose windows had room for k draft tokens, and its time."""
         report = outcome.report

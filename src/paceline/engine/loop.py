@@ -160,6 +160,7 @@ class Loop:
         if not sequence.preemptions:
             sequence.stats.queue_seconds = time.perf_counter() - live.asked
             self.ledger.totals.queue_seconds += sequence.stats.queue_seconds
+        self.ledger.book_hit(sequence)
         stop_ids = tuple(sorted(live.reader.stop_ids))
         written = tokens[len(request.prompt) :]
         slots.admit(sequence.slot, request, stop_ids, sequence.k, written)
@@ -197,6 +198,7 @@ class Loop:
     def _start(self, sequence: Sequence) -> None:
         """All of a text but its last token has been read: it joins the rounds."""
         live = self.ledger.live[sequence]
+        self.ledger.book_hit(sequence)
         self.scheduler.start(sequence)
         k = self.pilot.first(live.track)
         shown = sequence.observed >= sequence.prefilled or not self._catches_up

@@ -23,7 +23,7 @@ from paceline.server.asking import Ask, ask_chat, ask_completion, ask_warm
 from paceline.server.body import read_body
 from paceline.server.border import Guarded, Recorded
 from paceline.server.document import described
-from paceline.server.errors import ApiError, told
+from paceline.server.errors import ApiError, refused, told
 from paceline.server.gate import Gate
 from paceline.server.generation import Generation
 from paceline.server.metrics import Metrics
@@ -106,6 +106,9 @@ class Api:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "draining" if self.gate.draining else "broken"}, 503)
 
+    async def version(self, request: Request) -> Response:
+        return JSONResponse({"version": __version__})
+
     async def figures(self, request: Request) -> Response:
         return Response(self.metrics.text(), headers={"content-type": self.metrics.content_type})
 
@@ -121,6 +124,8 @@ class Api:
         def understood(body: _Body) -> tuple[_Body, Ask]:
             assert isinstance(body, Generating | WarmBody)
             self._check_model(body.model)
+            if isinstance(body, Generating):
+                self._check_priority(body.priority or 0)
             return body, understand(body, self.engine)
 
         if len(data) > _INLINE:
@@ -152,6 +157,14 @@ class Api:
                 param="model",
                 code="model_not_found",
             )
+
+    def _check_priority(self, priority: int) -> None:
+        """Nobody goes before others, or is passed over, but as the operator allows."""
+        most = self.settings.max_priority
+        if not -most <= priority <= most:
+            bound = f"from {-most} to {most}" if most else "of 0 only; its operator may allow more"
+            message = f"this server takes a priority {bound}, not {priority}"
+            raise refused(message, "priority", "invalid_value")
 
     def _model(self, name: str) -> dict[str, object]:
         return {
@@ -197,8 +210,10 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
         ("POST", "/v1/completions", api.completions, CompletionBody),
         ("POST", "/v1/chat/completions", api.chat, ChatBody),
         ("POST", "/v1/warm", api.warm, WarmBody),
+        ("GET", "/health", api.ready, None),
         ("GET", "/health/live", api.live, None),
         ("GET", "/health/ready", api.ready, None),
+        ("GET", "/version", api.version, None),
         ("GET", "/metrics", api.figures, None),
         ("GET", "/v1/paceline", api.watch.about, None),
         ("GET", "/v1/paceline/load", api.watch.figures, None),

@@ -16,7 +16,7 @@ from paceline.server.errors import ApiError, told
 from paceline.server.record import Record, log_failure
 
 # Asked every few seconds: not logged.
-_QUIET = ("/health/live", "/health/ready", "/metrics", "/v1/paceline/load")
+_QUIET = ("/health", "/health/live", "/health/ready", "/metrics", "/v1/paceline/load")
 
 
 class Recorded:

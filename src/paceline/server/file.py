@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "cors": (str, list),
     "max_body": (int,),
     "queue": (int,),
+    "max_priority": (int,),
     "timeout": (int, float),
     "drain": (int, float),
     "metrics_prefix": (str,),
@@ -31,7 +33,8 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "page": (bool,),
 }
 _FILES = {"api_keys", "chat_template"}  # names of files
-_HOST, _PORT = "127.0.0.1", 8000
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
+HOST, _PORT = "127.0.0.1", 8000
 
 
 def read_table(path: Path | None) -> dict[str, Any]:
@@ -53,10 +56,11 @@ def read_table(path: Path | None) -> dict[str, Any]:
 
 
 def settle(
-    path: Path | None, given: Mapping[str, Any], model: str
+    path: Path | None, given: Mapping[str, Any], target: str
 ) -> tuple[ServerSettings, str, int]:
     """The settings, the host and the port. given: what the command line says, which wins over the
-    file; None or an empty list where it says nothing. model: the name where nobody gives one.
+    file; None or an empty list where it says nothing. target: names the model where nobody else
+    does.
     Raises ConfigError. Relative files in the table lie beside the file.
     """
     said = {name: value for name, value in given.items() if value not in (None, [])}
@@ -64,16 +68,23 @@ def settle(
     if path is not None:
         chosen |= {name: path.parent / chosen[name] for name in _FILES & chosen.keys()}
     chosen |= said
-    host, port = chosen.pop("host", _HOST), chosen.pop("port", _PORT)
+    host, port = chosen.pop("host", HOST), chosen.pop("port", _PORT)
     if not 0 <= port <= 65535:
         raise ConfigError(f"port must lie from 0 to 65535, not {port}")
-    names = _texts(chosen.pop("name", None)) or (model,)
+    names = _texts(chosen.pop("name", None)) or model_names(target)
     keys = read_keys(chosen.pop("api_keys", None))
     cors = _texts(chosen.pop("cors", None))
     if "chat_template" in chosen:
         chosen["chat_template"] = read_template(chosen["chat_template"])
     settings = ServerSettings(name=names[0], aliases=names[1:], api_keys=keys, cors=cors, **chosen)
     return settings, host, port
+
+
+def model_names(target: str) -> tuple[str, ...]:
+    """What a model is called: its folder's or repository's own name, and a hub id as a whole, as
+    clients of other servers send it. A path is not shown: it would tell of the machine."""
+    name = Path(target).name
+    return (name, target) if _HUB_ID.fullmatch(target) else (name,)
 
 
 def _texts(value: str | list[str] | None) -> tuple[str, ...]:

@@ -96,6 +96,11 @@ def tell(event: str, **fields: object) -> None:
     log.info(event, extra={"fields": fields})
 
 
+def warn(event: str, **fields: object) -> None:
+    """Log what an operator should see to."""
+    log.warning(event, extra={"fields": fields})
+
+
 def log_failure(record: Record, error: Exception) -> None:
     """Log what went wrong inside, with its trace; the client was told less."""
     fields = {"request_id": record.id, "path": record.path[:200]}

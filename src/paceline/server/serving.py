@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 from types import FrameType
 
@@ -11,11 +12,11 @@ import uvicorn
 
 from paceline import ConfigError, Engine
 from paceline.server.app import Api, create_app
-from paceline.server.file import settle
+from paceline.server.file import HOST, settle
 from paceline.server.load import SECONDS
 from paceline.server.protocol import BoundedHttp
-from paceline.server.record import log_to_stderr, tell
-from paceline.server.settings import ServerSettings
+from paceline.server.record import log_to_stderr, tell, warn
+from paceline.server.settings import KEYS_VARIABLE, ServerSettings
 
 __all__ = ["Server", "address", "bind", "log_to_stderr", "run", "settle", "tell"]
 
@@ -44,6 +45,16 @@ def address(bound: socket.socket) -> str:
     """The URL under which the socket is reached."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _warn_open(bound: socket.socket) -> None:
+    """Say so where machines other than this one may ask, and no key is wanted of them."""
+    if not ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback:
+        warn(
+            "no API key is asked for, and others than this machine may connect",
+            address=address(bound),
+            remedy=f"give --api-keys FILE or {KEYS_VARIABLE}, or listen on {HOST}",
+        )
 
 
 def run(engine: Engine, settings: ServerSettings, bound: socket.socket) -> bool:
@@ -86,6 +97,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._sampling = self._loop.create_task(self._keep_watch())
+        if sockets and not self.api.settings.api_keys:
+            _warn_open(sockets[0])
         await super().startup(sockets)
         if self.started and sockets:
             served, names = self.api.watch.served, list(self.api.settings.names)

@@ -24,13 +24,13 @@ class ServerSettings:
     name: the model's name, as clients send it; aliases: others for the same. api_keys: who may
     ask; empty lets everybody. cors: origins of web pages that may ask, or "*". max_body: bytes of
     a request. queue: texts that may wait for a slot; beyond that clients are told to come again.
+    max_priority: the largest `priority` that a request may have, either way; 0 refuses every other.
     timeout: seconds from a request's arrival to the end of its text. drain: seconds that running
     requests have after a SIGTERM. metrics_prefix: what stands before the names in /metrics;
     "vllm" lets vLLM's dashboards work unchanged. tool_parser: the format of the model's tool calls,
-    one of PARSERS; auto goes by its chat template. chat_template: a Jinja template that stands for
-    the checkpoint's, None for that. reasoning: tell it from the answer, where the
-    chat template marks it. page: whether `/` is the page. log_format: json or text, a line an
-    event.
+    one of PARSERS; auto goes by its chat template. chat_template: a Jinja template in place of the
+    checkpoint's; None leaves that. reasoning: tell it from the answer, where the chat template
+    marks it. page: whether `/` is the page. log_format: json or text, a line an event.
     """
 
     name: str
@@ -39,6 +39,7 @@ class ServerSettings:
     cors: tuple[str, ...] = ()
     max_body: int = 4 << 20
     queue: int = 256
+    max_priority: int = 0
     timeout: float = 600.0
     drain: float = 60.0
     metrics_prefix: str = "paceline"
@@ -54,6 +55,7 @@ class ServerSettings:
         bounds: tuple[_Bound, ...] = (
             ("max_body", 1, 1 << 31),
             ("queue", 0, 1 << 20),
+            ("max_priority", 0, 1 << 31),
             ("timeout", 1e-3, 1e7),
             ("drain", 0, 1e7),
         )

@@ -239,6 +239,7 @@ def usage(ask: Ask, texts: Sequence[Text], reasoning: int) -> Json:
         "prompt_tokens": ask.prompt_tokens,
         "completion_tokens": written,
         "total_tokens": ask.prompt_tokens + written,
+        "prompt_tokens_details": {"audio_tokens": 0, "cached_tokens": _cached(ask, texts)},
         "completion_tokens_details": {
             "reasoning_tokens": reasoning,
             "audio_tokens": 0,
@@ -246,3 +247,10 @@ def usage(ask: Ask, texts: Sequence[Text], reasoning: int) -> Json:
             "rejected_prediction_tokens": max(0, expected - accepted),
         },
     }
+
+
+def _cached(ask: Ask, texts: Sequence[Text]) -> int:
+    """How many of the prompts' tokens were in the prefix cache when the request came: of a prompt
+    with several choices the least, since one may have read it for the others."""
+    found = iter([text.stats.cached_tokens for text in texts])
+    return sum(min(next(found) for _ in seeds) for seeds in ask.seeds)
