@@ -137,3 +137,15 @@ def test_the_container_copies_what_there_is() -> None:
     assert copied == allowed
     assert all((ROOT / name).exists() for name in copied)
     assert (ROOT / ".dockerignore").read_text() == (ROOT / ".containerignore").read_text()
+
+
+def test_the_probes_ask_for_what_there_is(app: Callable[..., Call]) -> None:
+    (told,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs/server.md").read_text(), re.M | re.S)
+    probes = yaml.safe_load(told)
+    assert set(probes) == {"startupProbe", "livenessProbe", "readinessProbe"}
+    call, settings = app(), settle(None, {}, "x")[0]
+    for probe in probes.values():
+        assert probe["httpGet"]["port"] == 8000
+        assert call("GET", probe["httpGet"]["path"]).status == 200
+    (grace,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", told)
+    assert float(grace) > settings.drain + 10

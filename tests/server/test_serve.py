@@ -170,6 +170,9 @@ MISTAKES = [
     ('target = "mini-target"\n[server]\ncors = [5]', "server.cors"),
     ('target = "mini-target"\n[server]\nlog_format = "xml"', "json or text"),
     ('target = "mini-target"\n[server]\napi_keys = "none.txt"', "none.txt: cannot be read"),
+    ('target = "mini-target"\n[server]\nmax_priority = -1', "max_priority must lie from"),
+    ('target = "mini-target"\n[server]\nmax_priority = true', "max_priority must be of type int"),
+    ('target = "mini-target"\n[server]\nchat_template = "none"', "none: cannot be read"),
     ('target = "mini-target"\nserver = 5', "server"),
     ('target = "no/such/model"\n[server]\nport = 0', "no/such/model"),
     ("target = ", "not valid TOML"),
@@ -186,6 +189,22 @@ def test_a_mistake_in_the_file_is_one_line(text: str, words: str, tmp_path: Path
     (line,) = (line for line in result.stderr.splitlines() if '"opening"' not in line)
     assert line.startswith("error: ")
     assert words in line
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--chat-template", "none.jinja"], "none.jinja: cannot be read"),
+        (["--max-priority", "-1"], "max_priority must lie from"),
+        (["--max-gap", "0"], "max_gap must be above 0 seconds"),
+    ],
+)
+def test_a_mistake_in_the_options_is_one_line(options: list[str], words: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "--port", "0", *options])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
