@@ -147,8 +147,8 @@ def serve(
     """Serve OpenAI's API: chat, completions, streaming, predicted outputs.
 
     Logs are JSON lines on standard error. SIGTERM refuses new requests, finishes those that run
-    and ends with status 0. The file of --config may have a table [server] with the options of that
-    name below.
+    and ends with status 0. The file of --config may have a table named server with the options of
+    that name below.
     """
     server = _server()
     given = {
