@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Call
+from commands import Call, Pair
+from rich.console import Console
 
 from paceline import ConfigError, Engine
-from paceline.cli import serve
-from paceline.cli.common import engine_options
+from paceline.cli import common, serve
+from paceline.cli.common import engine_options, open_engine
 
 
 def test_a_server_drafts_with_the_same_file_or_none(tmp_path: Path) -> None:
@@ -59,7 +61,8 @@ def test_a_server_has_a_switch_for_each(
     asked: list[dict[str, Any]] = []
 
     @contextmanager
-    def opened(options: dict[str, Any]) -> Iterator[Engine]:
+    def opened(options: dict[str, Any], shown: bool) -> Iterator[Engine]:
+        assert not shown
         asked.append(options)
         raise ConfigError("seen")
         yield
@@ -79,3 +82,16 @@ def test_a_server_has_a_switch_for_each(
     assert asked.pop()["cache_tokens"] == 320
     done = call("serve", "--port", "0", "--memory", "2")
     assert done.err.startswith("error: memory must be a number from 0 to 1")
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_steps_are_drawn_on_a_terminal_where_they_are_wanted(
+    shown: bool, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = StringIO()
+    terminal = Console(file=drawn, force_terminal=True, width=80)
+    monkeypatch.setattr(common, "stderr", terminal)
+    options = engine_options(None, target=pair.target, drafter="none", dtype="float32", threads=1)
+    with open_engine(options, shown):
+        pass
+    assert ("opening" in drawn.getvalue()) == shown

@@ -122,22 +122,22 @@ def engine_options(
 
 
 @contextmanager
-def open_engine(options: dict[str, Any]) -> Iterator[Engine]:
-    """Open an engine, showing on a terminal how far it is; close it at the end."""
-    with _opening(str(options["target"])) as progress:
+def open_engine(options: dict[str, Any], shown: bool = True) -> Iterator[Engine]:
+    """Open an engine, showing on a terminal how far it is, if `shown`; close it at the end."""
+    with _opening(str(options["target"]), shown) as progress:
         engine = Engine(progress=progress, **options)
     with engine:
         yield engine
 
 
 @contextmanager
-def _opening(name: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show the steps of an opening on standard error, on a terminal only."""
+def _opening(name: str, shown: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Show the steps of an opening on standard error, if `shown` and on a terminal only."""
     columns = (TextColumn("[dim]{task.description}"), BarColumn(), TimeElapsedColumn())
     # Drawn at each step only: a thread that draws would disturb what is being measured.
     with Progress(
         *columns, console=stderr, auto_refresh=False, transient=True,
-        disable=not stderr.is_terminal,
+        disable=not (shown and stderr.is_terminal),
     ) as bar:  # fmt: skip
         task = bar.add_task(f"opening {name}", total=None)
 

@@ -174,7 +174,8 @@ def serve(
     ):
         server.tell("opening", target=asked.target, drafter=asked.drafter, draft=asked.draft,
                     device=asked.device)  # fmt: skip
-        with open_engine(options) as engine:
+        # On a terminal, too, a line of JSON stays one: nothing else is drawn there.
+        with open_engine(options, shown=settings.log_format == "text") as engine:
             finished = server.run(engine, settings, listening)
             ended = engine.ended
     if ended is not None:
