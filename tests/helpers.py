@@ -135,9 +135,7 @@ def byte_alphabet() -> list[str]:
     return alphabet
 
 
-def tiny_tokenizer(
-    folder: Path, *, swap: tuple[int, int] | None = None, bos: bool = False
-) -> Path:
+def tiny_tokenizer(folder: Path, *, swap: tuple[int, int] | None = None, bos: bool = False) -> Path:
     """Write a byte-level tokenizer without merges: id b is byte b, then bos, eos and pad.
 
     It has a chat template and adds no special tokens by itself. swap: exchange two byte ids, for

@@ -98,6 +98,11 @@ def serve(
         _option("--reasoning/--no-reasoning", "Tell reasoning from the answer, where the chat "
                 "template marks it.", show_default="reasoning"),
     ] = None,
+    sampling: Annotated[
+        str | None,
+        _option("--sampling", "Of requests that do not say: model (its generation_config.json) or "
+                "openai (temperature 1, nothing else).", show_default="model"),
+    ] = None,
     page: Annotated[
         bool | None, _option("--page/--no-page", "Serve the page at /.", show_default="page")
     ] = None,
@@ -127,9 +132,10 @@ def serve(
         "host": host, "port": port, "name": name, "api_keys": api_keys, "cors": cors,
         "max_body": max_body, "queue": queue, "timeout": timeout, "drain": drain,
         "metrics_prefix": metrics_prefix, "log_format": log_format,
-        "tool_parser": tool_parser, "reasoning": reasoning, "page": page,
+        "tool_parser": tool_parser, "reasoning": reasoning, "sampling": sampling, "page": page,
     }  # fmt: skip
     settings, at, door = server.settle(config, said, Path(str(options["target"])).name)
+    server.defaults(settings.sampling, options["target"])  # a mistake is told before models open
     listening = server.bind(at, door)
     with listening, open_engine(options) as engine:
         server.log_to_stderr(settings.log_format, settings.api_keys)

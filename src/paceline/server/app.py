@@ -29,6 +29,7 @@ from paceline.server.generation import Generation
 from paceline.server.metrics import Metrics
 from paceline.server.pieces import Pieces
 from paceline.server.record import Record, log_failure
+from paceline.server.sampling import defaults
 from paceline.server.settings import ServerSettings
 from paceline.server.shapes import ChatShape, CompletionShape, Shape
 from paceline.server.static import Page
@@ -49,7 +50,8 @@ class Api:
         self.engine, self.settings = engine, settings
         self.gate = Gate(engine.config.slots, settings.queue, lambda: engine.ended)
         self.metrics = Metrics(engine.stats, self.gate, settings.metrics_prefix, settings.name)
-        self.watch = Watch(engine, settings)
+        self._house = defaults(settings.sampling, engine.config.target)
+        self.watch = Watch(engine, settings, self._house)
         self._pieces = Pieces(engine.tokenizer)
         self._formats = ChatFormat.of(engine, settings.tool_parser, settings.reasoning)
         with contextlib.suppress(RequestError):  # not installed, which whoever asks is told
@@ -62,12 +64,13 @@ class Api:
     # --- OpenAI's ---
 
     async def completions(self, request: Request) -> Response:
-        body, ask = await self._read(request, CompletionBody, ask_completion)
+        understand = partial(ask_completion, house=self._house)
+        body, ask = await self._read(request, CompletionBody, understand)
         shape = CompletionShape(body.model, self._pieces, self._fingerprint)
         return await self._answer(request, body, ask, shape)
 
     async def chat(self, request: Request) -> Response:
-        understand = partial(ask_chat, formats=self._formats)
+        understand = partial(ask_chat, formats=self._formats, house=self._house)
         body, ask = await self._read(request, ChatBody, understand)
         shape = ChatShape(body.model, self._pieces, self._fingerprint, ask.reading)
         return await self._answer(request, body, ask, shape)

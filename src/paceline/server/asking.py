@@ -10,16 +10,16 @@ import hashlib
 import secrets
 from dataclasses import dataclass, field, replace
 
-from paceline import Engine, Grammar, SamplingParams, sampling_params
+from paceline import Engine, Grammar, SamplingParams
 from paceline.server.errors import refused, unsupported
 from paceline.server.reading import Reading
+from paceline.server.sampling import drawn
 from paceline.server.structured import asked_grammar, checked
 from paceline.server.tool_families import FAMILIES
 from paceline.server.tools import ChatFormat, Tools, asked_tools, described, messages, text_of
 from paceline.server.wire import ChatBody, CompletionBody, Generating, WarmBody
 
 _SEEDS = 1 << 63
-_MIN_TEMPERATURE = 1e-3  # the engine's; below it greedy is meant
 _TAIL = 16  # tokens of a prompt's end in which a mark that it leaves open would stand
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI's
 
@@ -54,8 +54,9 @@ class Ask:
         return sum(map(len, self.prompts))
 
 
-def ask_completion(body: CompletionBody, engine: Engine) -> Ask:
-    """What a completion asks for. Raises ApiError and the engine's errors."""
+def ask_completion(body: CompletionBody, engine: Engine, house: SamplingParams) -> Ask:
+    """What a completion asks for. house: the sampling where it does not say. Raises ApiError
+    and the engine's errors."""
     if body.suffix:
         raise unsupported("suffix", "suffix is not supported: the models write forward")
     if body.best_of is not None and body.best_of != (body.n or 1):
@@ -76,7 +77,8 @@ def ask_completion(body: CompletionBody, engine: Engine) -> Ask:
     if body.echo:
         given = _prompts(body.prompt)
         echoes = tuple(p if isinstance(p, str) else tokenizer.decode(p) for p in given)
-    ask = _ask(body, engine, prompts, max(1, most), body.logprobs)
+    params = _params(body, house, max(1, most), body.logprobs)
+    ask = _ask(body, engine, prompts, params)
     scored = body.logprobs if body.echo else None
     if scored is not None and body.logprobs_mode == "processed_logprobs":
         raise refused("a prompt is not drawn: its log-probabilities are the model's own",
@@ -84,8 +86,8 @@ def ask_completion(body: CompletionBody, engine: Engine) -> Ask:
     return replace(ask, echoes=echoes, scored=scored, write=write)
 
 
-def ask_chat(body: ChatBody, engine: Engine, formats: ChatFormat) -> Ask:
-    """What a chat asks for. Raises ApiError and the engine's errors."""
+def ask_chat(body: ChatBody, engine: Engine, formats: ChatFormat, house: SamplingParams) -> Ask:
+    """What a chat asks for. house: as of a completion. Raises ApiError and the engine's errors."""
     if any(kind != "text" for kind in body.modalities or ()):
         raise unsupported("modalities", "only text is written")
     tools = asked_tools(body, formats)
@@ -100,7 +102,8 @@ def ask_chat(body: ChatBody, engine: Engine, formats: ChatFormat) -> Ask:
     room = engine.limits.max_length
     name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
     most = _room(prompts, given or room, given is not None, engine, name)
-    ask = _ask(body, engine, prompts, most, (body.top_logprobs or 0) if body.logprobs else None)
+    params = _params(body, house, most, (body.top_logprobs or 0) if body.logprobs else None)
+    ask = _ask(body, engine, prompts, params)
     return _chat_parts(ask, body, engine, formats, tools)
 
 
@@ -158,35 +161,17 @@ def derived_seed(seed: int, choice: int) -> int:
     return int.from_bytes(digest) % _SEEDS
 
 
-def _ask(
-    body: Generating, engine: Engine, prompts: list[list[int]], most: int, logprobs: int | None
-) -> Ask:
+def _params(
+    body: Generating, house: SamplingParams, most: int, logprobs: int | None
+) -> SamplingParams:
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options needs stream to be true", "stream_options", "invalid_value")
     if (body.min_tokens or 0) > most:
         raise refused("min_tokens must not exceed max_tokens", "min_tokens", "invalid_value")
-    temperature = 1.0 if body.temperature is None else body.temperature
-    top_k, top_p = max(0, body.top_k or 0), 1.0 if body.top_p is None else body.top_p
-    if top_p == 0:  # nothing but the most likely token
-        top_k, top_p = 1, 1.0
-    params = sampling_params(
-        temperature=temperature if temperature >= _MIN_TEMPERATURE else 0.0,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=body.min_p or 0.0,
-        repetition_penalty=body.repetition_penalty or 1.0,
-        presence_penalty=body.presence_penalty or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        logit_bias=body.logit_bias,
-        max_tokens=most,
-        min_tokens=body.min_tokens or 0,
-        stop=body.stop,
-        stop_token_ids=body.stop_token_ids or (),
-        ignore_eos=bool(body.ignore_eos),
-        skip_special_tokens=body.skip_special_tokens is not False,
-        logprobs=logprobs,
-        processed_logprobs=body.logprobs_mode == "processed_logprobs",
-    )
+    return drawn(body, house, most, logprobs)
+
+
+def _ask(body: Generating, engine: Engine, prompts: list[list[int]], params: SamplingParams) -> Ask:
     expected: list[int] = []
     if body.prediction is not None:
         text = text_of(body.prediction.content, "prediction.content")

@@ -26,6 +26,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "log_format": (str,),
     "tool_parser": (str,),
     "reasoning": (bool,),
+    "sampling": (str,),
     "page": (bool,),
 }
 _HOST, _PORT = "127.0.0.1", 8000

@@ -15,9 +15,10 @@ from paceline.server.file import settle
 from paceline.server.load import SECONDS
 from paceline.server.protocol import BoundedHttp
 from paceline.server.record import log_to_stderr, tell
+from paceline.server.sampling import defaults
 from paceline.server.settings import ServerSettings
 
-__all__ = ["Server", "address", "bind", "log_to_stderr", "run", "settle"]
+__all__ = ["Server", "address", "bind", "defaults", "log_to_stderr", "run", "settle"]
 
 _KEEP_ALIVE = 75  # seconds an idle connection is kept: longer than the proxies in front keep theirs
 _LAST_BYTES = 5  # seconds that answers have to leave once every text is written

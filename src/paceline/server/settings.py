@@ -14,6 +14,7 @@ from paceline.server.tool_families import FAMILIES
 KEYS_VARIABLE = "PACELINE_API_KEYS"
 PARSERS = ("auto", "none", *FAMILIES)
 LogForm: TypeAlias = Literal["json", "text"]
+SamplingSource: TypeAlias = Literal["model", "openai"]
 _Bound: TypeAlias = tuple[str, float, float]
 
 
@@ -28,7 +29,8 @@ class ServerSettings:
     requests have after a SIGTERM. metrics_prefix: what stands before the names in /metrics;
     "vllm" lets vLLM's dashboards work unchanged. tool_parser: the format of the model's tool calls,
     one of PARSERS; auto goes by its chat template. reasoning: tell it from the answer, where the
-    chat template marks it. page: whether `/` is the page. log_format: json or text, a line an
+    chat template marks it. sampling: what requests get that do not say: model, as its makers
+    published it, or openai. page: whether `/` is the page. log_format: json or text, a line an
     event.
     """
 
@@ -43,6 +45,7 @@ class ServerSettings:
     metrics_prefix: str = "paceline"
     tool_parser: str = "auto"
     reasoning: bool = True
+    sampling: SamplingSource = "model"
     page: bool = True
     log_format: LogForm = "json"
 
@@ -64,6 +67,8 @@ class ServerSettings:
             )
         if self.log_format not in get_args(LogForm):
             raise ConfigError(f"log_format must be json or text, not {self.log_format!r}")
+        if self.sampling not in get_args(SamplingSource):
+            raise ConfigError(f"sampling must be model or openai, not {self.sampling!r}")
         if not self.metrics_prefix.isidentifier():
             raise ConfigError(f"metrics_prefix must be a plain name, not {self.metrics_prefix!r}")
 
