@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 
 from paceline import Engine, Grammar, SamplingParams
 from paceline.server.errors import refused, unsupported
+from paceline.server.prompts import chat_prompt, completion_prompts, given_prompts, warm_prompt
 from paceline.server.reading import Reading
 from paceline.server.sampling import drawn
 from paceline.server.structured import asked_grammar, checked
 from paceline.server.tool_families import FAMILIES
-from paceline.server.tools import ChatFormat, Tools, asked_tools, described, messages, text_of
+from paceline.server.tools import ChatFormat, Tools, asked_tools, text_of
+from paceline.server.unserved import refuse_unserved
 from paceline.server.wire import ChatBody, CompletionBody, Generating, WarmBody
 
 _SEEDS = 1 << 63
@@ -64,10 +66,8 @@ def ask_completion(body: CompletionBody, engine: Engine, house: SamplingParams) 
     if body.max_tokens == 0 and not body.echo:
         message = "max_tokens of 0 asks for no text: send 1 or more, or echo"
         raise refused(message, "max_tokens", "invalid_value")
-    tokenizer = engine.tokenizer
-    prompts: list[list[int]] = []
-    for prompt in _prompts(body.prompt):
-        prompts.append(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+    refuse_unserved(body)
+    prompts = completion_prompts(body, engine)
     write = body.max_tokens != 0
     _check_prompts(prompts, engine, "prompt", write)
     most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
@@ -75,8 +75,8 @@ def ask_completion(body: CompletionBody, engine: Engine, house: SamplingParams) 
         most = _room(prompts, most, body.max_tokens is not None, engine, "max_tokens")
     echoes = None
     if body.echo:
-        given = _prompts(body.prompt)
-        echoes = tuple(p if isinstance(p, str) else tokenizer.decode(p) for p in given)
+        given, decode = given_prompts(body), engine.tokenizer.decode
+        echoes = tuple(p if isinstance(p, str) else decode(p) for p in given)
     params = _params(body, house, max(1, most), body.logprobs)
     ask = _ask(body, engine, prompts, params)
     scored = body.logprobs if body.echo else None
@@ -90,13 +90,13 @@ def ask_chat(body: ChatBody, engine: Engine, formats: ChatFormat, house: Samplin
     """What a chat asks for. house: as of a completion. Raises ApiError and the engine's errors."""
     if any(kind != "text" for kind in body.modalities or ()):
         raise unsupported("modalities", "only text is written")
+    refuse_unserved(body)
     tools = asked_tools(body, formats)
     if body.top_logprobs and not body.logprobs:
         raise refused("top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
     if body.max_tokens and body.max_completion_tokens not in (None, body.max_tokens):
         raise refused("give max_completion_tokens or max_tokens, not both", "max_tokens")
-    told = described(tools.given) if tools else None
-    prompts = [engine.tokenizer.chat(messages(body.messages), told, body.chat_template_kwargs)]
+    prompts = [chat_prompt(body, engine, tools.given if tools else None)]
     _check_prompts(prompts, engine, "messages")
     given = body.max_completion_tokens or body.max_tokens
     room = engine.limits.max_length
@@ -114,6 +114,9 @@ def _chat_parts(
     marks = formats.marks if body.separate_reasoning is not False else None
     end = engine.tokenizer.decode(ask.prompts[0][-_TAIL:], skip_special_tokens=False).rstrip()
     opened = formats.marks is not None and end.endswith(formats.marks.begin)
+    if body.continue_final_message and formats.marks is not None:
+        last = text_of(body.messages[-1].content or "", "messages")
+        opened = last.rfind(formats.marks.begin) > last.rfind(formats.marks.end)
     grammar = tools.grammar(engine, formats, ask.grammar) if tools else ask.grammar
     if grammar is not None and formats.marks is not None:
         # Thinking is free; the answer behind it is bound.
@@ -138,16 +141,7 @@ def _chat_parts(
 
 def ask_warm(body: WarmBody, engine: Engine) -> Ask:
     """Read a prompt into the prefix cache: one token is asked for, and dropped."""
-    if (body.prompt is None) == (body.messages is None):
-        raise refused("give either prompt or messages", "prompt", "invalid_value")
-    tokenizer = engine.tokenizer
-    if body.messages is not None:
-        tools = described(body.tools) if body.tools else None
-        prompt = tokenizer.chat(messages(body.messages), tools, body.chat_template_kwargs)
-    else:
-        assert body.prompt is not None
-        given = body.prompt
-        prompt = tokenizer.encode(given) if isinstance(given, str) else given
+    prompt = warm_prompt(body, engine)
     _check_prompts([prompt], engine, "prompt" if body.messages is None else "messages")
     params = SamplingParams(max_tokens=1, ignore_eos=True)
     return Ask((tuple(prompt),), params, ((0,),), k=0)
@@ -205,18 +199,6 @@ def _draft_tokens(body: Generating, engine: Engine) -> int | None:
     if wanted.k is not None and wanted.k > opened.k:
         raise refused(f"speculative.k is at most {opened.k} here", "speculative", "invalid_value")
     return 0 if wanted.enabled is False else wanted.k
-
-
-def _prompts(
-    given: str | list[str] | list[int] | list[list[int]],
-) -> list[str | list[int]]:
-    """One prompt or several, as text or token ids, to a list of prompts."""
-    if isinstance(given, str):
-        return [given]
-    ids = [item for item in given if isinstance(item, int)]
-    if ids:
-        return [ids]
-    return [item for item in given if not isinstance(item, int)]
 
 
 def _check_prompts(

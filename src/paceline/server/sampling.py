@@ -73,6 +73,7 @@ def drawn(
         stop_token_ids=body.stop_token_ids or (),
         ignore_eos=bool(body.ignore_eos),
         skip_special_tokens=body.skip_special_tokens is not False,
+        include_stop_str_in_output=bool(body.include_stop_str_in_output),
         logprobs=logprobs,
         processed_logprobs=body.logprobs_mode == "processed_logprobs",
     )

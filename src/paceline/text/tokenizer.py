@@ -183,9 +183,15 @@ class Tokenizer:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
+        *,
+        answer: bool = True,
+        go_on: bool = False,
+        add_special_tokens: bool = False,
     ) -> list[int]:
         """Return the ids of a chat, ready for the assistant's answer. options: variables of the
-        template's own, such as `enable_thinking`.
+        template's own, such as `enable_thinking`. answer: let the template begin the answer.
+        go_on: the last message is left open for more of it, and nothing is begun.
+        add_special_tokens: as in `encode`, beside what the template itself writes.
 
         Raises RequestError where the tokenizer has no chat template or the template refuses the
         messages.
@@ -208,7 +214,8 @@ class Tokenizer:
                     **(options or {}),
                     "tools": [dict(tool) for tool in tools] if tools else None,
                     "tokenize": False,
-                    "add_generation_prompt": True,
+                    "add_generation_prompt": answer and not go_on,
+                    "continue_final_message": go_on,
                 },
             )
         # A template is a program of the checkpoint's author: it raises what it likes.
@@ -218,8 +225,8 @@ class Tokenizer:
                 f"the chat template refuses these messages ({reason}); see the model's card "
                 "for the roles it knows and their order"
             ) from error
-        # The template writes the special tokens itself.
-        return self.encode(text, add_special_tokens=False)
+        # A template writes the special tokens itself.
+        return self.encode(text, add_special_tokens)
 
     def same_as(self, other: Tokenizer) -> str | None:
         """Return None where both give the same ids for the same text, else the first difference.
