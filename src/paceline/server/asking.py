@@ -12,7 +12,13 @@ from dataclasses import dataclass, field, replace
 
 from paceline import Engine, Grammar, SamplingParams
 from paceline.server.errors import refused, unsupported
-from paceline.server.prompts import chat_prompt, completion_prompts, given_prompts, warm_prompt
+from paceline.server.prompts import (
+    asked_filling,
+    chat_prompt,
+    completion_prompts,
+    given_prompts,
+    warm_prompt,
+)
 from paceline.server.reading import Reading
 from paceline.server.sampling import drawn
 from paceline.server.structured import asked_grammar, checked
@@ -59,8 +65,6 @@ class Ask:
 def ask_completion(body: CompletionBody, engine: Engine, house: SamplingParams) -> Ask:
     """What a completion asks for. house: the sampling where it does not say. Raises ApiError
     and the engine's errors."""
-    if body.suffix:
-        raise unsupported("suffix", "suffix is not supported: the models write forward")
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise unsupported("best_of", "best_of other than n is not supported; ask for n texts")
     if body.max_tokens == 0 and not body.echo:
@@ -78,6 +82,10 @@ def ask_completion(body: CompletionBody, engine: Engine, house: SamplingParams) 
         given, decode = given_prompts(body), engine.tokenizer.decode
         echoes = tuple(p if isinstance(p, str) else decode(p) for p in given)
     params = _params(body, house, max(1, most), body.logprobs)
+    filling = asked_filling(body, engine)
+    if filling is not None and not body.ignore_eos:  # what comes behind the middle is none of it
+        stops = dict.fromkeys((*params.stop_token_ids, *filling.stops))
+        params = replace(params, stop_token_ids=tuple(stops))
     ask = _ask(body, engine, prompts, params)
     scored = body.logprobs if body.echo else None
     if scored is not None and body.logprobs_mode == "processed_logprobs":

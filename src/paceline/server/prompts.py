@@ -3,17 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from paceline import Engine
-from paceline.server.errors import refused
+from paceline.server.errors import refused, unsupported
+from paceline.server.fill_families import FAMILIES, Filling, filling_of
 from paceline.server.tools import described, messages
 from paceline.server.wire import ChatBody, CompletionBody, Tool, WarmBody
 
 
 def completion_prompts(body: CompletionBody, engine: Engine) -> list[list[int]]:
-    """Token ids of every prompt of a completion."""
-    special = body.add_special_tokens is not False
-    return [_ids(prompt, engine, special) for prompt in given_prompts(body)]
+    """Token ids of every prompt of a completion, with what stands behind it where `suffix` says."""
+    special, filling = body.add_special_tokens is not False, asked_filling(body, engine)
+    if filling is None:
+        return [_ids(prompt, engine, special) for prompt in given_prompts(body)]
+    assert body.suffix is not None
+    tokenizer = engine.tokenizer
+    encode = (
+        tokenizer.encode_on
+        if filling.joined
+        else partial(tokenizer.encode, add_special_tokens=False)
+    )
+    behind = [filling.suffix, *encode(body.suffix), filling.middle]
+    lead = tokenizer.lead if special else []
+    return [
+        [*lead, filling.prefix, *_ids(prompt, engine, False), *behind]
+        for prompt in given_prompts(body)
+    ]
+
+
+def asked_filling(body: CompletionBody, engine: Engine) -> Filling | None:
+    """How to fill in before the suffix, or None where there is none. Raises ApiError."""
+    if not body.suffix:
+        return None
+    if body.echo:
+        message = "a prompt with a suffix has marks between its parts: leave echo out"
+        raise refused(message, "echo", "invalid_value")
+    known, size = engine.tokenizer.token_id, engine.limits.vocab_size
+
+    def token_id(name: str) -> int | None:
+        found = known(name)
+        return None if found is None or found >= size else found  # more than the model has
+
+    filling = filling_of(token_id)
+    if filling is None:
+        message = (
+            "this model's vocabulary has no marks for filling in that are known here "
+            f"({', '.join(FAMILIES)}): leave suffix out, or serve a model that has"
+        )
+        raise unsupported("suffix", message)
+    return filling
 
 
 def warm_prompt(body: WarmBody, engine: Engine) -> list[int]:
