@@ -103,6 +103,14 @@ def serve(
         _option("--sampling", "Of requests that do not say: model (its generation_config.json) or "
                 "openai (temperature 1, nothing else).", show_default="model"),
     ] = None,
+    record: Annotated[
+        Path | None,
+        _option("--record", "New file for finished requests, prompts and all, to bench and plan "
+                "with.", show_default="none"),
+    ] = None,
+    record_limit: Annotated[
+        int | None, _option("--record-limit", "MiB that it may have.", show_default="256")
+    ] = None,
     page: Annotated[
         bool | None, _option("--page/--no-page", "Serve the page at /.", show_default="page")
     ] = None,
@@ -133,6 +141,7 @@ def serve(
         "max_body": max_body, "queue": queue, "timeout": timeout, "drain": drain,
         "metrics_prefix": metrics_prefix, "log_format": log_format,
         "tool_parser": tool_parser, "reasoning": reasoning, "sampling": sampling, "page": page,
+        "record": record, "record_limit": record_limit,
     }  # fmt: skip
     settings, at, door = server.settle(config, said, Path(str(options["target"])).name)
     server.defaults(settings.sampling, options["target"])  # a mistake is told before models open

@@ -28,6 +28,8 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "reasoning": (bool,),
     "sampling": (str,),
     "page": (bool,),
+    "record": (str,),
+    "record_limit": (int,),
 }
 _HOST, _PORT = "127.0.0.1", 8000
 
@@ -55,12 +57,13 @@ def settle(
 ) -> tuple[ServerSettings, str, int]:
     """The settings, the host and the port. given: what the command line says, which wins over the
     file; None or an empty list where it says nothing. model: the name where nobody gives one.
-    Raises ConfigError. A relative `api_keys` in the file lies beside the file.
+    Raises ConfigError. A relative `api_keys` or `record` in the file is meant from where that lies.
     """
     said = {name: value for name, value in given.items() if value not in (None, [])}
     chosen = read_table(path)
-    if path is not None and "api_keys" in chosen:
-        chosen["api_keys"] = path.parent / chosen["api_keys"]
+    for name in ("api_keys", "record"):
+        if path is not None and name in chosen:
+            chosen[name] = path.parent / chosen[name]
     chosen |= said
     host, port = chosen.pop("host", _HOST), chosen.pop("port", _PORT)
     if not 0 <= port <= 65535:

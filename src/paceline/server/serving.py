@@ -95,6 +95,8 @@ class Server(uvicorn.Server):
         if self._sampling is not None:
             self._sampling.cancel()
         await super().shutdown(sockets)
+        if self.api.traffic is not None:
+            await asyncio.to_thread(self.api.traffic.close)
 
     async def _keep_watch(self) -> None:
         """Sample the load; an engine that ended for good ends the server, for whoever starts it

@@ -31,7 +31,8 @@ class ServerSettings:
     one of PARSERS; auto goes by its chat template. reasoning: tell it from the answer, where the
     chat template marks it. sampling: what requests get that do not say: model, as its makers
     published it, or openai. page: whether `/` is the page. log_format: json or text, a line an
-    event.
+    event. record: a new file for the requests that were finished, None for none; record_limit: MiB
+    that it may have.
     """
 
     name: str
@@ -48,6 +49,8 @@ class ServerSettings:
     sampling: SamplingSource = "model"
     page: bool = True
     log_format: LogForm = "json"
+    record: Path | None = None
+    record_limit: int = 256
 
     def __post_init__(self) -> None:
         if not all((self.name, *self.aliases)):
@@ -57,10 +60,13 @@ class ServerSettings:
             ("queue", 0, 1 << 20),
             ("timeout", 1e-3, 1e7),
             ("drain", 0, 1e7),
+            ("record_limit", 1, 1 << 20),
         )
         for name, low, high in bounds:
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must lie from {low:g} to {high:g}")
+        if self.record is not None and self.record.exists():
+            raise ConfigError(f"record {self.record}: there is a file already; name a new one")
         if self.tool_parser not in PARSERS:
             raise ConfigError(
                 f"tool_parser must be one of {', '.join(PARSERS)}, not {self.tool_parser!r}"
