@@ -58,7 +58,8 @@ def written(call: Call, **body: Any) -> str:
 def test_a_file_is_read(tmp_path: Path) -> None:
     assert suggested_sampling(publish(tmp_path, PUBLISHED)) == SUGGESTED
     # What it leaves out is off, whatever it says of sampling at all.
-    left = suggested_sampling(publish(tmp_path, {"do_sample": False, "top_p": None}))
+    said = {"do_sample": False, "top_p": None, "top_k": -1}
+    left = suggested_sampling(publish(tmp_path, said))
     assert left == SamplingParams(temperature=1.0)
 
 

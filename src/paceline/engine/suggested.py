@@ -27,6 +27,8 @@ def suggested_sampling(target: str | Path) -> SamplingParams:
     said = Fields.read(folder / FILE)
     values = {name: said.plain(name) for name in NAMES}
     values = {name: value for name, value in values.items() if value is not None}
+    if values.get("top_k") == -1:  # vLLM's word for off
+        values["top_k"] = 0
     try:
         return sampling_params(**({"temperature": 1.0} | values))
     except ConfigError as error:
