@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -135,11 +135,11 @@ def byte_alphabet() -> list[str]:
     return alphabet
 
 
-def tiny_tokenizer(folder: Path, *, swap: tuple[int, int] | None = None) -> Path:
+def tiny_tokenizer(folder: Path, *, swap: tuple[int, int] | None = None, bos: bool = False) -> Path:
     """Write a byte-level tokenizer without merges: id b is byte b, then bos, eos and pad.
 
     It has a chat template and adds no special tokens by itself. swap: exchange two byte ids, for
-    a tokenizer of the same size that differs.
+    a tokenizer of the same size that differs. bos: put bos before every text, as Llama's does.
     """
     alphabet = byte_alphabet()
     if swap is not None:
@@ -150,6 +150,10 @@ def tiny_tokenizer(folder: Path, *, swap: tuple[int, int] | None = None) -> Path
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|bos|>", "<|eos|>", "<|endoftext|>"])
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|bos|> $A", special_tokens=[("<|bos|>", BOS)]
+        )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|bos|>",

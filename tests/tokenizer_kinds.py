@@ -5,7 +5,15 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
@@ -17,6 +25,18 @@ CORPUS = [
     "日本語の文章です。日本の言葉。 naïve café — “quoted” …",
 ]
 SPECIAL = ["<s>", "</s>", "<unk>"]
+
+
+def marked(kind: str, names: list[str], *, special: bool, bos: bool = False) -> Tokenizer:
+    """A tokenizer of a kind with added tokens; bos: it puts <s> before every text."""
+    backend = MAKERS[kind]()
+    backend.add_tokens([AddedToken(name, special=special) for name in names])
+    if bos:
+        token = backend.token_to_id("<s>")
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", token)]
+        )
+    return wrap(backend, kind)
 
 
 def wrap(backend: Backend, name: str, **options: Any) -> Tokenizer:

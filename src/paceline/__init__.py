@@ -9,6 +9,7 @@ from paceline.engine.cost_grid import Point as CostPoint
 from paceline.engine.costs import Costs
 from paceline.engine.engine import Engine
 from paceline.engine.handle import Events, Handle
+from paceline.engine.suggested import suggested_sampling
 from paceline.errors import (
     CheckpointError,
     ConfigError,
@@ -57,4 +58,5 @@ __all__ = [
     "TokenLogprob",
     "checkpoint_folder",
     "sampling_params",
+    "suggested_sampling",
 ]

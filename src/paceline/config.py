@@ -192,7 +192,12 @@ def check_sampling(params: SamplingParams) -> None:
             raise ConfigError(f"stop must hold texts of at least one character, not {stop!r}")
     for token in params.stop_token_ids:
         _whole("stop_token_ids: a token id", token, 0, None)
-    for name in ("ignore_eos", "skip_special_tokens", "processed_logprobs"):
+    for name in (
+        "ignore_eos",
+        "skip_special_tokens",
+        "processed_logprobs",
+        "include_stop_str_in_output",
+    ):
         if not isinstance(getattr(params, name), bool):
             raise ConfigError(f"{name} must be true or false, not {getattr(params, name)!r}")
     if params.logprobs is not None:

@@ -38,6 +38,7 @@ class SamplingParams:
     processed_logprobs: of what the token was drawn from, after biases, penalties, grammar,
     temperature and truncation (greedily: of a certainty), and not the model's own.
     skip_special_tokens: leave them out of the text; shown, they stand there by name.
+    include_stop_str_in_output: the text ends with the stop string that was met, and shows it.
     """
 
     temperature: float = 0.0
@@ -57,6 +58,7 @@ class SamplingParams:
     logprobs: int | None = None
     processed_logprobs: bool = False
     skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
 
     @property
     def penalized(self) -> bool:

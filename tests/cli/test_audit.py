@@ -63,8 +63,8 @@ def test_a_part_that_fails_is_named(
 def test_own_prompts(call: Call, options: list[str], tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     for text, words in [
-        ("", "is empty"),
-        ('{"prompt": "a"}\n{"text": "b"}\n', "line 2"),
+        ("", "no prompt that could be used"),
+        ('{"promt": "a"}\n{"prompt": ""}\n', "line 1"),
         ('"a"\n', "line 1"),
         ('{"prompt"\n', "line 1"),
     ]:

@@ -11,8 +11,11 @@ import pytest
 from commands import Call, Done, Pair, one_line_error
 from plan_tools import measured, run
 
+from paceline import SamplingParams
+from paceline.cli import plan_gather
 from paceline.config import load_toml
-from paceline.lab.plan_measured import load, save
+from paceline.lab.plan_loop import Probe
+from paceline.lab.plan_measured import Measured, load, save
 from paceline.lab.plan_vllm import check
 
 
@@ -67,6 +70,23 @@ def test_a_probe_from_models_to_a_served_setting(
     again = told(call("plan", "--measured", str(keep), "--loads", "1,2", "-k", "3", "--json"))
     assert again["verdict"] == found["verdict"]
     assert len(load(keep).drafters) == 2
+
+
+def test_it_measures_under_the_sampling_asked_for(
+    call: Call, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes = []
+
+    def measure(models: Any, drafters: Any, k: int, probe: Probe, check: bool) -> Measured:
+        probes.append(probe)
+        return load(Path(kept))
+
+    monkeypatch.setattr(plan_gather, "measure", measure)
+    told(call("plan", "--temperature", "0.6", "--top-p", "0.95", "--top-k", "20", "--json"))
+    (probe,) = probes
+    assert probe.params == SamplingParams(
+        temperature=0.6, top_p=0.95, top_k=20, max_tokens=probe.params.max_tokens
+    )
 
 
 def test_where_the_fit_saw_everything_there_is_nothing_to_check(
@@ -221,8 +241,11 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--bench", "none"], "there is no such run"),
     (["--target", "elsewhere"], "give your own prompts with --file"),
     (["--file", "none.jsonl"], "none.jsonl: cannot be read"),
-    (["--file", "BAD"], "line 2: write"),
-    (["--file", "EMPTY"], "is empty"),
+    (["--file", "BAD"], 'BAD, line 1: no "prompt"'),
+    (["--workload", "EMPTY"], "no prompt that could be used"),
+    (["--top-p", "0.9"], "give --temperature too"),
+    (["--top-p", "1.5", "--temperature", "1"], "top_p must be"),
+    (["--top-k", "-1", "--temperature", "1"], "top_k must be"),
     (["--drafter", "none"], "leave --drafter none out"),
     (["--drafter", "modle", "--seconds", "1"], "modle"),
     (["--max-tokens", "1"], "greater than or equal to 2"),
@@ -236,7 +259,7 @@ def test_a_mistake_is_one_line(
     words: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "BAD").write_text('{"prompt": "x"}\n{"text": "y"}\n')
+    (tmp_path / "BAD").write_text('{"promt": "x"}\n')
     (tmp_path / "EMPTY").write_text("\n")
     line = one_line_error(call("plan", *(kept if a == "KEPT" else a for a in arguments)))
     assert words.lower() in line.lower()

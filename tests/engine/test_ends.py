@@ -123,6 +123,8 @@ def test_a_stop_string_may_be_a_special_token(
     assert got.stop_reason == "<|endoftext|>"
     assert PAD not in got.token_ids[:-1]
     assert "<|endoftext|>" not in got.text
+    told = each_k(opened, free.token_ids, replace(params, include_stop_str_in_output=True))
+    assert (told.token_ids, told.text) == (got.token_ids, got.text + "<|endoftext|>")
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 12])
@@ -137,6 +139,9 @@ def test_a_stop_string_over_tokens_and_rounds(
     assert (got.finish, got.stop_reason) == ("stop", stop)
     text = bytes(t for t in got.token_ids if t < 256).decode(errors="replace")
     assert text == free.text[: first + length], "the tokens end with the stop string"
+    params = replace(SAMPLED, stop=("\x01\x01", stop), include_stop_str_in_output=True)
+    told = each_k(opened, free.token_ids, params)
+    assert (told.text, told.token_ids, told.stop_reason) == (text, got.token_ids, stop)
 
 
 def test_a_stop_string_that_never_comes_is_not_held_back(
@@ -207,6 +212,7 @@ def test_a_reader_does_not_see_rounds(data: st.DataObject) -> None:
         min_tokens=data.draw(st.integers(0, len(ids))),
         stop_token_ids=data.draw(st.sampled_from([(), (66,)])),
         ignore_eos=data.draw(st.booleans()),
+        include_stop_str_in_output=data.draw(st.booleans()),
     )
     ends = set(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
     # What the device would commit: up to the first stop id after min_tokens.
@@ -219,6 +225,9 @@ def test_a_reader_does_not_see_rounds(data: st.DataObject) -> None:
     shown = whole[1]
     # One that is whole among the first tokens stays, and hides no later one.
     early = byte_tokenizer().decode(ids[: params.min_tokens])
+    if params.include_stop_str_in_output and whole[3] in stops:
+        assert shown.endswith(str(whole[3]))
+        shown = shown.removesuffix(str(whole[3]))
     assert all(stop not in shown[len(early) :] for stop in stops)
 
 

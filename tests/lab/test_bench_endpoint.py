@@ -41,7 +41,7 @@ def test_a_text_is_streamed_with_its_counts_from_usage() -> None:
     assert body["prompt"] == "p"
     assert (body["max_tokens"], body["seed"], body["stop"], body["temperature"]) == (4, 3, ["x"], 0)
     assert "top_k" not in body
-    assert "top_p" not in body
+    assert body["top_p"] == 1, "said, since a server may have another where it is not"
 
 
 def test_messages_go_to_the_chat_and_settings_into_the_body(

@@ -126,6 +126,24 @@ def test_a_bad_line_is_told_by_its_number_and_skipped(tmp_path: Path, line: str,
         load(file, strict=True)
 
 
+def test_a_file_may_have_prompts_and_chats(tmp_path: Path) -> None:
+    rows = [{"prompt": "p"}, {"messages": [{"role": "user", "content": "u"}]}]
+    for name, given in (("p.jsonl", rows), ("q.jsonl", rows[::-1])):
+        work = load(write(tmp_path / name, *given))
+        assert not work.skipped
+        openings = [item.opening for item in work.items]
+        assert sorted(openings, key=str) == sorted(["p", rows[1]["messages"]], key=str)
+
+
+def test_what_a_conversation_begins_with(tmp_path: Path) -> None:
+    context = [{"role": "system", "content": "s"}]
+    talk = load(write(tmp_path / "a.jsonl", {"question_id": 1, "turns": ["one", "two"]}))
+    assert [item.opening for item in talk.items] == [[{"role": "user", "content": "one"}]]
+    chat = [*context, {"role": "user", "content": "u"}]
+    asked = load(write(tmp_path / "b.jsonl", {"at": 3, "body": {"messages": chat}}))
+    assert [item.opening for item in asked.items] == [chat]
+
+
 def test_what_holds_no_prompt_is_refused(tmp_path: Path) -> None:
     for source, what in (
         (write(tmp_path / "empty.txt"), "no prompt"),

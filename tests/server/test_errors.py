@@ -154,6 +154,7 @@ def test_fields_that_cannot_be(field: str, value: Any, param: str, call: Call) -
         ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [{}]}, "functions"),
         ({"modalities": ["audio"]}, "modalities"),
+        ({"echo": True}, "echo"),
     ],
     ids=lambda v: repr(v)[:40],
 )  # fmt: skip

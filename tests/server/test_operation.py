@@ -92,7 +92,7 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"queue": -1}, {"timeout": 0.0}, {"max_body": 0}, {"drain": -1}, {"metrics_prefix": "a-b"},
-     {"aliases": ("",)}, {"log_format": "xml"}],
+     {"aliases": ("",)}, {"log_format": "xml"}, {"sampling": "vllm"}],
 )  # fmt: skip
 def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):

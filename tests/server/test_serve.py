@@ -213,13 +213,14 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     file.write_text(
         'target = "a"\n[server]\nname = ["x", "y"]\nhost = "0.0.0.0"\nport = 1\nqueue = 5\n'
         'api_keys = "keys"\ncors = "*"\ntimeout = 5\nlog_format = "text"\n'
+        'sampling = "openai"\n'
     )
     settings, host, port = settle(file, {"port": 2, "name": [], "queue": None}, "a")
     assert (host, port) == ("0.0.0.0", 2)
     assert settings.names == ("x", "y")
     assert (settings.queue, settings.timeout, settings.drain) == (5, 5, 60)
     assert (settings.api_keys, settings.cors) == (("sk-1",), ("*",))
-    assert settings.log_format == "text"
+    assert (settings.log_format, settings.sampling) == ("text", "openai")
     settings, host, port = settle(None, {"name": ["z"]}, "a")
     assert (settings.names, host, port) == (("z",), "127.0.0.1", 8000)
     assert settle(None, {}, "a")[0].name == "a"

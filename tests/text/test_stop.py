@@ -68,6 +68,19 @@ def test_a_stop_that_is_completed_too_early_does_not_count(
     assert (shown, hit) == (text, None)
 
 
+@given(pieces=st.lists(st.text("ab\n", max_size=6), max_size=8), stops=st.lists(STOP, max_size=4))
+def test_one_that_is_to_be_shown_ends_the_text(pieces: list[str], stops: list[str]) -> None:
+    """And how the text was split makes no difference to that."""
+    watch, shown, hit = StopStrings(stops, shown=True), "", None
+    for piece in pieces:
+        safe, hit = watch.feed(piece)
+        shown += safe
+    if hit is None:
+        shown += watch.flush()
+    before, wanted = oracle("".join(pieces), stops)
+    assert (shown, hit) == (before + (wanted or ""), wanted)
+
+
 def test_nothing_is_shown_after_a_stop() -> None:
     watch = StopStrings(["\ndef "])
     assert watch.feed("    return 1\n\nd") == ("    return 1\n", None)

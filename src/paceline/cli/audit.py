@@ -6,7 +6,6 @@ Knows how to show a report, and nothing of how it is made.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +17,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from paceline import ConfigError
 from paceline.cli import common
 from paceline.cli.common import engine_options, write_json
 from paceline.cli.demo import draw
+from paceline.cli.prompts import read
 from paceline.lab.audit import AuditOptions, AuditReport, EnumerationReport, MutationReport
 from paceline.lab.audit import Progress as Report
 from paceline.lab.audit import audit as run_audit
@@ -47,7 +46,13 @@ def audit(
     prompts: Annotated[int, typer.Option("--prompts", help="How many.", min=1, max=64)] = 4,
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", help="Your own prompts: JSON lines with a field prompt."),
+        typer.Option(
+            "--file",
+            "-f",
+            "--workload",
+            "-w",
+            help="Your own prompts: a file or folder as paceline bench takes.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Draws the bundled prompts.", min=0)] = 0,
     quick: Annotated[
@@ -68,10 +73,12 @@ def audit(
     """
     options = engine_options(None, target=target, draft=draft, threads=threads)
     pair = Pair(options["target"], options.get("draft"), max_length, threads, device or "cpu")
-    texts = [row["prompt"] for row in (draw(seed, prompts) if file is None else read(file))]
+    asked = [row["prompt"] for row in draw(seed, prompts)] if file is None else read(file)
     console = common.stderr if json_ else common.stdout
     with common.busy(f"opening {pair.target}"), pair.open("none", dtype="float32") as engine:
-        ids = [tuple(engine.tokenizer.encode(text)[-PROMPT_TOKENS:]) for text in texts[:prompts]]
+        encode, chat = engine.tokenizer.encode, engine.tokenizer.chat
+        every = [encode(p) if isinstance(p, str) else chat(p) for p in asked[:prompts]]
+        ids = [tuple(one[-PROMPT_TOKENS:]) for one in every]
         longest = min(engine.limits.max_length, MOST_POSITIONS)
     if max_length is None:
         # All that fits would leave no room for the engines that are compared.
@@ -84,25 +91,6 @@ def audit(
         write_json(dataclasses.asdict(report) | {"versions": common.versions()})
     if not report.passed:
         raise typer.Exit(1)
-
-
-def read(file: Path) -> list[dict[str, str]]:
-    """Return the rows of a JSON lines file. Raises ConfigError, naming the line."""
-    rows = []
-    lines = common.read_text(None, file, "prompts").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row["prompt"], str) or not row["prompt"]:
-                raise TypeError
-        except (ValueError, KeyError, TypeError):
-            raise ConfigError(
-                f'{file}, line {number}: write {{"prompt": "…"}}, one object a line'
-            ) from None
-        rows.append(row)
-    if not rows:
-        raise ConfigError(f'{file} is empty: write {{"prompt": "…"}}, one object a line')
-    return rows
 
 
 @contextmanager

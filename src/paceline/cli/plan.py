@@ -42,10 +42,12 @@ def plan(
     device: common.Device = None,
     threads: common.Threads = None,
     max_length: common.MaxLength = None,
-    file: Annotated[Path | None, _option(FROM, "--file", "-f", help="Your prompts: JSON lines with "
-        "prompt or messages.", show_default="bundled ones")] = None,
+    file: Annotated[Path | None, _option(FROM, "--file", "-f", "--workload", "-w", help="Your "
+        "prompts: a file or folder as paceline bench takes.", show_default="bundled ones")] = None,
     max_tokens: Annotated[int, _option(FROM, "--max-tokens", help="A text's most.", min=2)] = 128,
     temperature: Annotated[float, _option(FROM, "--temperature", help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, _option(FROM, "--top-p", help="1 is off.")] = 1.0,
+    top_k: Annotated[int, _option(FROM, "--top-k", help="0 is off.")] = 0,
     seconds: Annotated[float, _option(FROM, "--seconds", help="That measuring takes, engines being "
         "opened not counted.", min=1, max=3600)] = 60.0,
     check: Annotated[bool, _option(FROM, "--check", help="Measure some points besides and compare "
@@ -99,7 +101,10 @@ def plan(
     if kept is None:
         models = {"target": target, "draft": draft, "rule": rule, "dtype": dtype, "device": device,
                   "threads": threads, "max_length": max_length}  # fmt: skip
-        params = sampling_params(max_tokens=max_tokens, temperature=temperature)
+        params = sampling_params(max_tokens=max_tokens, temperature=temperature, top_p=top_p,
+                                 top_k=top_k)  # fmt: skip
+        if params.truncated and not temperature:
+            raise ConfigError("--top-p and --top-k say how texts are drawn: give --temperature too")
         asked = plan_gather.prompts(file, target)
         probe = Probe(asked, params, wanted_loads, tuple(range(1, k + 1)), seconds)
         kept = plan_gather.measure(models, drafter, k, probe, check)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from paceline import ConfigError, Engine
 from paceline.cli import common
 from paceline.cli.common import engine_options, open_engine
 from paceline.cli.demo import draw
+from paceline.cli.prompts import read as own_prompts
 from paceline.lab import plan_bench, plan_measured, plan_metrics
 from paceline.lab import plan_probe as probing
 from paceline.lab.fleet import Replica
@@ -63,30 +63,14 @@ def _note(lines: Iterable[str]) -> None:
 
 
 def prompts(file: Path | None, target: str | None) -> tuple[Prompt, ...]:
-    """The user's, or the bundled ones, which are for the bundled pair."""
+    """The user's, of a conversation the first, or the bundled ones, which are for the bundled
+    pair."""
     if file is None:
         if target not in (None, common.MINI_TARGET):
-            raise ConfigError("give your own prompts with --file: JSON lines with prompt or "
-                              "messages; how often drafts stand depends on the text")  # fmt: skip
+            raise ConfigError("give your own prompts with --file, as paceline bench -w takes "
+                              "them; how often drafts stand depends on the text")  # fmt: skip
         return tuple(row["prompt"] for row in draw(0, BUNDLED))
-    found: list[Prompt] = []
-    for number, line in enumerate(common.read_text(None, file, "prompts").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            prompt = row["messages"] if "messages" in row else row["prompt"]
-            if not isinstance(prompt, str | list) or not prompt:
-                raise TypeError
-        except (ValueError, KeyError, TypeError):
-            raise ConfigError(
-                f'{file}, line {number}: write {{"prompt": "…"}} or {{"messages": […]}}, one '
-                "object a line"
-            ) from None
-        found.append(prompt)
-    if not found:
-        raise ConfigError(f"{file} is empty: write one prompt a line")
-    return tuple(found)
+    return tuple(own_prompts(file))
 
 
 def measure(

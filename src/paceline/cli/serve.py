@@ -140,6 +140,19 @@ def serve(
         _option("--reasoning/--no-reasoning", "Tell reasoning from the answer, where the chat "
                 "template marks it.", show_default="reasoning"),
     ] = None,
+    sampling: Annotated[
+        str | None,
+        _option("--sampling", "Of requests that do not say: model (its generation_config.json) or "
+                "openai (temperature 1, nothing else).", show_default="model"),
+    ] = None,
+    record: Annotated[
+        Path | None,
+        _option("--record", "New file for finished requests, prompts and all, to bench and plan "
+                "with.", show_default="none"),
+    ] = None,
+    record_limit: Annotated[
+        int | None, _option("--record-limit", "MiB that it may have.", show_default="256")
+    ] = None,
     page: Annotated[
         bool | None, _option("--page/--no-page", "Serve the page at /.", show_default="page")
     ] = None,
@@ -165,9 +178,10 @@ def serve(
         "max_body": max_body, "queue": queue, "max_priority": max_priority, "timeout": timeout,
         "drain": drain, "metrics_prefix": metrics_prefix, "log_format": log_format,
         "tool_parser": tool_parser, "chat_template": chat_template, "reasoning": reasoning,
-        "page": page,
+        "sampling": sampling, "page": page, "record": record, "record_limit": record_limit,
     }  # fmt: skip
     settings, at, door = server.settle(config, said, asked.target)
+    server.defaults(settings.sampling, asked.target)  # a mistake is told before models open
     with (
         server.bind(at, door) as listening,
         server.log_to_stderr(settings.log_format, settings.api_keys),

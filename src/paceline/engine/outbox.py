@@ -64,6 +64,11 @@ class _End:
     reason: str | int | None = None
     by_token: bool = False
 
+    @property
+    def name(self) -> str:
+        """The stop string whose token ended the text, or nothing."""
+        return self.reason if self.by_token and isinstance(self.reason, str) else ""
+
 
 @dataclass(slots=True)
 class Reader:
@@ -112,6 +117,8 @@ class Reader:
                 del pieces[len(ids) :]
             elif end is not None:
                 rest, hit = self._text.rest(armed=len(ids) > unchecked)
+                if hit is None and self.request.params.include_stop_str_in_output:
+                    rest += end.name
                 if pieces:
                     pieces[-1], rest = pieces[-1] + rest, ""
             if hit is not None:
@@ -221,7 +228,8 @@ class _TextEnd:
     def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
         special = not request.params.skip_special_tokens
         self._detokenizer = Detokenizer(tokenizer, request.prompt[-_CONTEXT:], special)
-        self._stops = StopStrings(request.params.stop)
+        params = request.params
+        self._stops = StopStrings(params.stop, params.include_stop_str_in_output)
         self._searching = bool(request.params.stop)
 
     def take(self, ids: list[int], unchecked: int) -> tuple[list[str], str | None]:

@@ -41,7 +41,8 @@ def build_request(
         )
     check_ids("the prompt", ids, limits.vocab_size)
     if isinstance(prediction, str):
-        expected = tokenizer.encode(prediction)
+        # It stands behind the prompt: what a tokenizer puts before a text is not in it.
+        expected = tokenizer.encode(prediction, add_special_tokens=False)
     else:
         expected = _token_ids(prediction or (), "the prediction is text or a list of token ids")
     check_ids("the prediction", expected, limits.vocab_size)

@@ -181,11 +181,10 @@ def _fields(sampling: Sampling) -> dict[str, Any]:
         extra["ignore_eos"] = True
     fields: dict[str, Any] = {
         "temperature": sampling.temperature,
+        "top_p": sampling.top_p,  # also 1: a server may have another where it is not said
         "max_tokens": sampling.max_tokens,
         "extra": extra,
     }
-    if sampling.top_p < 1:
-        fields["top_p"] = sampling.top_p
     if sampling.seed is not None:
         fields["seed"] = sampling.seed
     if sampling.stop:

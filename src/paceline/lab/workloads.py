@@ -57,6 +57,13 @@ class Conversation:
     at: float | None = None
 
     @property
+    def opening(self) -> str | list[Message]:
+        """What its first text is asked for with: a text, or messages."""
+        if self.prompt is not None:
+            return self.prompt
+        return [*self.context, {"role": "user", "content": self.turns[0]}]
+
+    @property
     def length(self) -> int:
         """Texts that it asks for."""
         return 1 if self.prompt is not None else len(self.turns)
@@ -191,10 +198,14 @@ def _prompt_row(row: Mapping[str, Any], number: str) -> Conversation:
         if name in row:
             prompt = _text(row, name)
             return Conversation(_id(row, number), _category(row), prompt, wishes=_wishes(row))
+    if "messages" in row:  # a file may have both
+        return _chat_row(row, number)
     raise _Bad('no "prompt"')
 
 
 def _chat_row(row: Mapping[str, Any], number: str) -> Conversation:
+    if "messages" not in row and ("prompt" in row or "text" in row):
+        return _prompt_row(row, number)
     context, turns = _messages(row.get("messages"))
     return Conversation(
         _id(row, number), _category(row), context=context, turns=turns, wishes=_wishes(row)

@@ -44,6 +44,10 @@ class Fields:
         """Whether `key` is there and neither null nor empty nor 0."""
         return bool(self._members.get(key))
 
+    def plain(self, key: str) -> object:
+        """The value as it stands, for whoever checks it; None where there is none."""
+        return self._members.get(key)
+
     def inner(self, *keys: str) -> Fields:
         """The first of `keys` whose value is not empty, as an object of plain values."""
         for key in keys:

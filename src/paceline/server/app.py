@@ -7,8 +7,9 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -29,17 +30,29 @@ from paceline.server.generation import Generation
 from paceline.server.metrics import Metrics
 from paceline.server.pieces import Pieces
 from paceline.server.record import Record, log_failure
+from paceline.server.sampling import defaults
 from paceline.server.settings import ServerSettings
 from paceline.server.shapes import ChatShape, CompletionShape, Shape
 from paceline.server.static import Page
 from paceline.server.structured import bound
 from paceline.server.tools import ChatFormat
+from paceline.server.traffic import TrafficFile
 from paceline.server.watch import Watch
 from paceline.server.wire import ChatBody, CompletionBody, Generating, WarmBody, Wire, parse
 
 _INLINE = 16 << 10  # bytes of a body that are read and tokenized without leaving the event loop
 
 _Body = TypeVar("_Body", bound=Wire)
+_Writing = TypeVar("_Writing", bound=Generating)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read(Generic[_Body]):
+    """A request's body, what it asks for, and the bytes that said so."""
+
+    body: _Body
+    ask: Ask
+    data: bytes
 
 
 class Api:
@@ -49,9 +62,12 @@ class Api:
         self.engine, self.settings = engine, settings
         self.gate = Gate(engine.config.slots, settings.queue, lambda: engine.ended)
         self.metrics = Metrics(engine.stats, self.gate, settings.metrics_prefix, settings.name)
-        self.watch = Watch(engine, settings)
         if settings.chat_template is not None:
             engine.tokenizer.use_chat_template(settings.chat_template)
+        self._house = defaults(settings.sampling, engine.config.target)
+        limit = settings.record_limit << 20
+        self.traffic = None if settings.record is None else TrafficFile(settings.record, limit)
+        self.watch = Watch(engine, settings, self._house)
         self._pieces = Pieces(engine.tokenizer)
         self._formats = ChatFormat.of(engine, settings.tool_parser, settings.reasoning)
         with contextlib.suppress(RequestError):  # not installed, which whoever asks is told
@@ -65,15 +81,16 @@ class Api:
     # --- OpenAI's ---
 
     async def completions(self, request: Request) -> Response:
-        body, ask = await self._read(request, CompletionBody, ask_completion)
-        shape = CompletionShape(body.model, self._pieces, self._fingerprint)
-        return await self._answer(request, body, ask, shape)
+        understand = partial(ask_completion, house=self._house)
+        read = await self._read(request, CompletionBody, understand)
+        shape = CompletionShape(read.body.model, self._pieces, self._fingerprint)
+        return await self._answer(request, read, shape)
 
     async def chat(self, request: Request) -> Response:
-        understand = partial(ask_chat, formats=self._formats)
-        body, ask = await self._read(request, ChatBody, understand)
-        shape = ChatShape(body.model, self._pieces, self._fingerprint, ask.reading)
-        return await self._answer(request, body, ask, shape)
+        understand = partial(ask_chat, formats=self._formats, house=self._house)
+        read = await self._read(request, ChatBody, understand)
+        shape = ChatShape(read.body.model, self._pieces, self._fingerprint, read.ask.reading)
+        return await self._answer(request, read, shape)
 
     async def models(self, request: Request) -> Response:
         names = self.settings.names
@@ -88,7 +105,7 @@ class Api:
 
     async def warm(self, request: Request) -> Response:
         """Fill the prefix cache with a prompt whose question is still to come."""
-        _, ask = await self._read(request, WarmBody, ask_warm)
+        ask = (await self._read(request, WarmBody, ask_warm)).ask
         exchange = self._exchange(request, ask)
         shape = CompletionShape(self.settings.name, self._pieces, self._fingerprint)
         await answer_whole(exchange, shape)
@@ -116,17 +133,17 @@ class Api:
 
     async def _read(
         self, request: Request, kind: type[_Body], understand: Callable[[_Body, Engine], Ask]
-    ) -> tuple[_Body, Ask]:
+    ) -> _Read[_Body]:
         """Read, check and tokenize a body; in a thread, so that streams go on, where it is large or
         has something to compile."""
         data = await read_body(request, self.settings.max_body)
 
-        def understood(body: _Body) -> tuple[_Body, Ask]:
+        def understood(body: _Body) -> _Read[_Body]:
             assert isinstance(body, Generating | WarmBody)
             self._check_model(body.model)
             if isinstance(body, Generating):
                 self._check_priority(body.priority or 0)
-            return body, understand(body, self.engine)
+            return _Read(body, understand(body, self.engine), data)
 
         if len(data) > _INLINE:
             return await asyncio.to_thread(lambda: understood(parse(kind, data)))
@@ -136,10 +153,15 @@ class Api:
             return await asyncio.to_thread(understood, body)
         return understood(body)
 
-    async def _answer(self, request: Request, body: Generating, ask: Ask, shape: Shape) -> Response:
-        exchange = self._exchange(request, ask, self.metrics.ended)
-        if body.stream:
-            return await answer_stream(exchange, shape, body.stream_options)
+    async def _answer(self, request: Request, read: _Read[_Writing], shape: Shape) -> Response:
+        def ended(generation: Generation) -> None:
+            self.metrics.ended(generation)
+            if self.traffic is not None:
+                self.traffic.take(read.data, generation)
+
+        exchange = self._exchange(request, read.ask, ended)
+        if read.body.stream:
+            return await answer_stream(exchange, shape, read.body.stream_options)
         return await answer_whole(exchange, shape)
 
     def _exchange(

@@ -10,16 +10,24 @@ import hashlib
 import secrets
 from dataclasses import dataclass, field, replace
 
-from paceline import Engine, Grammar, SamplingParams, sampling_params
+from paceline import Engine, Grammar, SamplingParams
 from paceline.server.errors import refused, unsupported
+from paceline.server.prompts import (
+    asked_filling,
+    chat_prompt,
+    completion_prompts,
+    given_prompts,
+    warm_prompt,
+)
 from paceline.server.reading import Reading
+from paceline.server.sampling import drawn
 from paceline.server.structured import asked_grammar, checked
 from paceline.server.tool_families import FAMILIES
-from paceline.server.tools import ChatFormat, Tools, asked_tools, described, messages, text_of
+from paceline.server.tools import ChatFormat, Tools, asked_tools, text_of
+from paceline.server.unserved import refuse_unserved
 from paceline.server.wire import ChatBody, CompletionBody, Generating, WarmBody
 
 _SEEDS = 1 << 63
-_MIN_TEMPERATURE = 1e-3  # the engine's; below it greedy is meant
 _TAIL = 16  # tokens of a prompt's end in which a mark that it leaves open would stand
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI's
 
@@ -54,19 +62,16 @@ class Ask:
         return sum(map(len, self.prompts))
 
 
-def ask_completion(body: CompletionBody, engine: Engine) -> Ask:
-    """What a completion asks for. Raises ApiError and the engine's errors."""
-    if body.suffix:
-        raise unsupported("suffix", "suffix is not supported: the models write forward")
+def ask_completion(body: CompletionBody, engine: Engine, house: SamplingParams) -> Ask:
+    """What a completion asks for. house: the sampling where it does not say. Raises ApiError
+    and the engine's errors."""
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise unsupported("best_of", "best_of other than n is not supported; ask for n texts")
     if body.max_tokens == 0 and not body.echo:
         message = "max_tokens of 0 asks for no text: send 1 or more, or echo"
         raise refused(message, "max_tokens", "invalid_value")
-    tokenizer = engine.tokenizer
-    prompts: list[list[int]] = []
-    for prompt in _prompts(body.prompt):
-        prompts.append(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+    refuse_unserved(body)
+    prompts = completion_prompts(body, engine)
     write = body.max_tokens != 0
     _check_prompts(prompts, engine, "prompt", write)
     most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
@@ -74,9 +79,14 @@ def ask_completion(body: CompletionBody, engine: Engine) -> Ask:
         most = _room(prompts, most, body.max_tokens is not None, engine, "max_tokens")
     echoes = None
     if body.echo:
-        given = _prompts(body.prompt)
-        echoes = tuple(p if isinstance(p, str) else tokenizer.decode(p) for p in given)
-    ask = _ask(body, engine, prompts, max(1, most), body.logprobs)
+        given, decode = given_prompts(body), engine.tokenizer.decode
+        echoes = tuple(p if isinstance(p, str) else decode(p) for p in given)
+    params = _params(body, house, max(1, most), body.logprobs)
+    filling = asked_filling(body, engine)
+    if filling is not None and not body.ignore_eos:  # what comes behind the middle is none of it
+        stops = dict.fromkeys((*params.stop_token_ids, *filling.stops))
+        params = replace(params, stop_token_ids=tuple(stops))
+    ask = _ask(body, engine, prompts, params)
     scored = body.logprobs if body.echo else None
     if scored is not None and body.logprobs_mode == "processed_logprobs":
         raise refused("a prompt is not drawn: its log-probabilities are the model's own",
@@ -84,23 +94,24 @@ def ask_completion(body: CompletionBody, engine: Engine) -> Ask:
     return replace(ask, echoes=echoes, scored=scored, write=write)
 
 
-def ask_chat(body: ChatBody, engine: Engine, formats: ChatFormat) -> Ask:
-    """What a chat asks for. Raises ApiError and the engine's errors."""
+def ask_chat(body: ChatBody, engine: Engine, formats: ChatFormat, house: SamplingParams) -> Ask:
+    """What a chat asks for. house: as of a completion. Raises ApiError and the engine's errors."""
     if any(kind != "text" for kind in body.modalities or ()):
         raise unsupported("modalities", "only text is written")
+    refuse_unserved(body)
     tools = asked_tools(body, formats)
     if body.top_logprobs and not body.logprobs:
         raise refused("top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
     if body.max_tokens and body.max_completion_tokens not in (None, body.max_tokens):
         raise refused("give max_completion_tokens or max_tokens, not both", "max_tokens")
-    told = described(tools.given) if tools else None
-    prompts = [engine.tokenizer.chat(messages(body.messages), told, body.chat_template_kwargs)]
+    prompts = [chat_prompt(body, engine, tools.given if tools else None)]
     _check_prompts(prompts, engine, "messages")
     given = body.max_completion_tokens or body.max_tokens
     room = engine.limits.max_length
     name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
     most = _room(prompts, given or room, given is not None, engine, name)
-    ask = _ask(body, engine, prompts, most, (body.top_logprobs or 0) if body.logprobs else None)
+    params = _params(body, house, most, (body.top_logprobs or 0) if body.logprobs else None)
+    ask = _ask(body, engine, prompts, params)
     return _chat_parts(ask, body, engine, formats, tools)
 
 
@@ -111,6 +122,9 @@ def _chat_parts(
     marks = formats.marks if body.separate_reasoning is not False else None
     end = engine.tokenizer.decode(ask.prompts[0][-_TAIL:], skip_special_tokens=False).rstrip()
     opened = formats.marks is not None and end.endswith(formats.marks.begin)
+    if body.continue_final_message and formats.marks is not None:
+        last = text_of(body.messages[-1].content or "", "messages")
+        opened = last.rfind(formats.marks.begin) > last.rfind(formats.marks.end)
     grammar = tools.grammar(engine, formats, ask.grammar) if tools else ask.grammar
     if grammar is not None and formats.marks is not None:
         # Thinking is free; the answer behind it is bound.
@@ -135,16 +149,7 @@ def _chat_parts(
 
 def ask_warm(body: WarmBody, engine: Engine) -> Ask:
     """Read a prompt into the prefix cache: one token is asked for, and dropped."""
-    if (body.prompt is None) == (body.messages is None):
-        raise refused("give either prompt or messages", "prompt", "invalid_value")
-    tokenizer = engine.tokenizer
-    if body.messages is not None:
-        tools = described(body.tools) if body.tools else None
-        prompt = tokenizer.chat(messages(body.messages), tools, body.chat_template_kwargs)
-    else:
-        assert body.prompt is not None
-        given = body.prompt
-        prompt = tokenizer.encode(given) if isinstance(given, str) else given
+    prompt = warm_prompt(body, engine)
     _check_prompts([prompt], engine, "prompt" if body.messages is None else "messages")
     params = SamplingParams(max_tokens=1, ignore_eos=True)
     return Ask((tuple(prompt),), params, ((0,),), k=0)
@@ -158,35 +163,17 @@ def derived_seed(seed: int, choice: int) -> int:
     return int.from_bytes(digest) % _SEEDS
 
 
-def _ask(
-    body: Generating, engine: Engine, prompts: list[list[int]], most: int, logprobs: int | None
-) -> Ask:
+def _params(
+    body: Generating, house: SamplingParams, most: int, logprobs: int | None
+) -> SamplingParams:
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options needs stream to be true", "stream_options", "invalid_value")
     if (body.min_tokens or 0) > most:
         raise refused("min_tokens must not exceed max_tokens", "min_tokens", "invalid_value")
-    temperature = 1.0 if body.temperature is None else body.temperature
-    top_k, top_p = max(0, body.top_k or 0), 1.0 if body.top_p is None else body.top_p
-    if top_p == 0:  # nothing but the most likely token
-        top_k, top_p = 1, 1.0
-    params = sampling_params(
-        temperature=temperature if temperature >= _MIN_TEMPERATURE else 0.0,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=body.min_p or 0.0,
-        repetition_penalty=body.repetition_penalty or 1.0,
-        presence_penalty=body.presence_penalty or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        logit_bias=body.logit_bias,
-        max_tokens=most,
-        min_tokens=body.min_tokens or 0,
-        stop=body.stop,
-        stop_token_ids=body.stop_token_ids or (),
-        ignore_eos=bool(body.ignore_eos),
-        skip_special_tokens=body.skip_special_tokens is not False,
-        logprobs=logprobs,
-        processed_logprobs=body.logprobs_mode == "processed_logprobs",
-    )
+    return drawn(body, house, most, logprobs)
+
+
+def _ask(body: Generating, engine: Engine, prompts: list[list[int]], params: SamplingParams) -> Ask:
     expected: list[int] = []
     if body.prediction is not None:
         text = text_of(body.prediction.content, "prediction.content")
@@ -220,18 +207,6 @@ def _draft_tokens(body: Generating, engine: Engine) -> int | None:
     if wanted.k is not None and wanted.k > opened.k:
         raise refused(f"speculative.k is at most {opened.k} here", "speculative", "invalid_value")
     return 0 if wanted.enabled is False else wanted.k
-
-
-def _prompts(
-    given: str | list[str] | list[int] | list[list[int]],
-) -> list[str | list[int]]:
-    """One prompt or several, as text or token ids, to a list of prompts."""
-    if isinstance(given, str):
-        return [given]
-    ids = [item for item in given if isinstance(item, int)]
-    if ids:
-        return [ids]
-    return [item for item in given if not isinstance(item, int)]
 
 
 def _check_prompts(

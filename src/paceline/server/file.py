@@ -30,9 +30,12 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "tool_parser": (str,),
     "chat_template": (str,),
     "reasoning": (bool,),
+    "sampling": (str,),
     "page": (bool,),
+    "record": (str,),
+    "record_limit": (int,),
 }
-_FILES = {"api_keys", "chat_template"}  # names of files
+_FILES = {"api_keys", "chat_template", "record"}  # names of files
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
 HOST, _PORT = "127.0.0.1", 8000
 

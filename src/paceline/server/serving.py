@@ -16,9 +16,10 @@ from paceline.server.file import HOST, settle
 from paceline.server.load import SECONDS
 from paceline.server.protocol import BoundedHttp
 from paceline.server.record import log_to_stderr, tell, warn
+from paceline.server.sampling import defaults
 from paceline.server.settings import KEYS_VARIABLE, ServerSettings
 
-__all__ = ["Server", "address", "bind", "log_to_stderr", "run", "settle", "tell"]
+__all__ = ["Server", "address", "bind", "defaults", "log_to_stderr", "run", "settle", "tell"]
 
 _KEEP_ALIVE = 75  # seconds an idle connection is kept: longer than the proxies in front keep theirs
 _LAST_BYTES = 5  # seconds that answers have to leave once every text is written
@@ -108,6 +109,8 @@ class Server(uvicorn.Server):
         if self._sampling is not None:
             self._sampling.cancel()
         await super().shutdown(sockets)
+        if self.api.traffic is not None:
+            await asyncio.to_thread(self.api.traffic.close)
 
     async def _keep_watch(self) -> None:
         """Sample the load; an engine that ended for good ends the server, for whoever starts it

@@ -14,6 +14,7 @@ from paceline.server.tool_families import FAMILIES
 KEYS_VARIABLE = "PACELINE_API_KEYS"
 PARSERS = ("auto", "none", *FAMILIES)
 LogForm: TypeAlias = Literal["json", "text"]
+SamplingSource: TypeAlias = Literal["model", "openai"]
 _Bound: TypeAlias = tuple[str, float, float]
 
 
@@ -30,7 +31,9 @@ class ServerSettings:
     "vllm" lets vLLM's dashboards work unchanged. tool_parser: the format of the model's tool calls,
     one of PARSERS; auto goes by its chat template. chat_template: a Jinja template in place of the
     checkpoint's; None leaves that. reasoning: tell it from the answer, where the chat template
-    marks it. page: whether `/` is the page. log_format: json or text, a line an event.
+    marks it. sampling: what requests get that do not say: model, as its makers published it, or
+    openai. page: whether `/` is the page. log_format: json or text, a line an event. record: a new
+    file for the requests that were finished, None for none; record_limit: MiB that it may have.
     """
 
     name: str
@@ -46,8 +49,11 @@ class ServerSettings:
     tool_parser: str = "auto"
     chat_template: str | None = field(default=None, repr=False)
     reasoning: bool = True
+    sampling: SamplingSource = "model"
     page: bool = True
     log_format: LogForm = "json"
+    record: Path | None = None
+    record_limit: int = 256
 
     def __post_init__(self) -> None:
         if not all((self.name, *self.aliases)):
@@ -58,16 +64,21 @@ class ServerSettings:
             ("max_priority", 0, 1 << 31),
             ("timeout", 1e-3, 1e7),
             ("drain", 0, 1e7),
+            ("record_limit", 1, 1 << 20),
         )
         for name, low, high in bounds:
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must lie from {low:g} to {high:g}")
+        if self.record is not None and self.record.exists():
+            raise ConfigError(f"record {self.record}: there is a file already; name a new one")
         if self.tool_parser not in PARSERS:
             raise ConfigError(
                 f"tool_parser must be one of {', '.join(PARSERS)}, not {self.tool_parser!r}"
             )
         if self.log_format not in get_args(LogForm):
             raise ConfigError(f"log_format must be json or text, not {self.log_format!r}")
+        if self.sampling not in get_args(SamplingSource):
+            raise ConfigError(f"sampling must be model or openai, not {self.sampling!r}")
         if not self.metrics_prefix.isidentifier():
             raise ConfigError(f"metrics_prefix must be a plain name, not {self.metrics_prefix!r}")
 

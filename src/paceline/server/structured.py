@@ -9,10 +9,8 @@ import json
 import re
 
 from paceline import Engine, Grammar, RequestError
-from paceline.server.errors import ApiError, refused, unsupported
+from paceline.server.errors import ApiError, refused
 from paceline.server.wire import Generating, ResponseFormat, StructuredOutputs
-
-_OLD = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
 def bound(body: Generating) -> bool:
@@ -23,11 +21,6 @@ def bound(body: Generating) -> bool:
 
 def asked_grammar(body: Generating) -> tuple[Grammar, str] | None:
     """What the text must be, and the field that says so. Raises ApiError."""
-    for name in _OLD:
-        if getattr(body, name) is not None:
-            kind = name.removeprefix("guided_")
-            message = f'{name} is not supported; send "structured_outputs": {{"{kind}": …}}'
-            raise unsupported(name, message)
     if not bound(body):
         return None
     if body.ignore_eos:

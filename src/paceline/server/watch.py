@@ -7,17 +7,19 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from paceline import Engine, __version__
+from paceline import Engine, SamplingParams, __version__
 from paceline.server.errors import refused
 from paceline.server.load import Load
+from paceline.server.sampling import told
 from paceline.server.settings import ServerSettings
 
 
 class Watch:
     """The handlers under /v1/paceline."""
 
-    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
-        self._engine, self._settings = engine, settings
+    def __init__(self, engine: Engine, settings: ServerSettings, house: SamplingParams) -> None:
+        """house: the sampling of requests that do not say."""
+        self._engine, self._settings, self._house = engine, settings, house
         self.load = Load(engine.stats)
 
     @property
@@ -39,6 +41,7 @@ class Watch:
             "slots": config.slots,
             "max_length": limits.max_length,
             "cache_tokens": limits.positions,
+            "sampling": told(self._house, self._settings.sampling),
         }
 
     async def about(self, request: Request) -> Response:

@@ -21,6 +21,7 @@ _Token: TypeAlias = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 # A long list is given up at its first fault: a report of a million costs minutes and gigabytes.
 _Tokens: TypeAlias = Annotated[list[_Token], Field(fail_fast=True)]
 _Name: TypeAlias = Annotated[str, Field(pattern="^[a-zA-Z0-9_.-]{1,64}$")]
+_Effort: TypeAlias = Annotated[str, Field(min_length=1, max_length=32)]
 _Texts: TypeAlias = Annotated[list[str], Field(fail_fast=True)]
 
 
@@ -143,8 +144,9 @@ class StructuredOutputs(Wire):
 
 class Generating(Wire):
     """What both APIs share. top_k, min_p, repetition_penalty, min_tokens, ignore_eos,
-    stop_token_ids, skip_special_tokens, priority (higher goes first), speculative and
-    structured_outputs go beyond OpenAI's."""
+    stop_token_ids, skip_special_tokens, add_special_tokens (beside the prompt's own; by
+    default in completions alone), include_stop_str_in_output, priority (higher goes first),
+    speculative and structured_outputs go beyond OpenAI's."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     max_tokens: _Count | None = None
@@ -170,6 +172,8 @@ class Generating(Wire):
     stop_token_ids: Annotated[list[_Token], Field(max_length=64, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     prediction: Prediction | None = None
@@ -177,12 +181,20 @@ class Generating(Wire):
     priority: Annotated[int, Field(ge=-(1 << 31), le=1 << 31)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    # Older names of the same, refused by name: ignored, they would leave a text unbound.
+    logprobs_mode: Literal["raw_logprobs", "processed_logprobs"] | None = None
+    # Refused by name (`unserved`): ignored, they would leave a text other than was asked for.
     guided_json: object = None
     guided_regex: object = None
     guided_choice: object = None
     guided_grammar: object = None
-    logprobs_mode: Literal["raw_logprobs", "processed_logprobs"] | None = None
+    allowed_token_ids: object = None
+    bad_words: object = None
+    logits_processors: object = None
+    prompt_embeds: object = None
+    thinking_token_budget: object = None
+    truncate_prompt_tokens: object = None
+    use_beam_search: object = None
+    vllm_xargs: object = None
 
 
 class CompletionBody(Generating):
@@ -200,8 +212,9 @@ class CompletionBody(Generating):
 
 class ChatBody(Generating):
     """POST /v1/chat/completions. separate_reasoning (default true: reasoning goes into
-    reasoning_content) and chat_template_kwargs (such as {"enable_thinking": false}) go beyond
-    OpenAI's."""
+    reasoning_content), chat_template_kwargs (such as {"enable_thinking": false}),
+    add_generation_prompt (default true: the template begins the answer) and continue_final_message
+    (the text goes on with the last message) go beyond OpenAI's."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: _Count | None = None
@@ -212,9 +225,19 @@ class ChatBody(Generating):
     parallel_tool_calls: bool | None = None
     separate_reasoning: bool | None = None
     chat_template_kwargs: dict[str, object] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    reasoning_effort: _Effort | None = None
+    modalities: list[str] | None = None
     functions: list[object] | None = None
     function_call: object = None
-    modalities: list[str] | None = None
+    # As above.
+    audio: object = None
+    chat_template: object = None
+    documents: object = None
+    echo: object = None
+    verbosity: object = None
+    web_search_options: object = None
 
 
 class WarmBody(Wire):
@@ -225,6 +248,10 @@ class WarmBody(Wire):
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
     tools: _Tools | None = None
     chat_template_kwargs: dict[str, object] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    reasoning_effort: _Effort | None = None
 
 
 _Body = TypeVar("_Body", bound=Wire)

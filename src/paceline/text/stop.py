@@ -13,16 +13,16 @@ class StopStrings:
     """Watches one text for its stop strings.
 
     The stop string completed first wins; of several completed by the same character, the
-    longest. Its own text is never returned, and neither is anything after it.
+    longest. Its own text is returned only where it is to be shown, and nothing after it ever.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        """stops: none of them empty."""
+    def __init__(self, stops: Sequence[str], shown: bool = False) -> None:
+        """stops: none of them empty. shown: the text ends with the one that was met."""
         assert all(stops)
         self._stops = tuple(dict.fromkeys(stops))
         self._failure = [_failure_table(stop) for stop in self._stops]
         self._matched = [0] * len(self._stops)  # characters of each stop that the text ends with
-        self._held = ""
+        self._shown, self._held = shown, ""
         self._hit: str | None = None
 
     def feed(self, text: str, armed: bool = True) -> tuple[str, str | None]:
@@ -40,7 +40,7 @@ class StopStrings:
             found = self._step(seen[at])
             if found is not None and armed:
                 self._hit, self._held = found, ""
-                return seen[: at + 1 - len(found)], found
+                return seen[: at + 1 - (0 if self._shown else len(found))], found
         keep = len(seen) - max(self._matched)
         self._held = seen[keep:]
         return seen[:keep], None

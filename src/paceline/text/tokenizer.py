@@ -28,6 +28,9 @@ _AS_SAID = ("llama", "mistral")
 # that other threads (an event loop, the engine) go on meanwhile.
 _LONG = 1 << 12
 
+# Stands before a text that goes on, and joins with nothing.
+_BEFORE = "\u263a"
+
 # Texts that two tokenizers must split alike: words, indentation, digits, scripts, odd bytes.
 _PROBES = (
     "def load(path: str) -> dict[str, int]:\n    return {'a': 1}\n\n\t# 3.14 == 0x1F\r\n",
@@ -147,6 +150,22 @@ class Tokenizer:
         ids: list[int] = encoding.ids
         return ids
 
+    def encode_on(self, text: str) -> list[int]:
+        """Return the ids of `text` as of one that goes on: without the space that some tokenizers
+        put before every text."""
+        before = self.encode(_BEFORE, add_special_tokens=False)
+        ids = self.encode(_BEFORE + text, add_special_tokens=False)
+        if ids[: len(before)] != before:  # it joins what follows, as no tokenizer known here does
+            return self.encode(text, add_special_tokens=False)
+        return ids[len(before) :]
+
+    @property
+    def lead(self) -> list[int]:
+        """The special tokens that `encode` puts before every text."""
+        bare, whole = self.encode("a", add_special_tokens=False), self.encode("a")
+        starts = (i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        return whole[: next(starts, 0)]
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
@@ -156,6 +175,11 @@ class Tokenizer:
         """Return the vocabulary's own spelling of one id, or None for an id without a token."""
         token: str | None = self._backend.id_to_token(token_id)
         return token
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token by the vocabulary's own spelling, or None where it has none."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of one id of a byte-level tokenizer; empty for special tokens."""
@@ -187,9 +211,15 @@ class Tokenizer:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
+        *,
+        answer: bool = True,
+        go_on: bool = False,
+        add_special_tokens: bool = False,
     ) -> list[int]:
         """Return the ids of a chat, ready for the assistant's answer. options: variables of the
-        template's own, such as `enable_thinking`.
+        template's own, such as `enable_thinking`. answer: let the template begin the answer.
+        go_on: the last message is left open for more of it, and nothing is begun.
+        add_special_tokens: as in `encode`, beside what the template itself writes.
 
         Raises RequestError where the tokenizer has no chat template or the template refuses the
         messages.
@@ -212,7 +242,8 @@ class Tokenizer:
                     **(options or {}),
                     "tools": [dict(tool) for tool in tools] if tools else None,
                     "tokenize": False,
-                    "add_generation_prompt": True,
+                    "add_generation_prompt": answer and not go_on,
+                    "continue_final_message": go_on,
                 },
             )
         # A template is a program of the checkpoint's author: it raises what it likes.
@@ -222,8 +253,8 @@ class Tokenizer:
                 f"the chat template refuses these messages ({reason}); see the model's card "
                 "for the roles it knows and their order"
             ) from error
-        # The template writes the special tokens itself.
-        return self.encode(text, add_special_tokens=False)
+        # A template writes the special tokens itself.
+        return self.encode(text, add_special_tokens)
 
     def same_as(self, other: Tokenizer) -> str | None:
         """Return None where both give the same ids for the same text, else the first difference.
