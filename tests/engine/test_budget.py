@@ -31,6 +31,7 @@ from paceline.kv.pages import PageAllocator
 from paceline.models.config import ModelConfig
 from paceline.models.memory import total
 from paceline.models.opening import decoder_memory, open_decoder
+from paceline.models.source import find
 from paceline.types import Limits, MemoryPart, Rows
 
 GIB = 2**30
@@ -275,8 +276,9 @@ def test_a_search_through_long_texts_is_reckoned(
 
 def test_a_cache_takes_what_was_reckoned(target: Path) -> None:
     limits = Limits(2, 256, 1, 259, 8, 64, CPU)
-    _, cache = decoder_memory("draft", str(target), "bfloat16", limits, steady=False)
-    spec = open_decoder(str(target), "bfloat16", CPU, 256, steady=False).spec
+    model = ModelConfig.from_folder(target)
+    _, cache = decoder_memory("draft", model, "bfloat16", limits, steady=False)
+    spec = open_decoder(find(target), "bfloat16", CPU, 256, steady=False).spec
     table = 256 * spec.head_dim // 2 * 8
     cells = 2 * spec.layers * spec.kv_heads * spec.head_dim * 512 * spec.dtype.itemsize
     assert cache.size == cells + table

@@ -210,7 +210,7 @@ def _parts(
 ) -> tuple[MemoryPart, ...]:
     compute = torch.promote_types(parse_dtype(config.dtype), torch.float32)
     stores_q = RULES[config.rule].needs_q
-    target = decoder_memory("target", config.target, config.dtype, limits)
+    target = decoder_memory("target", model, config.dtype, limits)
     own = drafter.memory(limits)
     return (
         target[0],

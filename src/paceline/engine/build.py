@@ -51,8 +51,8 @@ from paceline.errors import ConfigError
 from paceline.kv.pools import KVPool
 from paceline.models.config import ModelConfig
 from paceline.models.decoder import Decoder, abridged
-from paceline.models.loading import resolve
 from paceline.models.opening import open_decoder
+from paceline.models.source import find
 from paceline.ops.choose import make_chooser
 from paceline.ops.compiling import compiling
 from paceline.speculation.verify import RULES
@@ -130,8 +130,8 @@ def open_machine(
 
     Raises ConfigError and CheckpointError.
     """
-    path = resolve(config.target)
-    model = ModelConfig.from_folder(path)
+    source = find(config.target)
+    path, model = source.folder, ModelConfig.from_folder(source.folder)
     made = drafter or _create(config)
     reading = ThreadPoolExecutor(1, "paceline-tokenizer")
     # Its imports take longest of all: beside a device that wakes up, weights and kernels.
@@ -141,7 +141,7 @@ def open_machine(
     limits, device = budget.limits, budget.limits.device
     with _many_threads():
         target = open_decoder(
-            config.target,
+            source,
             config.dtype,
             device,
             limits.max_length,
