@@ -67,7 +67,8 @@ def audit(
     three to five. Exit status 1 if a part fails.
     """
     options = engine_options(None, target=target, draft=draft, threads=threads)
-    pair = Pair(options["target"], options.get("draft"), max_length, threads, device or "cpu")
+    place = common.settled(device)
+    pair = Pair(options["target"], options.get("draft"), max_length, threads, place)
     texts = [row["prompt"] for row in (draw(seed, prompts) if file is None else read(file))]
     console = common.stderr if json_ else common.stdout
     with common.busy(f"opening {pair.target}"), pair.open("none", dtype="float32") as engine:

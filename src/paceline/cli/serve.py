@@ -39,7 +39,7 @@ def serve(
     slots: Annotated[
         int | None,
         typer.Option("--slots", help="Texts written at once.", rich_help_panel="Models",
-                     show_default="4"),
+                     show_default="4; on a GPU up to 16"),
     ] = None,
     adaptive: Annotated[
         bool | None,

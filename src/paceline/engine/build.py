@@ -51,6 +51,7 @@ from paceline.errors import ConfigError
 from paceline.kv.pools import KVPool
 from paceline.models.config import ModelConfig
 from paceline.models.decoder import Decoder, abridged
+from paceline.models.devices import check_device
 from paceline.models.opening import open_decoder
 from paceline.models.source import find
 from paceline.ops.choose import make_chooser
@@ -130,6 +131,7 @@ def open_machine(
 
     Raises ConfigError and CheckpointError.
     """
+    check_device(torch.device(config.device), config.dtype)
     source = find(config.target)
     path, model = source.folder, ModelConfig.from_folder(source.folder)
     made = drafter or _create(config)

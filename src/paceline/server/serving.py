@@ -88,7 +88,14 @@ class Server(uvicorn.Server):
         self._sampling = self._loop.create_task(self._keep_watch())
         await super().startup(sockets)
         if self.started and sockets:
-            tell("ready", url=address(sockets[0]), models=list(self.api.settings.names))
+            config = self.api.engine.config
+            tell(
+                "ready",
+                url=address(sockets[0]),
+                models=list(self.api.settings.names),
+                device=config.device,
+                slots=config.slots,
+            )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._sampling is not None:
