@@ -9,6 +9,7 @@ from paceline.engine.cost_grid import Point as CostPoint
 from paceline.engine.costs import Costs
 from paceline.engine.engine import Engine
 from paceline.engine.handle import Events, Handle
+from paceline.engine.preview import ModelFacts, Preview, preview
 from paceline.errors import (
     CheckpointError,
     ConfigError,
@@ -47,8 +48,10 @@ __all__ = [
     "Events",
     "Grammar",
     "Handle",
+    "ModelFacts",
     "NumericsError",
     "PacelineError",
+    "Preview",
     "RequestError",
     "RoundReport",
     "SamplingParams",
@@ -56,5 +59,6 @@ __all__ = [
     "StepError",
     "TokenLogprob",
     "checkpoint_folder",
+    "preview",
     "sampling_params",
 ]

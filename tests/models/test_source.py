@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import tiny_checkpoint
 
-from paceline import Engine, EngineConfig
+from paceline import Engine, EngineConfig, preview
 from paceline.drafters import create
 from paceline.engine.budget import plan_memory
 from paceline.errors import CheckpointError
@@ -150,6 +150,18 @@ def test_an_opening_asks_the_hub_twice_a_model(hub: Hub) -> None:
         ("some/draft", "main"), ("some/draft", "0123abc"),
         ("some/target", None), ("some/target", "0123abc"),
     }  # fmt: skip
+
+
+def test_a_preview_downloads_no_weights(hub: Hub) -> None:
+    tiny_checkpoint(hub.add("some/target"), dtype=torch.bfloat16)
+    told = preview("some/target", device="cpu").models[0]
+    assert not list(hub.root.glob("snapshots/*/*.safetensors"))
+    assert not told.here
+    assert told.notes == ("is checked by its configuration only: its weights are still on the hub",)
+    resolve("some/target")
+    told = preview("some/target", device="cpu").models[0]
+    assert told.here
+    assert told.notes == ()
 
 
 @pytest.mark.parametrize(

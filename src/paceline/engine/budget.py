@@ -51,23 +51,40 @@ class Budget:
         return self.limits.slots - 1
 
 
-def plan_memory(config: EngineConfig, model: ModelConfig, drafter: Drafter) -> Budget:
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What there is to be shared out: bytes that are free on a device, which need not be here."""
+
+    device: torch.device
+    free: int
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+
+def plan_memory(
+    config: EngineConfig, model: ModelConfig, drafter: Drafter, room: Room | None = None
+) -> Budget:
     """Size everything for `config`. On a GPU, unless `cache_tokens` says otherwise, the cache takes
     its share of what all else leaves, up to one longest text in every slot, one at least; texts
     are as long as the model's own, where that is left open, or as one that fits. Where `slots` is
-    left open, it is decided here: `Budget.slots` says how many there are.
+    left open, it is decided here: `Budget.slots` says how many there are. room: instead of what is
+    free on the device of `config`.
 
     Raises CheckpointError, which lists every part, where the device has too little, and
     ConfigError for a cache that cannot hold one text.
     """
-    device = torch.device(config.device)
-    free, lengths = free_bytes(device), _lengths(config, model)
+    if room is None:
+        device = torch.device(config.device)
+        room = Room(device, free_bytes(device))
+    lengths = _lengths(config, model, room)
 
     def sized(slots: int) -> _Sizes:
-        return _Sizes(config, model, drafter, free, slots)
+        return _Sizes(config, model, drafter, room, slots)
 
     budget, fewest = None, config.slots or CPU_SLOTS
-    if config.slots is None and _on_gpu(config):
+    if config.slots is None and room.on_gpu:
         budget, fewest = _decided(sized, lengths), 1
     else:
         budget = sized(fewest).best(lengths)
@@ -85,7 +102,7 @@ def plan_memory(config: EngineConfig, model: ModelConfig, drafter: Drafter) -> B
         total(budget.parts) / _GIB,
         describe(budget.parts),
         budget.free / _GIB,
-        device,
+        room.device,
     )
     return budget
 
@@ -93,18 +110,18 @@ def plan_memory(config: EngineConfig, model: ModelConfig, drafter: Drafter) -> B
 @dataclass(frozen=True, slots=True)
 class _Sizes:
     """What an engine of so many slots takes by how long texts may be and how many pages the caches
-    have. free: bytes on the device."""
+    have."""
 
     config: EngineConfig
     model: ModelConfig
     drafter: Drafter
-    free: int
+    room: Room
     slots: int
 
     @property
     def shared(self) -> bool:
         """Whether the cache is given a share of what is left, and not what somebody asked for."""
-        return self.config.cache_tokens is None and _on_gpu(self.config)
+        return self.config.cache_tokens is None and self.room.on_gpu
 
     def pages(self, length: int) -> tuple[int, int]:
         """The fewest and the most pages for texts of up to `length` positions. On a GPU: enough
@@ -117,19 +134,28 @@ class _Sizes:
 
     def sized(self, length: int, pages: int) -> Budget:
         """Everything for texts of up to `length` positions and that many pages to give out."""
-        limits = _limits(self.config, self.model, self.slots, length, pages)
-        return Budget(limits, _parts(self.config, self.model, self.drafter, limits), self.free)
+        limits = Limits(
+            slots=self.slots + 1,  # one slot and one page more are scratch
+            max_length=length,
+            max_k=max(1, self.config.k),
+            vocab_size=self.model.vocab_size,
+            pages=pages + 1,
+            page_size=BLOCK,
+            device=self.room.device,
+        )
+        parts = _parts(self.config, self.model, self.drafter, limits)
+        return Budget(limits, parts, self.room.free)
 
-    def room(self, length: int) -> tuple[int, int]:
+    def shares(self, length: int) -> tuple[int, int]:
         """Bytes of all that does not depend on how many pages there are, and those that the pages
         may take beside it."""
         rest = total(self.sized(length, 0).parts)
-        left = self.free - rest
+        left = self.room.free - rest
         return rest, int(left * self.config.memory) if self.shared else left
 
     def fitting(self, length: int) -> Budget | None:
         """The most pages that fit, with everything else; None where not even the fewest do."""
-        rest, room = self.room(length)
+        rest, room = self.shares(length)
 
         def fits(pages: int) -> bool:
             return total(self.sized(length, pages).parts) - rest <= room
@@ -149,7 +175,7 @@ class _Sizes:
         texts; None where not even one of a step does."""
 
         def fits(steps: int) -> bool:
-            rest, room = self.room(steps * STEP)
+            rest, room = self.shares(steps * STEP)
             least = self.sized(steps * STEP, self.pages(steps * STEP)[0])
             return total(least.parts) - rest <= room
 
@@ -157,23 +183,7 @@ class _Sizes:
         return self.fitting(steps * STEP) if steps else None
 
 
-def _limits(
-    config: EngineConfig, model: ModelConfig, slots: int, max_length: int, pages: int
-) -> Limits:
-    """Sizes for so many texts of up to max_length positions in so many pages; one slot and one page
-    more are scratch."""
-    return Limits(
-        slots=slots + 1,
-        max_length=max_length,
-        max_k=max(1, config.k),
-        vocab_size=model.vocab_size,
-        pages=pages + 1,
-        page_size=BLOCK,
-        device=torch.device(config.device),
-    )
-
-
-def _lengths(config: EngineConfig, model: ModelConfig) -> tuple[int, int]:
+def _lengths(config: EngineConfig, model: ModelConfig, where: Room) -> tuple[int, int]:
     """How long texts are to be, and what is settled for where that does not fit. Raises
     ConfigError where the cache that was asked for is too small."""
     room = None if config.cache_tokens is None else _pages(config.cache_tokens) * BLOCK
@@ -186,7 +196,7 @@ def _lengths(config: EngineConfig, model: ModelConfig) -> tuple[int, int]:
             )
         return config.max_length, config.max_length
     length = model.max_length if room is None else min(model.max_length, room)
-    if not _on_gpu(config):
+    if not where.on_gpu:
         length = min(length, CPU_LENGTH)
         return length, length
     return length, min(length, STEP)
@@ -210,10 +220,6 @@ def _pages(positions: int) -> int:
     return -(-positions // BLOCK)
 
 
-def _on_gpu(config: EngineConfig) -> bool:
-    return torch.device(config.device).type == "cuda"
-
-
 def _greatest(low: int, high: int, fits: Callable[[int], bool]) -> int:
     """The greatest number up to `high` that fits; `low` is known to, and what fits has no gaps."""
     if low == high or fits(high):
@@ -227,7 +233,7 @@ def _greatest(low: int, high: int, fits: Callable[[int], bool]) -> int:
 def _refusal(config: EngineConfig, sizes: _Sizes, budget: Budget) -> CheckpointError:
     limits, remedies, note = budget.limits, [], ""
     if sizes.shared and total(budget.parts) <= budget.free:
-        room = sizes.room(limits.max_length)[1]
+        room = sizes.shares(limits.max_length)[1]
         note = f"memory {config.memory:g} leaves {room / _GIB:.2f} of it to the cache: "
         remedies.append(f"memory above {config.memory:g}")
     if limits.pages - 1 > limits.table:

@@ -40,12 +40,18 @@ class Source:
         Raises CheckpointError."""
         if self.repository is None:
             return self.folder
-        index = (self.folder / INDEX).is_file()
-        wanted = shards(self.folder) if index else [SINGLE]
+        wanted = self._weights()
         folder = _snapshot(self.name, self.repository, self.commit, wanted)
-        if not index and not (folder / SINGLE).is_file():
+        if wanted == [SINGLE] and not (folder / SINGLE).is_file():
             raise CheckpointError(f"{self.name} " + self._instead(SINGLE))
         return folder
+
+    def has_weights(self) -> bool:
+        """Whether nothing is left to be downloaded. Raises CheckpointError."""
+        return self.repository is None or all((self.folder / f).is_file() for f in self._weights())
+
+    def _weights(self) -> list[str]:
+        return shards(self.folder) if (self.folder / INDEX).is_file() else [SINGLE]
 
     def _instead(self, missing: str) -> str:
         """What is wrong with a repository that lacks a file, by what it has instead."""
