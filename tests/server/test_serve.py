@@ -45,6 +45,7 @@ def test_sigterm_under_load(process: subprocess.Popen[bytes]) -> None:
     assert process.stderr is not None
     ready = json.loads(process.stderr.readline())
     assert (ready["event"], ready["models"]) == ("ready", ["code"])
+    assert ready["slots"] == (4 if ready["device"] == "cpu" else 16)
     headers = {"authorization": "Bearer sk-test"}
     answers: list[str] = []
     with httpx2.Client(
