@@ -80,9 +80,10 @@ def audit(
     del engine
     with _progress() as progress:
         report = run_audit(pair, ids, QUICK if quick else AuditOptions(), progress)
+    console.print(f"audit of {pair.target} on {place}", markup=False, soft_wrap=True)
     show(report, console)
     if json_:
-        write_json(dataclasses.asdict(report) | {"versions": common.versions()})
+        write_json(dataclasses.asdict(report) | {"device": place, "versions": common.versions()})
     if not report.passed:
         raise typer.Exit(1)
 

@@ -122,6 +122,7 @@ def serve(
             options["drafter"] = "predicted+model" if "draft" in options else "predicted+ngram"
     else:
         chosen = {key: value for key, value in given.items() if value is not None}
+        chosen["device"] = options["device"]  # settled, and told of, already
         options["adaptive"] = load_toml(config, **chosen).adaptive
     said = {
         "host": host, "port": port, "name": name, "api_keys": api_keys, "cors": cors,
