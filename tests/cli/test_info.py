@@ -96,6 +96,15 @@ def test_a_pair_that_cannot_be_opened(call: Call, pair: Pair, fault: str, tmp_pa
     assert call(*words).out == ""
 
 
+def test_a_mix_is_checked_part_by_part(pair: Pair, tmp_path: Path) -> None:
+    other = tiny_tokenizer(tiny_checkpoint(tmp_path / "other"), swap=(65, 66))
+    with pytest.raises(ConfigError, match="has another tokenizer than the target"):
+        preview(pair.target, draft=other, drafter="ngram+model", device="cpu")
+    assert (
+        preview(pair.target, draft=pair.draft, drafter="ngram+model", device="cpu").models[1].here
+    )
+
+
 def test_options_of_a_pair_need_one(call: Call) -> None:
     done = call("info", "--max-length", "5")
     assert done.status == 2
