@@ -17,6 +17,7 @@ class Paceline:
     def open(self, request: dict[str, Any]) -> dict[str, Any]:
         """Open both; threads None leaves the choice to the measurement at start."""
         common = {"dtype": request["dtype"], "slots": 1, "seed": 0, "adaptive": False}
+        common["device"] = "cpu"
         self.fast = Engine(
             request["target"],
             draft=request["draft"],

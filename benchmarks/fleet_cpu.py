@@ -184,7 +184,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     new = Lengths.parse(options.new_tokens, "--new-tokens")
     with Engine(
         "mini-target", draft="mini-draft", k=options.k, slots=options.slots, adaptive=True,
-        prefix_cache=False, threads=options.threads, max_length=2048,
+        prefix_cache=False, threads=options.threads, max_length=2048, device="cpu",
     ) as engine:  # fmt: skip
         prompts = held_out(engine, lengths, options.seed)
         half = len(prompts) // 2

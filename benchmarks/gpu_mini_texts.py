@@ -23,7 +23,7 @@ def main() -> None:
     options = parser.parse_args()
     asked = random.Random(options.seed).sample(mini_prompts(), options.prompts)
     params = SamplingParams(max_tokens=options.max_tokens)
-    with Engine("mini-target", dtype="float32", threads=1, slots=1) as engine:
+    with Engine("mini-target", dtype="float32", device="cpu", threads=1, slots=1) as engine:
         ids = [engine.tokenizer.encode(text) for text in asked]
         texts = [list(engine.generate(prompt, params)[0].token_ids) for prompt in ids]
     content = {"max_tokens": options.max_tokens, "prompts": ids, "texts": texts}

@@ -134,7 +134,7 @@ def main() -> None:
         return
     with Engine(
         "mini-target", draft="mini-draft", k=options.k, dtype=options.dtype,
-        threads=options.threads, adaptive=False,
+        threads=options.threads, adaptive=False, device="cpu",
     ) as engine:  # fmt: skip
         server, bound = Server(engine, ServerSettings(name=MODEL)), bind("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

@@ -65,6 +65,7 @@ def main() -> None:
     with Engine(
         "mini-target", draft="mini-draft", drafter="predicted+model", k=o.k, adaptive=False,
         slots=o.at_once, dtype=o.dtype, threads=o.threads, max_length=o.max_tokens + 64,
+        device="cpu",
     ) as engine, serve_in_thread(engine, ServerSettings(name="mini")) as served:  # fmt: skip
         ways: dict[str, list[Answer]] = {}
         for name, enabled in (("speculation", True), ("plain", False)):

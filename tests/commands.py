@@ -14,7 +14,7 @@ class Pair:
     @property
     def options(self) -> list[str]:
         return ["--target", self.target, "--draft", self.draft, "--dtype", "float32",
-                "--threads", "1"]  # fmt: skip
+                "--device", "cpu", "--threads", "1"]  # fmt: skip
 
 
 @dataclass(frozen=True)

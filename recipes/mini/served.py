@@ -79,7 +79,7 @@ def main() -> None:
     began = time.monotonic()
     prompts = [row["prompt"] for row in draw(args.data, args.count)]
     result: dict[str, object] = {"k": args.k, "dtype": "bfloat16"}
-    options = {"k": args.k, "threads": args.threads, "slots": 1}
+    options = {"k": args.k, "threads": args.threads, "slots": 1, "device": "cpu"}
     with Engine(args.target, draft=args.draft, **options) as engine:
         for heat in HEATS:
             result[f"temperature {heat}"] = measure(engine, prompts, heat)

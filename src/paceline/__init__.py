@@ -9,6 +9,7 @@ from paceline.engine.cost_grid import Point as CostPoint
 from paceline.engine.costs import Costs
 from paceline.engine.engine import Engine
 from paceline.engine.handle import Events, Handle
+from paceline.engine.preview import ModelFacts, Preview, preview
 from paceline.engine.suggested import suggested_sampling
 from paceline.errors import (
     CheckpointError,
@@ -48,8 +49,10 @@ __all__ = [
     "Events",
     "Grammar",
     "Handle",
+    "ModelFacts",
     "NumericsError",
     "PacelineError",
+    "Preview",
     "RequestError",
     "RoundReport",
     "SamplingParams",
@@ -57,6 +60,7 @@ __all__ = [
     "StepError",
     "TokenLogprob",
     "checkpoint_folder",
+    "preview",
     "sampling_params",
     "suggested_sampling",
 ]

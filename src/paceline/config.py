@@ -16,6 +16,7 @@ from typing import Any, Self, get_args
 import torch
 
 from paceline.errors import ConfigError, did_you_mean
+from paceline.models.devices import AUTO, choose
 from paceline.models.opening import parse_dtype
 from paceline.types import RuleName, SamplingParams
 
@@ -33,7 +34,10 @@ class EngineConfig:
     target: a checkpoint folder, a bundled model's name or a hub id. drafter: a drafter's name,
     several joined with `+`; `make` takes "model" where `draft` alone is given. draft: the draft
     model, for drafters that have one. k: draft tokens a round, 0 is plain decoding. rule: match,
-    reject or block. dtype: bfloat16, float32, float64. slots: texts written at once. max_length:
+    reject or block. dtype: bfloat16, float32, float64. device: cpu, cuda or cuda:1, or
+    auto: cuda where torch sees a GPU that can do it, else cpu; here it is settled, so the field
+    then says which. slots: texts written at once; None is 4 on a CPU and on a GPU 16, or fewer
+    where these would leave the longest text much less memory. max_length:
     positions a text may have, prompt included; None is the model's own, on a CPU at most 4096, and
     no more than the cache can hold of one text. threads: of the CPU; None measures at start.
     prefill_chunk: prompt tokens a pass. seed: for requests that bring none; None draws one. On a
@@ -57,8 +61,8 @@ class EngineConfig:
     k: int = 5
     rule: RuleName = "match"
     dtype: str = "bfloat16"
-    device: str = "cpu"
-    slots: int = 4
+    device: str = AUTO
+    slots: int | None = None
     max_length: int | None = None
     threads: int | None = None
     prefill_chunk: int = 512
@@ -81,7 +85,10 @@ class EngineConfig:
         _choice("rule", self.rule, get_args(RuleName))
         _text("dtype", self.dtype)
         parse_dtype(self.dtype)
-        _whole("slots", self.slots, 1, 4096)
+        if self.device == AUTO:
+            object.__setattr__(self, "device", choose(self.dtype))  # frozen for everybody else
+        if self.slots is not None:
+            _whole("slots", self.slots, 1, 4096)
         _whole("prefill_chunk", self.prefill_chunk, 1, 1 << 16)
         if self.max_length is not None:
             _whole("max_length", self.max_length, 2, 1 << 24)
@@ -233,12 +240,16 @@ def _text(name: str, value: object) -> None:
 
 def _device(value: object) -> None:
     _text("device", value)
+    if value == AUTO:
+        return
     try:
         kind = torch.device(str(value)).type
     except RuntimeError:
         kind = ""
     if kind not in ("cpu", "cuda"):
-        raise ConfigError(f"device must be cpu or cuda (cuda:1 for the second), not {value!r}")
+        raise ConfigError(
+            f"device must be auto, cpu or cuda (cuda:1 for the second), not {value!r}"
+        )
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {value!r}: torch sees no CUDA device here; use cpu")
     if kind == "cuda" and (torch.device(str(value)).index or 0) >= torch.cuda.device_count():

@@ -42,6 +42,7 @@ def test_a_sound_pair_passes(call: Call, options: list[str]) -> None:
     for letter, part in zip("abcde", parts, strict=True):
         assert f"({letter}) {part}" in done.err
     assert "audit passed" in done.err
+    assert " on cpu\n" in done.err.split("(a)")[0]
     assert "\x1b" not in done.err
 
 

@@ -17,7 +17,7 @@ def test_a_device_that_is_not_there(call: Call, pair: Pair, command: str, device
     done = call(command, "--target", pair.target, "--draft", pair.draft, "--device", device, *text)
     line = one_line_error(done)
     assert f"'{device}'" in line
-    assert "no CUDA device here; use cpu" in line or "must be cpu or cuda" in line
+    assert "no CUDA device here; use cpu" in line or "must be auto, cpu or cuda" in line
 
 
 def test_verbose_tells_seconds_and_memory(call: Call, pair: Pair) -> None:

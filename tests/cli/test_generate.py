@@ -50,6 +50,7 @@ def test_json(call: Call, pair: Pair) -> None:
     assert len(drawn["token_ids"]) == len(drawn["sources"]) == len(drawn["logprobs"])
     assert drawn["prompt_tokens"] == 3
     # The seed that was drawn is told, and gives the same text again.
+    assert drawn["device"] == "cpu"
     again = object_of(call(*arguments, "--seed", str(drawn["seed"]), "abc"))
     assert again["token_ids"] == drawn["token_ids"]
 

@@ -57,7 +57,8 @@ def test_a_closed_pipe_is_quiet(pair: Pair) -> None:
 def test_interrupt() -> None:
     """In the midst of a text that takes seconds."""
     command = [sys.executable, "-m", "paceline", "generate", "--target", "mini-target", "-k", "0",
-               "--threads", "1", "--ignore-eos", "--max-tokens", "1900", "x"]  # fmt: skip
+               "--device", "cpu", "--threads", "1", "--ignore-eos", "--max-tokens", "1900",
+               "x"]  # fmt: skip
     # Tests started in a shell's background inherit that Ctrl-C is ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

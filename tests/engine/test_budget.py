@@ -3,6 +3,7 @@ may be. Free memory is faked; a CUDA device's sizes are reckoned, none is made."
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from paceline.kv.pages import PageAllocator
 from paceline.models.config import ModelConfig
 from paceline.models.memory import total
 from paceline.models.opening import decoder_memory, open_decoder
+from paceline.models.source import find
 from paceline.types import Limits, MemoryPart, Rows
 
 GIB = 2**30
@@ -126,16 +128,16 @@ def test_texts_are_shorter_where_not_one_of_the_models_own_fits(
 def test_a_length_that_was_asked_for_is_kept_or_refused(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = {"max_length": 2048, "cache_tokens": 2048}
+    one = {"max_length": 2048, "cache_tokens": 2048, "slots": 4}
     need = total(sized(target, monkeypatch, 80 * GIB, **one).parts)
-    text = message(target, monkeypatch, free=need, max_length=2048)
+    text = message(target, monkeypatch, free=need, max_length=2048, slots=4)
     assert re.search(
         r"; memory 0\.9 leaves 0\.\d\d of it to the cache: use memory above 0\.9, ", text
     )
     assert "a shorter max_length, fewer slots, smaller models" in text
-    limits = sized(target, monkeypatch, need, max_length=2048, memory=1.0).limits
+    limits = sized(target, monkeypatch, need, max_length=2048, memory=1.0, slots=4).limits
     assert (limits.max_length, limits.positions) == (2048, 2048)
-    text = message(target, monkeypatch, free=need - 1, max_length=2048, memory=1.0)
+    text = message(target, monkeypatch, free=need - 1, max_length=2048, memory=1.0, slots=4)
     assert "use a shorter max_length, fewer slots, smaller models" in text
 
 
@@ -171,6 +173,56 @@ def test_a_cache_that_was_asked_for(
     assert "use cache_tokens below 4096, a shorter max_length, fewer slots, smaller" in text
 
 
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What says how large an 8B model is; no weights."""
+    folder = tmp_path_factory.mktemp("eight")
+    sizes = {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
+    return folder
+
+
+def test_slots_that_nobody_asked_for(eight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as leave the longest text nearly what it has with few."""
+
+    def plan(gib: int, **options: Any) -> tuple[int, int]:
+        found = sized(eight, monkeypatch, gib * GIB, **options)
+        assert found.slots == found.limits.slots - 1
+        return found.slots, found.limits.max_length
+
+    assert plan(80, device="cpu") == (4, 4096)
+    assert plan(80) == (16, 131072)
+    few, some, many = (plan(20, slots=slots)[1] for slots in (4, 8, 16))
+    assert few > some > 7 / 8 * few > many
+    assert plan(20) == (8, some)
+    few, some, many = (plan(22, slots=slots)[1] for slots in (4, 8, 16))
+    assert many > 7 / 8 * few
+    assert plan(22) == (16, many)
+    # A length that was asked for is kept, and slots give way to it.
+    assert plan(22, max_length=few)[0] == 4
+    # A number that was asked for is taken as it is.
+    assert plan(20, slots=16) == (16, plan(20, slots=16)[1])
+
+
+def test_with_very_little_memory_one_text_at_a_time(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"max_length": 8192, "memory": 1.0}
+    two, one = (
+        total(sized(target, monkeypatch, GIB, cache_tokens=8192, slots=n, **options).parts)
+        for n in (2, 1)
+    )
+    assert sized(target, monkeypatch, two, **options).slots == 2
+    assert sized(target, monkeypatch, two - 1, **options).slots == 1
+    text = message(target, monkeypatch, free=one - 1, **options)
+    assert "with 1 slots, texts of 8192 positions and 8192 in the cache does not fit" in text
+    assert "fewer slots" not in text
+
+
 def test_the_error_lists_every_part(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = message(target, monkeypatch, free=GIB // 8, drafter="model", slots=8, dtype="float32")
     parts = ("target weights", "draft weights", "target cache", "draft cache", "slots")
@@ -199,8 +251,13 @@ def test_the_log_tells_how_much_the_cache_holds(
     with caplog.at_level("INFO", "paceline"):
         sized(target, monkeypatch, 80 * GIB, max_length=1000, cache_tokens=2500)
     assert (
-        "4 texts of up to 1000 positions, 2560 in the cache (2.5 of the longest): " in caplog.text
+        "16 texts of up to 1000 positions, 2560 in the cache (2.5 of the longest): " in caplog.text
     )
+
+
+def test_an_engine_tells_slots_that_it_decided(target: Path) -> None:
+    with Engine(target, max_length=64, threads=1) as engine:
+        assert (engine.config.slots, engine.config.device) == (4, "cpu")
 
 
 def test_a_drafter_says_what_it_takes(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,8 +332,9 @@ def test_a_search_through_long_texts_is_reckoned(
 
 def test_a_cache_takes_what_was_reckoned(target: Path) -> None:
     limits = Limits(2, 256, 1, 259, 8, 64, CPU)
-    _, cache = decoder_memory("draft", str(target), "bfloat16", limits, steady=False)
-    spec = open_decoder(str(target), "bfloat16", CPU, 256, steady=False).spec
+    model = ModelConfig.from_folder(target)
+    _, cache = decoder_memory("draft", model, "bfloat16", limits, steady=False)
+    spec = open_decoder(find(target), "bfloat16", CPU, 256, steady=False).spec
     table = 256 * spec.head_dim // 2 * 8
     cells = 2 * spec.layers * spec.kv_heads * spec.head_dim * 512 * spec.dtype.itemsize
     assert cache.size == cells + table
@@ -291,7 +349,7 @@ def test_memory_is_a_share(value: Any) -> None:
 def test_an_engine_tells_its_sizes(target: Path) -> None:
     with Engine(target, draft=target, max_length=200, slots=2, threads=1) as engine:
         assert engine.limits.max_length == 200
-        assert engine.limits.slots == 3
+        assert (engine.limits.slots, engine.config.slots) == (3, 2)
         assert set(engine.memory) >= {"target weights", "draft cache", "work space"}
         stats = engine.stats()
         assert (stats.cache_tokens, stats.cache_texts, stats.pages) == (512, 2.0, 8)

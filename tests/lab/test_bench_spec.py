@@ -30,6 +30,7 @@ def test_paceline_is_any_drafter_k_and_rule_over_one_family() -> None:
     assert engine_config(parse_contestant("paceline:threads=2,prefix_cache=false", SHARED)) == {
         "target": "T", "draft": "D", "drafter": "model", "k": 5, "rule": "match",
         "adaptive": False, "dtype": "float32", "threads": 2, "prefix_cache": False,
+        "device": "cpu",
     }  # fmt: skip
 
 
@@ -100,3 +101,19 @@ def test_loads() -> None:
     for text in ("closed:0", "closed:1.5", "poisson", "poisson:x", "tide:3", "poisson:inf"):
         with pytest.raises(ConfigError, match="load"):
             parse_load(text)
+
+
+def test_without_a_device_every_engine_has_the_same_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = ["paceline", "transformers:plain", "transformers:lookup,device=cpu,label=c"]
+    assert [c.options.get("device") for c in parse_contestants(specs, SHARED)] == [
+        None,
+        None,
+        "cpu",
+    ]
+    monkeypatch.setattr("paceline.config.choose", lambda dtype: "cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    made = parse_contestants(specs, SHARED | {"device": "auto"})
+    assert [c.options["device"] for c in made] == ["cuda", "cuda", "cpu"]
+    assert engine_config(made[0])["device"] == "cuda"
+    assert "cuda" in made[0].family

@@ -13,6 +13,7 @@ from torch import Tensor
 from paceline.kv.pools import KVPool
 from paceline.models.decoder import Decoder
 from paceline.models.opening import open_decoder
+from paceline.models.source import find
 from paceline.ops.attention import BLOCK
 from paceline.types import Window
 
@@ -26,7 +27,7 @@ LENGTH = 90
 def open_tiny(folder: Path, variant: str, dtype: str = "float32") -> tuple[Decoder, KVPool]:
     family, overrides = VARIANTS[variant]
     tiny_checkpoint(folder, family, tokenizer=False, **overrides)
-    decoder = open_decoder(str(folder), dtype, CPU, LONGEST)
+    decoder = open_decoder(find(folder), dtype, CPU, LONGEST)
     return decoder, KVPool(decoder.spec, PAGES.numel(), BLOCK, CPU)
 
 
@@ -152,3 +153,26 @@ def test_float64_is_closer_than_float32(family: str, tmp_path: Path) -> None:
     assert double.dtype is torch.float64
     torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-4)
     torch.testing.assert_close(again, double, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("stored", "opened", "words"),
+    [
+        (torch.float32, "bfloat16", "holds float32 weights and is opened as bfloat16, which rounds "
+         "them; dtype float32 keeps them, in 4 bytes a weight instead of 2"),
+        (torch.float16, "bfloat16", "holds float16 weights and is opened as bfloat16, which rounds "
+         "them; dtype float32 keeps them, in 4 bytes a weight instead of 2"),
+        (torch.float64, "float32", "dtype float64 keeps them, in 8 bytes a weight instead of 4"),
+        (torch.bfloat16, "bfloat16", ""),
+        (torch.float16, "float32", ""),
+        (torch.bfloat16, "float64", ""),
+    ],
+)  # fmt: skip
+def test_weights_that_are_rounded_are_told_of(
+    stored: torch.dtype, opened: str, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_checkpoint(tmp_path, dtype=stored, tokenizer=False)
+    open_decoder(find(folder), opened, CPU, LONGEST)
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(told) == bool(words)
+    assert not words or (told[0].startswith(f"{folder} holds") and words in told[0])

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
+from helpers import tiny_checkpoint
 
+from paceline import Engine, EngineConfig, preview
+from paceline.drafters import create
+from paceline.engine.budget import plan_memory
 from paceline.errors import CheckpointError
 from paceline.models import source
-from paceline.models.loading import resolve
+from paceline.models.config import ModelConfig
+from paceline.models.source import find, resolve
 
 
 def refusal(name: str | Path) -> str:
@@ -59,19 +68,148 @@ def test_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve("mini-draft") == folder
 
 
-def test_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, list[str]]] = []
+class Hub:
+    """A hub that has some repositories, as far as the client's functions that are used show one. A
+    snapshot lies in a folder named by its commit, as in the real cache."""
 
-    def download(name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
-        return str(tmp_path)
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.repositories = root, dict[str, Path]()
+        self.downloads: list[tuple[str, str | None, list[str]]] = []
+        self.listed = 0
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", self._download)
+        monkeypatch.setattr(huggingface_hub, "list_repo_files", self._list)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert resolve("someone/model-1.5B") == tmp_path
-    ((name, patterns),) = asked
-    assert name == "someone/model-1.5B"
-    assert "*.safetensors" in patterns
-    assert not any("bin" in pattern for pattern in patterns)
+    def _download(
+        self, name: str, *, revision: str | None, allow_patterns: list[str],
+        ignore_patterns: list[str],
+    ) -> str:  # fmt: skip
+        self.downloads.append((name, revision, allow_patterns))
+        folder = self.root / "snapshots" / "0123abc"
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in self.repositories[name].iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                shutil.copy(file, folder)
+        return str(folder)
+
+    def _list(self, name: str, *, revision: str | None) -> list[str]:
+        self.listed += 1
+        return [file.name for file in self.repositories[name].iterdir()]
+
+    def add(self, name: str, *files: str) -> Path:
+        """A repository of empty files."""
+        self.repositories[name] = self.root / name
+        self.repositories[name].mkdir(parents=True)
+        for file in files:
+            (self.repositories[name] / file).write_text("{}")
+        return self.repositories[name]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    return Hub(tmp_path / "hub", monkeypatch)
+
+
+@pytest.mark.parametrize(("size", "shards"), [("5GB", 1), ("20KB", 3)])
+def test_a_model_of_the_hub_comes_in_two_steps(hub: Hub, size: str, shards: int) -> None:
+    tiny_checkpoint(hub.add("someone/model-1.5B", "pytorch_model.bin"), max_shard_size=size)
+    (hub.root / "someone/model-1.5B/model.fp32.safetensors").write_text("another one")
+    found = find("someone/model-1.5B@v1.0")
+    assert not list(found.folder.glob("*.safetensors"))
+    assert (found.folder / "tokenizer.json").is_file()
+    assert found.with_weights() == found.folder == resolve("someone/model-1.5B@v1.0")
+    assert len(list(found.folder.glob("*.safetensors"))) >= shards
+    first, second = hub.downloads[:2]
+    assert first[:2] == ("someone/model-1.5B", "v1.0")
+    assert second[:2] == ("someone/model-1.5B", "0123abc")  # whatever v1.0 has become meanwhile
+    assert not (found.folder / "model.fp32.safetensors").exists()
+    assert not list(found.folder.glob("*.bin"))
+    assert hub.listed == 0
+
+
+def test_sizing_asks_the_hub_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's sizes are searched for, which asks for everybody's memory many times."""
+    tiny_checkpoint(hub.add("org/target"))
+    hub.repositories["org/draft"] = hub.repositories["org/target"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("paceline.engine.budget.free_bytes", lambda device: 2**29)
+    drafter = create("ngram+model", path="org/draft", dtype="bfloat16")
+    model = ModelConfig.from_folder(find("org/target").folder)
+    plan_memory(EngineConfig(target="org/target", device="cuda"), model, drafter)
+    assert [name for name, *_ in hub.downloads] == ["org/target", "org/draft"]
+
+
+def test_an_opening_asks_the_hub_twice_a_model(hub: Hub) -> None:
+    tiny_checkpoint(hub.add("some/target"))
+    hub.repositories["some/draft"] = hub.repositories["some/target"]
+    with Engine("some/target", draft="some/draft@main", device="cpu", threads=1, max_length=64):
+        pass
+    asked = [(name, revision) for name, revision, _ in hub.downloads]
+    assert len(asked) == 4
+    assert set(asked) == {
+        ("some/draft", "main"), ("some/draft", "0123abc"),
+        ("some/target", None), ("some/target", "0123abc"),
+    }  # fmt: skip
+
+
+def test_a_preview_downloads_no_weights(hub: Hub) -> None:
+    tiny_checkpoint(hub.add("some/target"), dtype=torch.bfloat16)
+    told = preview("some/target", device="cpu").models[0]
+    assert not list(hub.root.glob("snapshots/*/*.safetensors"))
+    assert not told.here
+    assert told.notes == ("is checked by its configuration only: its weights are still on the hub",)
+    resolve("some/target")
+    told = preview("some/target", device="cpu").models[0]
+    assert told.here
+    assert told.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"quantization_config": {"quant_method": "awq"}}, "the weights are quantised"),
+        ({"model_type": "gemma3", "architectures": ["Gemma3ForCausalLM"]}, "'gemma3' is not supp"),
+    ],
+)
+def test_what_is_refused_is_refused_before_its_weights_come(
+    hub: Hub, change: dict[str, Any], words: str
+) -> None:
+    folder = tiny_checkpoint(hub.add("someone/else"))
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(said | change))
+    assert words in refusal("someone/else")
+    with pytest.raises(CheckpointError, match=words):
+        Engine("someone/else", device="cpu")
+    assert not list(hub.root.glob("snapshots/*/*.safetensors"))
+
+
+KINDS = [
+    (["adapter_config.json", "adapter_model.safetensors"], "is a LoRA adapter, not a whole model; "
+     "merge it into its base model first"),
+    (["model-Q4_K_M.gguf", "README.md"], "has GGUF weights only, which are not read; give the"),
+    (["pytorch_model.bin", "config.json"], "has pickled weights only; convert them to safeten"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "words"), KINDS)
+def test_what_is_no_model_in_safetensors(
+    hub: Hub, files: list[str], words: str, tmp_path: Path
+) -> None:
+    said = tiny_checkpoint(tmp_path / "whole") / "config.json"
+    folder = hub.add("some/one", *files)
+    if "config.json" in files:
+        shutil.copy(said, folder)
+    assert refusal("some/one").startswith(f"some/one {words}")
+    with pytest.raises(CheckpointError) as caught:
+        Engine(folder, device="cpu")
+    assert str(caught.value).startswith(f"{folder} {words}")
+
+
+def test_a_gguf_file_and_a_repository_of_neither(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_text("GGUF")
+    assert "a.gguf has GGUF weights only" in refusal(tmp_path / "a.gguf")
+    hub.add("some/texts", "README.md")
+    assert refusal("some/texts").startswith("some/texts has no config.json; give the hub id")
 
 
 def test_hub_that_gives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +225,8 @@ def test_hub_that_gives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     response: Any = type("Response", (), {"headers": {}, "request": None})()
     fail(huggingface_hub.errors.RepositoryNotFoundError("no", response=response))
     assert "the hub has no model someone/x; check the spelling" in refusal("someone/x")
+    fail(huggingface_hub.errors.RevisionNotFoundError("no", response=response))
+    assert "the hub has no such revision: someone/x@v9; give a br" in refusal("someone/x@v9")
     fail(huggingface_hub.errors.GatedRepoError("no", response=response))
     assert "someone/x is gated; accept its terms" in refusal("someone/x")
     fail(TimeoutError("slow\nline"))

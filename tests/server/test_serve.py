@@ -44,7 +44,8 @@ LONG: dict[str, Any] = {
 @pytest.fixture
 def process() -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "paceline", "serve", "--port", "0", "--name", "code",
-               "--threads", "1", "--dtype", "float32", "--fixed", "--drain", "50"]  # fmt: skip
+               "--device", "cpu", "--threads", "1", "--dtype", "float32", "--fixed",
+               "--drain", "50"]  # fmt: skip
     environment = {**os.environ, "PACELINE_API_KEYS": "sk-test"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as running:
         yield running
@@ -55,6 +56,7 @@ def test_sigterm_under_load(process: subprocess.Popen[bytes]) -> None:
     assert process.stderr is not None
     ready = told(process, "ready")
     assert ready["models"] == ["code"]
+    assert (ready["device"], ready["slots"]) == ("cpu", 4)
     headers = {"authorization": "Bearer sk-test"}
     answers: list[str] = []
     with httpx2.Client(
@@ -91,7 +93,7 @@ def test_sigterm_under_load(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def started(*options: str) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "paceline", "serve", *options]
+    command = [sys.executable, "-m", "paceline", "serve", *options, "--device", "cpu"]
     environment = {**os.environ, "PACELINE_API_KEYS": ""}
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as running:
         try:

@@ -72,7 +72,8 @@ def audit(
     three to five. Exit status 1 if a part fails.
     """
     options = engine_options(None, target=target, draft=draft, threads=threads)
-    pair = Pair(options["target"], options.get("draft"), max_length, threads, device or "cpu")
+    place = common.settled(device)
+    pair = Pair(options["target"], options.get("draft"), max_length, threads, place)
     asked = [row["prompt"] for row in draw(seed, prompts)] if file is None else read(file)
     console = common.stderr if json_ else common.stdout
     with common.busy(f"opening {pair.target}"), pair.open("none", dtype="float32") as engine:
@@ -86,9 +87,10 @@ def audit(
     del engine
     with _progress() as progress:
         report = run_audit(pair, ids, QUICK if quick else AuditOptions(), progress)
+    console.print(f"audit of {pair.target} on {place}", markup=False, soft_wrap=True)
     show(report, console)
     if json_:
-        write_json(dataclasses.asdict(report) | {"versions": common.versions()})
+        write_json(dataclasses.asdict(report) | {"device": place, "versions": common.versions()})
     if not report.passed:
         raise typer.Exit(1)
 

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from paceline import ConfigError, Engine
+from paceline import ConfigError, Engine, EngineConfig
 from paceline.config import load_toml, read_toml
 
 # Piped output has no screen to fit, so its tables get the width they need.
@@ -65,7 +65,8 @@ Dtype = Annotated[
 ]  # fmt: skip
 Device = Annotated[
     str | None,
-    typer.Option("--device", help="cpu or cuda.", rich_help_panel="Models", show_default="cpu"),
+    typer.Option("--device", help="auto (a GPU where there is one), cpu or cuda.",
+                 rich_help_panel="Models", show_default="auto"),
 ]  # fmt: skip
 Threads = Annotated[
     int | None,
@@ -119,6 +120,12 @@ def engine_options(
     if config is not None:
         chosen = asdict(load_toml(config, **chosen))
     return chosen if serving else chosen | {"adaptive": bool(chosen.get("adaptive"))}
+
+
+def settled(device: str | None) -> str:
+    """The device that `--device` means, for commands that open several engines or tell of it
+    before they do. Raises ConfigError."""
+    return EngineConfig.make(target=MINI_TARGET, device=device or "auto").device
 
 
 @contextmanager

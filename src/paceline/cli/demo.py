@@ -214,7 +214,7 @@ def table(result: dict[str, Any]) -> Table:
     """Return the closing table."""
     title = (
         f"{result['prompts']} prompts (seed {result['seed']}), {result['tokens']} tokens, "
-        f"{result['repeats']} repeats, {result['dtype']}"
+        f"{result['repeats']} repeats, {result['dtype']} on {result['device']}"
     )
     shown = Table(title=title, title_justify="left", show_header=False)
     shown.add_column(style="bold")

@@ -179,7 +179,8 @@ class _Run:
 
     def summary(self) -> str:
         stats = self.engine.stats()
-        parts = [f"{stats.emitted} tokens, {stats.emitted / self.seconds:.0f} tok/s"]
+        rate = f"{stats.emitted / self.seconds:.0f} tok/s on {self.engine.config.device}"
+        parts = [f"{stats.emitted} tokens, {rate}"]
         if stats.tokens_per_round is not None and stats.drafted:
             parts.append(f"{stats.tokens_per_round:.2f} tokens a round")
         if stats.acceptance_rate is not None:
@@ -196,6 +197,7 @@ class _Run:
             "finish": last.finish,
             "stop_reason": last.stop_reason,
             "seed": self.params.seed,
+            "device": self.engine.config.device,
             "logprobs": [dataclasses.asdict(item) for item in logprobs] or None,
             "seconds": ratio(self.seconds),
             **stats_json(self.engine.stats()),

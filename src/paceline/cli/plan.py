@@ -97,9 +97,10 @@ def plan(
     _agree(measured, bench, file, check, traffic, rate, gpus, prompt_tokens, new_tokens, hours,
            slots, ttft_ms, price, out, save)  # fmt: skip
     kept = plan_gather.kept(measured, bench)
-    wanted_loads = plan_gather.loads(loads, device, kept)
+    place = common.settled(device) if kept is None else ""
+    wanted_loads = plan_gather.loads(loads, place, kept)
     if kept is None:
-        models = {"target": target, "draft": draft, "rule": rule, "dtype": dtype, "device": device,
+        models = {"target": target, "draft": draft, "rule": rule, "dtype": dtype, "device": place,
                   "threads": threads, "max_length": max_length}  # fmt: skip
         params = sampling_params(max_tokens=max_tokens, temperature=temperature, top_p=top_p,
                                  top_k=top_k)  # fmt: skip

@@ -27,12 +27,12 @@ from paceline.lab.plan_words import lengths
 BUNDLED = 32  # prompts of the bundled set
 
 
-def loads(text: str | None, device: str | None, found: Measured | None) -> tuple[int, ...]:
+def loads(text: str | None, device: str, found: Measured | None) -> tuple[int, ...]:
     """Those asked for; else those that were measured; else what the device is likely to have."""
     if text is None and found is not None:
         return tuple(sorted({run.load for each in found.drafters for run in each.runs}))
     if text is None:
-        return (1, 4, 16, 64) if (device or "cpu").startswith("cuda") else (1, 2, 4)
+        return (1, 4, 16, 64) if device.startswith("cuda") else (1, 2, 4)
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and 1 <= int(part) <= 4096 for part in parts):
         raise ConfigError(f"--loads must be numbers from 1 to 4096, as in 1,4,16, not {text!r}")

@@ -41,7 +41,8 @@ def serve(
     max_length: common.MaxLength = None,
     config: common.ConfigFile = None,
     slots: Annotated[
-        int | None, _engine("--slots", "Texts written at once.", show_default="4")
+        int | None,
+        _engine("--slots", "Texts written at once.", show_default="4; on a GPU up to 16"),
     ] = None,
     cache_tokens: Annotated[
         int | None,
@@ -173,6 +174,7 @@ def serve(
     }  # fmt: skip
     options = engine_options(config, serving=True, **given)
     asked = EngineConfig.make(**options)
+    options["device"] = asked.device  # settled, and told of, already
     said = {
         "host": host, "port": port, "name": name, "api_keys": api_keys, "cors": cors,
         "max_body": max_body, "queue": queue, "max_priority": max_priority, "timeout": timeout,

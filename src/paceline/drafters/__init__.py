@@ -17,7 +17,7 @@ from typing import get_type_hints
 from paceline.drafters.base import Drafter, Draw, TargetInfo
 from paceline.errors import ConfigError, did_you_mean
 
-__all__ = ["Drafter", "Draw", "TargetInfo", "create", "names"]
+__all__ = ["Drafter", "Draw", "TargetInfo", "create", "create_for", "names"]
 
 _BUILT_IN = {
     "none": "paceline.drafters.none:NoDrafter",
@@ -46,6 +46,11 @@ def create(spec: str, **defaults: str) -> Drafter:
     from paceline.drafters.mix import MixDrafter
 
     return MixDrafter(tuple(made))
+
+
+def create_for(spec: str, draft: str | None, dtype: str) -> Drafter:
+    """`create` with what an engine's options say of the draft model, where they name one."""
+    return create(spec) if draft is None else create(spec, path=draft, dtype=dtype)
 
 
 def _create_one(part: str, defaults: dict[str, str]) -> Drafter:

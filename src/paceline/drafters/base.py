@@ -46,7 +46,21 @@ class Draw(Protocol):
         ...
 
 
-class TargetInfo(Protocol):
+class TargetText(Protocol):
+    """What is known of the target's tokens before its weights are read."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The target's tokenizer, or None where it was opened without one. Waits until it is
+        loaded."""
+        ...
+
+    def tokenizer_lies_in(self, folder: Path) -> bool:
+        """Whether `folder` holds the target's tokenizer, byte by byte. Waits for nothing."""
+        ...
+
+
+class TargetInfo(TargetText, Protocol):
     """What a drafter may borrow from the target when it is bound."""
 
     @property
@@ -58,16 +72,6 @@ class TargetInfo(Protocol):
     @property
     def embedding(self) -> Tensor:
         """[V, d], the target's input embedding, read-only."""
-        ...
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """The target's tokenizer, or None where it was opened without one. Waits until it is
-        loaded."""
-        ...
-
-    def tokenizer_lies_in(self, folder: Path) -> bool:
-        """Whether `folder` holds the target's tokenizer, byte by byte. Waits for nothing."""
         ...
 
 
@@ -88,6 +92,9 @@ class Drafter(ABC):
         arrays that grow with the limits. Asked before it, for several limits, so that what cannot
         fit is refused before anything is read."""
         return ()
+
+    def check(self, target: TargetText) -> None:  # noqa: B027
+        """Raise ConfigError where it cannot draft for `target`. Reads no weights."""
 
     def bind(self, target: TargetInfo, limits: Limits) -> None:  # noqa: B027
         """Called once before any request: allocate fixed-size buffers, load weights."""

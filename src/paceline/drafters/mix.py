@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from paceline.drafters.base import Drafter, Draw, TargetInfo
+from paceline.drafters.base import Drafter, Draw, TargetInfo, TargetText
 from paceline.errors import ConfigError
 from paceline.types import (
     Draft,
@@ -51,6 +51,11 @@ class MixDrafter(Drafter):
     def memory(self, limits: Limits) -> tuple[MemoryPart, ...]:
         """What all parts take."""
         return tuple(item for part in self.parts for item in part.memory(limits))
+
+    def check(self, target: TargetText) -> None:
+        """Every part's."""
+        for part in self.parts:
+            part.check(target)
 
     def bind(self, target: TargetInfo, limits: Limits) -> None:
         """Bind every part; what one needs may be known only then."""

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paceline.drafters.base import Drafter, Draw, TargetInfo
+from paceline.drafters.base import Drafter, Draw, TargetInfo, TargetText
 from paceline.errors import ConfigError
 from paceline.kv.pools import KVPool
+from paceline.models.config import ModelConfig
 from paceline.models.decoder import Decoder
-from paceline.models.loading import resolve
 from paceline.models.opening import decoder_memory, open_decoder
+from paceline.models.source import Source, find
 from paceline.ops.bookkeeping import tail_and_ahead
 from paceline.speculation.window import step
 from paceline.text import Tokenizer
@@ -41,27 +42,33 @@ class ModelDrafter(Drafter):
 
     def __init__(self, options: ModelOptions) -> None:
         self.options = options
+        self._found: tuple[Source, ModelConfig] | None = None
         self._model: Decoder
         self._pool: KVPool
 
     def memory(self, limits: Limits) -> tuple[MemoryPart, ...]:
         """Its weights and its cache. Raises CheckpointError where there is no such model."""
-        return decoder_memory("draft", self.options.path, self.options.dtype, limits, steady=False)
+        _, config = self._find()
+        return decoder_memory("draft", config, self.options.dtype, limits, steady=False)
+
+    def check(self, target: TargetText) -> None:
+        """Raises CheckpointError, or ConfigError where it has another tokenizer than `target`."""
+        folder = self._find()[0].folder
+        if target.tokenizer_lies_in(folder) or target.tokenizer is None:
+            return
+        difference = target.tokenizer.same_as(Tokenizer.load(folder))
+        if difference is not None:
+            raise ConfigError(
+                f"the draft {self.options.path!r} has another tokenizer than the target "
+                f"({difference}): choose a draft made for this target"
+            )
 
     def bind(self, target: TargetInfo, limits: Limits) -> None:
-        """Load the model. Raises CheckpointError, or ConfigError where it cannot draft for
-        `target`."""
-        folder = resolve(self.options.path)
-        if not target.tokenizer_lies_in(folder) and target.tokenizer is not None:
-            own = Tokenizer.load(folder)
-            difference = target.tokenizer.same_as(own)
-            if difference is not None:
-                raise ConfigError(
-                    f"the draft {self.options.path!r} has another tokenizer than the target "
-                    f"({difference}): choose a draft made for this target"
-                )
+        """Load the model. Raises what `check` does."""
+        self.check(target)
+        source, _ = self._find()
         self._model = open_decoder(
-            self.options.path, self.options.dtype, limits.device, limits.max_length, steady=False
+            source, self.options.dtype, limits.device, limits.max_length, steady=False
         )
         self._vocab = target.vocab_size
         self._numbers = torch.arange(limits.max_k + 1, device=limits.device)
@@ -94,6 +101,13 @@ class ModelDrafter(Drafter):
         stored = torch.stack(scores, 1) if scores else None  # [B, k, V]
         count, source = self._numbers[k].expand(batch), self._numbers[0].expand(batch)
         return Draft(drafted, count, source, stored)
+
+    def _find(self) -> tuple[Source, ModelConfig]:
+        """The model, found once: whoever sizes an engine asks for its memory many times."""
+        if self._found is None:
+            source = find(self.options.path)
+            self._found = source, ModelConfig.from_folder(source.folder)
+        return self._found
 
     def _known(self, window: Window) -> Window:
         """The window in tokens that the draft has: of a few that only the target has, its last one

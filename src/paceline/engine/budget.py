@@ -30,6 +30,11 @@ log = logging.getLogger(__name__)
 _GIB = 2**30
 CPU_LENGTH = 4096  # positions, where nobody says how many
 STEP = 256  # where the model's own length does not fit, texts are sized in these
+# Texts at once where nobody says how many; on a GPU the first with which the longest text keeps its
+# share of what it is with the last.
+CPU_SLOTS = 4
+GPU_SLOTS = (16, 8, 4)
+_KEPT = 7 / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,53 +45,83 @@ class Budget:
     parts: tuple[MemoryPart, ...]
     free: int
 
+    @property
+    def slots(self) -> int:
+        """Texts at once: all slots but the scratch."""
+        return self.limits.slots - 1
 
-def plan_memory(config: EngineConfig, model: ModelConfig, drafter: Drafter) -> Budget:
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What there is to be shared out: bytes that are free on a device, which need not be here."""
+
+    device: torch.device
+    free: int
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+
+def plan_memory(
+    config: EngineConfig, model: ModelConfig, drafter: Drafter, room: Room | None = None
+) -> Budget:
     """Size everything for `config`. On a GPU, unless `cache_tokens` says otherwise, the cache takes
     its share of what all else leaves, up to one longest text in every slot, one at least; texts
-    are as long as the model's own, where that is left open, or as one that fits.
+    are as long as the model's own, where that is left open, or as one that fits. Where `slots` is
+    left open, it is decided here: `Budget.slots` says how many there are. room: instead of what is
+    free on the device of `config`.
 
     Raises CheckpointError, which lists every part, where the device has too little, and
     ConfigError for a cache that cannot hold one text.
     """
-    device = torch.device(config.device)
-    sizes = _Sizes(config, model, drafter, free_bytes(device))
-    length, least = _lengths(config, model)
-    budget = sizes.fitting(length)
-    if budget is None and least < length:
-        budget = sizes.longest(length)
+    if room is None:
+        device = torch.device(config.device)
+        room = Room(device, free_bytes(device))
+    lengths = _lengths(config, model, room)
+
+    def sized(slots: int) -> _Sizes:
+        return _Sizes(config, model, drafter, room, slots)
+
+    budget, fewest = None, config.slots or CPU_SLOTS
+    if config.slots is None and room.on_gpu:
+        budget, fewest = _decided(sized, lengths), 1
+    else:
+        budget = sized(fewest).best(lengths)
     if budget is None:
-        raise _refusal(config, sizes, sizes.sized(least, sizes.pages(least)[0]))
+        sizes = sized(fewest)
+        raise _refusal(config, sizes, sizes.sized(lengths[1], sizes.pages(lengths[1])[0]))
     limits = budget.limits
     log.info(
         "%d texts of up to %d positions, %d in the cache (%.1f of the longest): "
         "%.2f GiB (%s) of %.2f free on %s",
-        config.slots,
+        budget.slots,
         limits.max_length,
         limits.positions,
         limits.texts,
         total(budget.parts) / _GIB,
         describe(budget.parts),
         budget.free / _GIB,
-        device,
+        room.device,
     )
     return budget
 
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """What an engine takes by how long texts may be and how many pages the caches have. free:
-    bytes on the device."""
+    """What an engine of so many slots takes by how long texts may be and how many pages the caches
+    have."""
 
     config: EngineConfig
     model: ModelConfig
     drafter: Drafter
-    free: int
+    room: Room
+    slots: int
 
     @property
     def shared(self) -> bool:
         """Whether the cache is given a share of what is left, and not what somebody asked for."""
-        return self.config.cache_tokens is None and _on_gpu(self.config)
+        return self.config.cache_tokens is None and self.room.on_gpu
 
     def pages(self, length: int) -> tuple[int, int]:
         """The fewest and the most pages for texts of up to `length` positions. On a GPU: enough
@@ -95,23 +130,32 @@ class _Sizes:
             asked = _pages(self.config.cache_tokens)
             return asked, asked
         one = _pages(length)
-        return one if self.shared else one * self.config.slots, one * self.config.slots
+        return one if self.shared else one * self.slots, one * self.slots
 
     def sized(self, length: int, pages: int) -> Budget:
         """Everything for texts of up to `length` positions and that many pages to give out."""
-        limits = make_limits(self.config, self.model, length, pages)
-        return Budget(limits, _parts(self.config, self.model, self.drafter, limits), self.free)
+        limits = Limits(
+            slots=self.slots + 1,  # one slot and one page more are scratch
+            max_length=length,
+            max_k=max(1, self.config.k),
+            vocab_size=self.model.vocab_size,
+            pages=pages + 1,
+            page_size=BLOCK,
+            device=self.room.device,
+        )
+        parts = _parts(self.config, self.model, self.drafter, limits)
+        return Budget(limits, parts, self.room.free)
 
-    def room(self, length: int) -> tuple[int, int]:
+    def shares(self, length: int) -> tuple[int, int]:
         """Bytes of all that does not depend on how many pages there are, and those that the pages
         may take beside it."""
         rest = total(self.sized(length, 0).parts)
-        left = self.free - rest
+        left = self.room.free - rest
         return rest, int(left * self.config.memory) if self.shared else left
 
     def fitting(self, length: int) -> Budget | None:
         """The most pages that fit, with everything else; None where not even the fewest do."""
-        rest, room = self.room(length)
+        rest, room = self.shares(length)
 
         def fits(pages: int) -> bool:
             return total(self.sized(length, pages).parts) - rest <= room
@@ -119,12 +163,19 @@ class _Sizes:
         least, most = self.pages(length)
         return self.sized(length, _greatest(least, most, fits)) if fits(least) else None
 
+    def best(self, lengths: tuple[int, int]) -> Budget | None:
+        """The plan with the longest texts, from how long they are to be down to what is settled
+        for; None where nothing fits."""
+        wanted, least = lengths
+        budget = self.fitting(wanted)
+        return self.longest(wanted) if budget is None and least < wanted else budget
+
     def longest(self, most: int) -> Budget | None:
         """The longest texts below `most` of which one fits, in steps, with the most pages for such
         texts; None where not even one of a step does."""
 
         def fits(steps: int) -> bool:
-            rest, room = self.room(steps * STEP)
+            rest, room = self.shares(steps * STEP)
             least = self.sized(steps * STEP, self.pages(steps * STEP)[0])
             return total(least.parts) - rest <= room
 
@@ -132,21 +183,7 @@ class _Sizes:
         return self.fitting(steps * STEP) if steps else None
 
 
-def make_limits(config: EngineConfig, model: ModelConfig, max_length: int, pages: int) -> Limits:
-    """Sizes for texts of up to max_length positions in so many pages; one slot and one page more
-    are scratch."""
-    return Limits(
-        slots=config.slots + 1,
-        max_length=max_length,
-        max_k=max(1, config.k),
-        vocab_size=model.vocab_size,
-        pages=pages + 1,
-        page_size=BLOCK,
-        device=torch.device(config.device),
-    )
-
-
-def _lengths(config: EngineConfig, model: ModelConfig) -> tuple[int, int]:
+def _lengths(config: EngineConfig, model: ModelConfig, where: Room) -> tuple[int, int]:
     """How long texts are to be, and what is settled for where that does not fit. Raises
     ConfigError where the cache that was asked for is too small."""
     room = None if config.cache_tokens is None else _pages(config.cache_tokens) * BLOCK
@@ -159,18 +196,28 @@ def _lengths(config: EngineConfig, model: ModelConfig) -> tuple[int, int]:
             )
         return config.max_length, config.max_length
     length = model.max_length if room is None else min(model.max_length, room)
-    if not _on_gpu(config):
+    if not where.on_gpu:
         length = min(length, CPU_LENGTH)
         return length, length
     return length, min(length, STEP)
 
 
+def _decided(sized: Callable[[int], _Sizes], lengths: tuple[int, int]) -> Budget | None:
+    """The plan with the most slots of `GPU_SLOTS` that leaves the longest text nearly what it has
+    with the fewest of them; where not even these fit, with as many as do. None where none fits."""
+    few = sized(GPU_SLOTS[-1]).best(lengths)
+    if few is None:
+        fewer = range(GPU_SLOTS[-1] - 1, 0, -1)
+        return next((plan for n in fewer if (plan := sized(n).best(lengths)) is not None), None)
+    for slots in GPU_SLOTS[:-1]:
+        budget = sized(slots).best(lengths)
+        if budget is not None and budget.limits.max_length >= _KEPT * few.limits.max_length:
+            return budget
+    return few
+
+
 def _pages(positions: int) -> int:
     return -(-positions // BLOCK)
-
-
-def _on_gpu(config: EngineConfig) -> bool:
-    return torch.device(config.device).type == "cuda"
 
 
 def _greatest(low: int, high: int, fits: Callable[[int], bool]) -> int:
@@ -186,20 +233,20 @@ def _greatest(low: int, high: int, fits: Callable[[int], bool]) -> int:
 def _refusal(config: EngineConfig, sizes: _Sizes, budget: Budget) -> CheckpointError:
     limits, remedies, note = budget.limits, [], ""
     if sizes.shared and total(budget.parts) <= budget.free:
-        room = sizes.room(limits.max_length)[1]
+        room = sizes.shares(limits.max_length)[1]
         note = f"memory {config.memory:g} leaves {room / _GIB:.2f} of it to the cache: "
         remedies.append(f"memory above {config.memory:g}")
     if limits.pages - 1 > limits.table:
         remedies.append(f"cache_tokens below {limits.positions}")
     if config.max_length is not None or limits.device.type == "cpu":
         remedies.append("a shorter max_length")
-    if config.slots > 1:
+    if sizes.slots > 1:
         remedies.append("fewer slots")
     if parse_dtype(config.dtype).itemsize > 2:
         remedies.append("dtype bfloat16")
     remedy = f"{note}use {', '.join([*remedies, 'smaller models'])} or another device"
     what = (
-        f"{config.target} with {config.slots} slots, texts of {limits.max_length} positions and "
+        f"{config.target} with {sizes.slots} slots, texts of {limits.max_length} positions and "
         f"{limits.positions} in the cache"
     )
     return too_little(what, budget.parts, budget.free, limits.device, remedy)
@@ -210,7 +257,7 @@ def _parts(
 ) -> tuple[MemoryPart, ...]:
     compute = torch.promote_types(parse_dtype(config.dtype), torch.float32)
     stores_q = RULES[config.rule].needs_q
-    target = decoder_memory("target", config.target, config.dtype, limits)
+    target = decoder_memory("target", model, config.dtype, limits)
     own = drafter.memory(limits)
     return (
         target[0],

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from paceline.config import EngineConfig
-from paceline.drafters import Drafter, create
+from paceline.drafters import Drafter, create_for
 from paceline.engine.budget import Budget, plan_memory
 from paceline.engine.capture import CapturedRounds, every_plan, run_once, widths
 from paceline.engine.constrain import Constrainer
@@ -51,8 +51,9 @@ from paceline.errors import ConfigError
 from paceline.kv.pools import KVPool
 from paceline.models.config import ModelConfig
 from paceline.models.decoder import Decoder, abridged
-from paceline.models.loading import resolve
+from paceline.models.devices import check_device
 from paceline.models.opening import open_decoder
+from paceline.models.source import find
 from paceline.ops.choose import make_chooser
 from paceline.ops.compiling import compiling
 from paceline.speculation.verify import RULES
@@ -130,9 +131,10 @@ def open_machine(
 
     Raises ConfigError and CheckpointError.
     """
-    path = resolve(config.target)
-    model = ModelConfig.from_folder(path)
-    made = drafter or _create(config)
+    check_device(torch.device(config.device), config.dtype)
+    source = find(config.target)
+    path, model = source.folder, ModelConfig.from_folder(source.folder)
+    made = drafter or create_for(config.drafter, config.draft, config.dtype)
     reading = ThreadPoolExecutor(1, "paceline-tokenizer")
     # Its imports take longest of all: beside a device that wakes up, weights and kernels.
     loading = reading.submit(Tokenizer.load, path)
@@ -141,7 +143,7 @@ def open_machine(
     limits, device = budget.limits, budget.limits.device
     with _many_threads():
         target = open_decoder(
-            config.target,
+            source,
             config.dtype,
             device,
             limits.max_length,
@@ -272,12 +274,6 @@ def _make_pilot(
     }
     table = cost_table(rig, key, progress=partial(progress, "measuring rounds"))
     return Governor(table, latency=config.latency), lambda: keep(rig, key, table)
-
-
-def _create(config: EngineConfig) -> Drafter:
-    if config.draft is None:
-        return create(config.drafter)
-    return create(config.drafter, path=config.draft, dtype=config.dtype)
 
 
 def _check_features(drafter: Drafter, target: Decoder) -> None:

@@ -103,6 +103,8 @@ class Engine:
             except BaseException:  # Ctrl-C, say: nobody will have this engine
                 self._end()
                 raise
+        # From here on it says how many texts are written at once, whoever decided it.
+        self.config = config = replace(config, slots=opened.budget.slots)
         self.tokenizer, self.threads = opened.tokenizer, opened.threads
         self._loop, self._widest = opened.loop, opened.widest
         self._keep, self._costs = opened.keep, opened.costs

@@ -31,7 +31,7 @@ def work_bytes(config: EngineConfig, model: ModelConfig, needs: Needs, limits: L
     rounds have memory of their own. needs: the drafter's, as far as it is known."""
     kind, on_gpu = parse_dtype(config.dtype), limits.device.type == "cuda"
     item = torch.promote_types(kind, torch.float32).itemsize
-    sizes = _sizes(config) if on_gpu else [config.slots]
+    sizes = _sizes(limits) if on_gpu else [limits.slots - 1]
     nodes = sizes[-1] * (config.k + 1)
     copies = _LOGITS + (_LOGITS_Q if RULES[config.rule].needs_q else 0)
     judged = nodes * model.vocab_size * item * copies
@@ -93,6 +93,6 @@ def row_bytes(limits: Limits) -> int:
     return 8 * (limits.table + MAX_STOP_IDS + 16) + 12 * MAX_BIAS
 
 
-def _sizes(config: EngineConfig) -> list[int]:
-    """Rows of the rounds that are recorded: the powers of two up to all slots."""
-    return [1 << i for i in range((config.slots - 1).bit_length() + 1)]
+def _sizes(limits: Limits) -> list[int]:
+    """Rows of the rounds that are recorded: the powers of two up to all slots but the scratch."""
+    return [1 << i for i in range((limits.slots - 2).bit_length() + 1)]

@@ -32,7 +32,7 @@ class Pair:
     draft: str | None = None
     max_length: int | None = None
     threads: int | None = None
-    device: str = "cpu"
+    device: str = "auto"
     capture: bool = True
 
     def open(

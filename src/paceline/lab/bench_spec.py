@@ -88,7 +88,7 @@ def _paceline(
 ) -> Contestant:
     fields = {field.name for field in dataclasses.fields(EngineConfig)}
     _check(spec, words, ("plain", "adaptive"), options, (*fields, *_COMMON))
-    chosen = {k: v for k, v in shared.items() if k in fields} | options
+    chosen = _placed({k: v for k, v in shared.items() if k in fields} | options)
     plain = "plain" in words
     if plain:
         for name in ("draft", "drafter"):
@@ -125,6 +125,7 @@ def engine_config(contestant: Contestant) -> dict[str, Any]:
     values: dict[str, Any] = {name: _value(text) for name, text in contestant.options.items()}
     if "dtype" in contestant.options:
         values["dtype"] = contestant.options["dtype"]
+    values.setdefault("device", "cpu")  # see `_placed`
     values |= {
         "target": contestant.model or None,
         "drafter": contestant.drafter,
@@ -147,7 +148,7 @@ def _transformers(
     if len(words) > 1:
         raise ConfigError(f"contestant {spec!r}: choose one of {', '.join(_MODES)}")
     mode = words[0] if words else "plain"
-    chosen = {k: v for k, v in shared.items() if k in _TRANSFORMERS and k != "k"} | options
+    chosen = _placed({k: v for k, v in shared.items() if k in _TRANSFORMERS and k != "k"} | options)
     if mode == "assisted" and "draft" not in chosen:
         raise ConfigError(f"contestant {spec!r} needs a draft model: give --draft or draft=…")
     if mode == "plain" and "k" in options:
@@ -256,6 +257,16 @@ def _family(engine: str, chosen: Mapping[str, str]) -> str:
     """Contestants whose plain decoding is the same: one engine, one target, one arithmetic."""
     parts = [chosen.get(name, "") for name in ("target", "dtype", "device", "threads")]
     return " ".join([engine, *filter(None, parts)])
+
+
+def _placed(chosen: dict[str, str]) -> dict[str, str]:
+    """The settings with the device that is meant where they name none: the same for every engine
+    that computes here. Without one in a record it was the CPU."""
+    if chosen.get("device", "auto") != "auto":
+        return chosen
+    device = EngineConfig(target="any").device
+    rest = {name: value for name, value in chosen.items() if name != "device"}
+    return rest if device == "cpu" else rest | {"device": device}
 
 
 def _others(chosen: Mapping[str, str], without: tuple[str, ...]) -> dict[str, str]:

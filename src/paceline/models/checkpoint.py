@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +52,36 @@ def read_headers(folder: Path) -> dict[str, Stored]:
     return tensors
 
 
+def shards(folder: Path) -> list[str]:
+    """The files' names that the index in `folder` speaks of. Raises CheckpointError."""
+    return sorted(set(Fields.read(folder / INDEX).members_of("weight_map").values()))
+
+
+def foreign(names: Iterable[str]) -> str | None:
+    """What is wrong with a folder or repository that holds no safetensors of a whole model, and
+    what to do instead, by the files it holds; None where they say nothing of it."""
+    found = list(names)
+    if "adapter_config.json" in found:
+        return (
+            "is a LoRA adapter, not a whole model; merge it into its base model first: in peft "
+            "load it, merge_and_unload it and save_pretrained it to a new folder"
+        )
+    if any(name.endswith(".gguf") for name in found):
+        return (
+            "has GGUF weights only, which are not read; give the folder or hub id of the "
+            "safetensors model that they were made from"
+        )
+    if any(re.search(r"\.(bin|pt|pth)$", name) for name in found):
+        return (
+            "has pickled weights only; convert them to safetensors: in transformers load the "
+            "model and save_pretrained it to a new folder"
+        )
+    return None
+
+
 def _files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if index.is_file():
-        names = sorted(set(Fields.read(index).members_of("weight_map").values()))
+    if (folder / INDEX).is_file():
+        names = shards(folder)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -63,11 +91,9 @@ def _files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        raise CheckpointError(
-            f"{folder} has pickled weights only; convert them to safetensors: in transformers "
-            "load the model and save_pretrained it to a new folder"
-        )
+    reason = foreign(entry.name for entry in folder.iterdir())
+    if reason is not None:
+        raise CheckpointError(f"{folder} {reason}")
     if any(folder.glob("model-*.safetensors")):
         raise CheckpointError(f"{folder} has shards but no {INDEX}; {_AGAIN}")
     raise CheckpointError(f"{folder} has no {SINGLE}; give a Hugging Face model folder")

@@ -128,8 +128,9 @@ def _layer(config: ModelConfig, number: int) -> _Table:
     return table
 
 
-def check(path: Path, config: ModelConfig) -> None:
-    """See that the files are what `load` will want, reading headers only.
+def check(path: Path, config: ModelConfig) -> frozenset[torch.dtype]:
+    """See that the files are what `load` will want, reading headers only; return the dtypes in
+    which the weights are stored.
 
     Raises CheckpointError for a missing or damaged file, a missing tensor or one of another
     shape. Tensors that nobody asked for are logged as a warning.
@@ -158,6 +159,7 @@ def check(path: Path, config: ModelConfig) -> None:
         spare = [name for name in spare if name != "lm_head.weight"]
     if spare:
         log.warning("%s: %d tensors are not used, the first is %s", path, len(spare), spare[0])
+    return frozenset(stored[part.name].dtype for part in parts)
 
 
 def load(path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Weights:

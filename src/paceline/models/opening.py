@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,8 @@ from paceline.errors import ConfigError, did_you_mean
 from paceline.kv.pools import kv_bytes
 from paceline.models.config import ModelConfig
 from paceline.models.decoder import Decoder, kv_spec
-from paceline.models.loading import LayerWeights, check, load, resolve
+from paceline.models.loading import LayerWeights, check, load
+from paceline.models.source import Source
 from paceline.ops.linear import kept
 from paceline.types import Limits, MemoryPart
 
@@ -31,12 +32,30 @@ def parse_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def narrowing(stored: Collection[torch.dtype], dtype: torch.dtype) -> str | None:
+    """What to say of weights stored in these dtypes and opened as `dtype`; None where that keeps
+    every one as it is."""
+    lost = [kind for kind in stored if torch.promote_types(kind, dtype) != dtype]
+    if not lost:
+        return None
+    # float16 and bfloat16 each have numbers that the other lacks: both fit into float32.
+    ask = torch.float64 if torch.float64 in lost else torch.float32
+    names, opened, wanted = (
+        " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        for kinds in (lost, [dtype], [ask])
+    )
+    return (
+        f"holds {names} weights and is opened as {opened}, which rounds them; dtype {wanted} keeps "
+        f"them, in {ask.itemsize} bytes a weight instead of {dtype.itemsize}"
+    )
+
+
 def decoder_memory(
-    name: str, source: str, dtype: str, limits: Limits, steady: bool = True
+    name: str, config: ModelConfig, dtype: str, limits: Limits, steady: bool = True
 ) -> tuple[MemoryPart, MemoryPart]:
-    """What the checkpoint `source` takes once opened, as `{name} weights` and `{name} cache`, the
-    rotary table included. Reads its configuration only; see `open_decoder` for the arguments."""
-    config, kind = ModelConfig.from_folder(resolve(source)), parse_dtype(dtype)
+    """What a model takes once opened, as `{name} weights` and `{name} cache`, the rotary table
+    included. Reads nothing; see `open_decoder` for the arguments."""
+    kind = parse_dtype(dtype)
     table = config.vocab_size * config.hidden_size
     products, how = config.parameters() - table, kept(kind, limits.device, steady)
     if config.tie_embeddings and how is not None and how.copied:
@@ -53,24 +72,26 @@ def decoder_memory(
 
 
 def open_decoder(
-    source: str,
+    source: Source,
     dtype: str,
     device: torch.device,
     max_length: int,
     steady: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
-    """Open the checkpoint `source` (a folder, a bundled model's name or a hub id).
+    """Open the model that was found as `source`.
 
     max_length: positions to serve. steady: False for drafts, see `Decoder`. progress(done, all)
-    is called after each layer. Raises CheckpointError before any weight is read where it cannot
-    be loaded; whether it fits is the caller's to ask, with `decoder_memory`.
+    is called after each layer. Raises CheckpointError before any weight is downloaded or read
+    where it cannot be loaded; whether it fits is the caller's to ask, with `decoder_memory`.
     """
-    began = time.perf_counter()
     kind = parse_dtype(dtype)
-    path = resolve(source)
-    config = ModelConfig.from_folder(path)
-    check(path, config)
+    config = ModelConfig.from_folder(source.folder)
+    path = source.with_weights()
+    began = time.perf_counter()
+    note = narrowing(check(path, config), kind)
+    if note is not None:
+        log.warning("%s %s", source.name, note)
     with torch.inference_mode():
         weights = load(path, config, kind, device)
         if progress is not None:
@@ -81,14 +102,14 @@ def open_decoder(
     if max_length > config.max_length:
         log.warning(
             "%s was trained for %d positions and is opened for %d",
-            source,
+            source.name,
             config.max_length,
             max_length,
         )
     seconds, size = time.perf_counter() - began, config.weight_bytes(kind)
     log.info(
         "opened %s (%s, %.1f million parameters, %s) in %.2f s, %.1f GB/s",
-        source,
+        source.name,
         config.architecture,
         config.parameters() / 1e6,
         dtype,

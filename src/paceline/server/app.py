@@ -60,7 +60,7 @@ class Api:
 
     def __init__(self, engine: Engine, settings: ServerSettings) -> None:
         self.engine, self.settings = engine, settings
-        self.gate = Gate(engine.config.slots, settings.queue, lambda: engine.ended)
+        self.gate = Gate(engine.limits.slots - 1, settings.queue, lambda: engine.ended)
         self.metrics = Metrics(engine.stats, self.gate, settings.metrics_prefix, settings.name)
         if settings.chat_template is not None:
             engine.tokenizer.use_chat_template(settings.chat_template)
