@@ -22,8 +22,9 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python3.13 python; do \
 .PHONY: demo test check format clean
 .DEFAULT_GOAL := check
 
+# On the CPU, where it begins at once; a GPU compiles for most of a minute when it is first used.
 demo: $(STAMP)
-	@$(BIN)/paceline demo $(ARGS)
+	@$(BIN)/paceline demo --device cpu $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

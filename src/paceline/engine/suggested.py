@@ -7,7 +7,7 @@ from pathlib import Path
 from paceline.config import sampling_params
 from paceline.errors import ConfigError
 from paceline.models.fields import Fields
-from paceline.models.source import resolve
+from paceline.models.source import find
 from paceline.types import SamplingParams
 
 FILE = "generation_config.json"
@@ -21,7 +21,7 @@ def suggested_sampling(target: str | Path) -> SamplingParams:
     model's own distribution. Whether the file says `do_sample` makes no difference. Raises
     CheckpointError for a file that cannot be read and for a value that cannot be.
     """
-    folder = resolve(target)
+    folder = find(target).folder
     if not (folder / FILE).is_file():
         return SamplingParams(temperature=1.0)
     said = Fields.read(folder / FILE)
