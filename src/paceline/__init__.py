@@ -4,6 +4,7 @@ The public names, and only they.
 """
 
 from paceline.config import EngineConfig, sampling_params
+from paceline.drafters import create as create_drafter
 from paceline.drafters.base import Drafter
 from paceline.engine.cost_grid import Point as CostPoint
 from paceline.engine.costs import Costs
@@ -56,5 +57,6 @@ __all__ = [
     "StepError",
     "TokenLogprob",
     "checkpoint_folder",
+    "create_drafter",
     "sampling_params",
 ]

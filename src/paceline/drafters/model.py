@@ -66,7 +66,7 @@ class ModelDrafter(Drafter):
         self._vocab = target.vocab_size
         self._numbers = torch.arange(limits.max_k + 1, device=limits.device)
         self._pool = KVPool(self._model.spec, limits.pages, limits.page_size, limits.device)
-        self.needs = Needs(kv=self._model.spec, lookahead=limits.max_k, catch_up="tokens")
+        self.needs = Needs(kv=self._model.spec, catch_up="tokens")
 
     def observe(
         self, window: Window, out: TargetOut | None, verdict: Verdict | None, rows: Rows
