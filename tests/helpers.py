@@ -27,6 +27,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from paceline.lab.drafter_check import HostReads
+
 BOS, EOS, PAD = 256, 257, 258
 VOCAB_SIZE = 259
 FAMILIES: dict[str, tuple[Any, Any]] = {
@@ -213,3 +215,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-yarn": ("qwen3", {"rope_parameters": _YARN | {"truncate": False}}),
 }
 """What the four families can differ in, by name: family and config overrides."""
+
+
+class NoHostRead(HostReads):
+    """Fails on an operation that reads the device or whose result's shape depends on values."""
+
+    def tell(self, what: str) -> None:
+        raise AssertionError(what)
