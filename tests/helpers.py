@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +137,17 @@ def byte_alphabet() -> list[str]:
     return alphabet
 
 
-def tiny_tokenizer(folder: Path, *, swap: tuple[int, int] | None = None) -> Path:
+def tiny_tokenizer(
+    folder: Path,
+    *,
+    swap: tuple[int, int] | None = None,
+    special: Sequence[str] = ("<|bos|>", "<|eos|>", "<|endoftext|>"),
+) -> Path:
     """Write a byte-level tokenizer without merges: id b is byte b, then bos, eos and pad.
 
     It has a chat template and adds no special tokens by itself. swap: exchange two byte ids, for
-    a tokenizer of the same size that differs.
+    a tokenizer of the same size that differs. special: other names, fewer or more of them; the
+    first is bos, the second eos, the last pad.
     """
     alphabet = byte_alphabet()
     if swap is not None:
@@ -151,12 +157,12 @@ def tiny_tokenizer(folder: Path, *, swap: tuple[int, int] | None = None) -> Path
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|bos|>", "<|eos|>", "<|endoftext|>"])
+    tokenizer.add_special_tokens(list(special))
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<|bos|>",
-        eos_token="<|eos|>",
-        pad_token="<|endoftext|>",
+        bos_token=special[0],
+        eos_token=special[1],
+        pad_token=special[-1],
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE
