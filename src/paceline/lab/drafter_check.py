@@ -158,9 +158,9 @@ def check_drafter(
 
     drafter: a name as commands take it (`package.module.Class:option=value`), or one that was
     made; draft: the model of drafters that have one; dtype: None for one in which texts must be
-    the same, float64 on a CPU and bfloat16 on a GPU, whose kernels fix every sum. On a CPU rounds are not recorded; what would
-    keep a GPU from recording them is told as a problem, unless the drafter declares `Needs.host`.
-    Raises what `Engine` raises, and what the drafter does.
+    the same, float64 on a CPU and bfloat16 on a GPU, whose kernels fix every sum. On a CPU rounds
+    are not recorded; what would keep a GPU from recording them is told as a problem, unless the
+    drafter declares `Needs.host`. Raises what `Engine` raises, and what the drafter does.
     """
     dtype = dtype or ("float64" if device == "cpu" else "bfloat16")
     made = drafter
