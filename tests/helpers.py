@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from paceline.lab.drafter_check import HostReads
 
 BOS, EOS, PAD = 256, 257, 258
 VOCAB_SIZE = 259
@@ -135,11 +137,18 @@ def byte_alphabet() -> list[str]:
     return alphabet
 
 
-def tiny_tokenizer(folder: Path, *, swap: tuple[int, int] | None = None, bos: bool = False) -> Path:
+def tiny_tokenizer(
+    folder: Path,
+    *,
+    swap: tuple[int, int] | None = None,
+    special: Sequence[str] = ("<|bos|>", "<|eos|>", "<|endoftext|>"),
+    bos: bool = False,
+) -> Path:
     """Write a byte-level tokenizer without merges: id b is byte b, then bos, eos and pad.
 
     It has a chat template and adds no special tokens by itself. swap: exchange two byte ids, for
-    a tokenizer of the same size that differs. bos: put bos before every text, as Llama's does.
+    a tokenizer of the same size that differs. special: other names, fewer or more of them; the
+    first is bos, the second eos, the last pad. bos: put bos before every text, as Llama's does.
     """
     alphabet = byte_alphabet()
     if swap is not None:
@@ -149,16 +158,16 @@ def tiny_tokenizer(folder: Path, *, swap: tuple[int, int] | None = None, bos: bo
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|bos|>", "<|eos|>", "<|endoftext|>"])
+    tokenizer.add_special_tokens(list(special))
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<|bos|> $A", special_tokens=[("<|bos|>", BOS)]
+            single=f"{special[0]} $A", special_tokens=[(special[0], BOS)]
         )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<|bos|>",
-        eos_token="<|eos|>",
-        pad_token="<|endoftext|>",
+        bos_token=special[0],
+        eos_token=special[1],
+        pad_token=special[-1],
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE
@@ -217,3 +226,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-yarn": ("qwen3", {"rope_parameters": _YARN | {"truncate": False}}),
 }
 """What the four families can differ in, by name: family and config overrides."""
+
+
+class NoHostRead(HostReads):
+    """Fails on an operation that reads the device or whose result's shape depends on values."""
+
+    def tell(self, what: str) -> None:
+        raise AssertionError(what)

@@ -4,6 +4,7 @@ The public names, and only they.
 """
 
 from paceline.config import EngineConfig, sampling_params
+from paceline.drafters import create as create_drafter
 from paceline.drafters.base import Drafter
 from paceline.engine.cost_grid import Point as CostPoint
 from paceline.engine.costs import Costs
@@ -60,6 +61,7 @@ __all__ = [
     "StepError",
     "TokenLogprob",
     "checkpoint_folder",
+    "create_drafter",
     "preview",
     "sampling_params",
     "suggested_sampling",

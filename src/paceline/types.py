@@ -132,11 +132,12 @@ class KVSpec:
 class Needs:
     """What a drafter declares, so that the engine never asks what it is.
 
-    features: target layers whose hidden states it reads (0 is the embedding).
-    kv: the cache it keeps at the target's addresses, or None.
-    lookahead: positions past the window's end that it may write in its cache.
-    scratch: window nodes it needs beyond the draft (block drafters' mask tokens).
-    host: it runs on the host between rounds and makes the round synchronous.
+    features: target layers whose hidden states it reads (0 is the embedding); with catch_up
+    "observe" alone, as they are gone after the round.
+    kv: the cache it keeps at the target's addresses, or None; a mix takes one such part. Behind
+    every window's end there is room for a draft, as long as drafts may be.
+    host: `propose` or `observe` reads the device or computes on the host. Such rounds cannot be
+    recorded, so on a GPU it needs capture=False.
     most: the most tokens it ever proposes, or None where it follows what is asked; 0 makes every
     round plain decoding.
     shift: how many tokens behind a position its cache at that position depends on.
@@ -147,8 +148,6 @@ class Needs:
 
     features: tuple[int, ...] = ()
     kv: KVSpec | None = None
-    lookahead: int = 0
-    scratch: int = 0
     host: bool = False
     most: int | None = None
     shift: int = 0

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from commands import Call, Pair, one_line_error
 
+from paceline import CheckpointError
 from paceline.cli import audit as command
 from paceline.lab.audit import AuditOptions
 from paceline.lab.audit_clients import TrafficOptions
 from paceline.lab.audit_identity import IdentityOptions
 from paceline.lab.audit_laws import LawOptions
+from paceline.lab.audit_pair import Pair as Pair_
 
 TINY = AuditOptions(
     seeds=1,
@@ -59,6 +61,49 @@ def test_a_part_that_fails_is_named(
     done = call("audit", *options)
     assert done.status == 1
     assert done.out.endswith("audit failed: laws\n")
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts that need no pair are short."""
+    monkeypatch.setattr("paceline.lab.audit.SIZES", ((2, 1, 5),))
+    monkeypatch.setattr("paceline.lab.audit.MUTANTS", {})
+
+
+@pytest.mark.usefixtures("brief")
+def test_what_could_not_be_done_is_said(
+    call: Call, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts that ended are shown, and the status is not 0."""
+    real = Pair_.open
+
+    def open_if_it_fits(self: Pair_, drafter: object, **given: object) -> object:
+        if given.get("dtype") == "float64":
+            raise CheckpointError("it does not fit: use dtype bfloat16")
+        return real(self, drafter, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Pair_, "open", open_if_it_fits)
+    done = call("audit", *options, "--dtype", "float32", "--dtype", "float64")
+    assert done.status == 1
+    assert "(b) statistics" in done.out
+    assert "identity could not be done: float64: it does not fit" in done.out
+    assert done.out.endswith("audit incomplete: identity, traffic\n")
+    left = call("audit", *options)
+    assert left.status == 0, left
+    assert "left out, as it does not fit: float64" in left.out
+    assert left.out.endswith("audit passed\n")
+
+
+@pytest.mark.usefixtures("brief")
+def test_dtypes_and_drafters_of_ones_own(call: Call, options: list[str]) -> None:
+    asked = ["--dtype", "float64", "--drafter", "ngram:min=3"]
+    done = call("audit", *options, *asked, "--json")
+    assert done.status == 0, done
+    report = json.loads(done.out)
+    assert [result["dtype"] for result in report["identity"]["results"]] == ["float64"]
+    assert "ngram:min=3" in report["identity"]["results"][0]["drafters"]
+    assert "unknown drafter 'ngrm'" in one_line_error(call("audit", *options, "--drafter", "ngrm"))
+    assert "dtype must be one of" in one_line_error(call("audit", *options, "--dtype", "float8"))
 
 
 def test_own_prompts(call: Call, options: list[str], tmp_path: Path) -> None:

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from helpers import NoHostRead
 
 from paceline.drafters.base import Drafter
 from paceline.types import Draft, Limits, Request, Rows, SamplingParams
-
-# What a captured round may not do: read a value on the host, or make a shape from one.
-HOST_READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "item")
-
-
-class NoHostRead(TorchDispatchMode):
-    """Fails on an operation that reads the device or whose result's shape depends on values."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func.overloadpacket.__name__ not in HOST_READS, f"{func} reads the device"
-        return func(*args, **(kwargs or {}))
 
 
 class World:

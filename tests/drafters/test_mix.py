@@ -99,13 +99,11 @@ def test_sources_of_a_mix_inside_a_mix() -> None:
 def test_needs_are_the_union() -> None:
     mix = MixDrafter(
         (
-            Part(features=(9, 2), lookahead=1, catch_up="tokens", kv=KV),
-            Part(features=(2, 5), lookahead=3, scratch=4, host=True),
+            Part(features=(9, 2), catch_up="tokens", kv=KV),
+            Part(features=(2, 5), host=True),
         )
     )
-    assert mix.needs == Needs(
-        features=(2, 5, 9), kv=KV, lookahead=3, scratch=4, host=True, catch_up="tokens"
-    )
+    assert mix.needs == Needs(features=(2, 5, 9), kv=KV, host=True, catch_up="tokens")
     assert MixDrafter((Part(catch_up="tokens"), Part(catch_up="observe"))).needs.catch_up == (
         "observe"
     )

@@ -18,6 +18,9 @@ from paceline.drafters import create, names
 from paceline.drafters.base import Drafter, Draw
 from paceline.drafters.mix import MixDrafter
 from paceline.drafters.ngram import NgramDrafter
+from paceline.engine.capture import CapturedRounds
+from paceline.engine.lending import check_needs
+from paceline.engine.readings import CapturedReadings
 from paceline.types import Draft, Limits, Needs, Request, Rows, TargetOut, Verdict, Window
 
 PARAMS = SamplingParams(temperature=1.0, seed=4, max_tokens=20, ignore_eos=True)
@@ -212,6 +215,84 @@ def test_most_bounds_the_window(opened: Callable[..., Engine]) -> None:
     modest = Modest()
     opened(drafter=modest, k=8).generate([prompt(1)], PARAMS)
     assert {len(one.ids) for one in modest.seen if one.verdict} == {3}
+
+
+class Demanding(RandomDrafter):
+    """Needs whatever a test says."""
+
+    name: ClassVar[str] = "demanding"
+
+    def __init__(self, **needs: Any) -> None:
+        super().__init__(0)
+        self.needs = Needs(**needs)
+
+
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        ({"features": (-1,), "catch_up": "observe"}, "'demanding' .*layer -1; .* 0 to 2"),
+        ({"features": (1,)}, 'catch_up="none", so nobody would show it any'),
+        ({"features": (1,), "catch_up": "tokens"}, 'declare .*catch_up="observe"'),
+    ],
+)
+def test_needs_that_are_refused(needs: dict[str, Any], message: str, pair: Pair) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Engine(pair.target, drafter=Demanding(**needs), dtype="float32", threads=1)
+
+
+def test_a_drafter_of_the_host_is_not_recorded(opened: Callable[..., Engine]) -> None:
+    """It works where rounds run at once, and is refused where they would be recorded."""
+    demanding = Demanding(host=True)
+    engine = opened(drafter=demanding, k=2)
+    engine.generate([prompt(1)], PARAMS)
+    target = engine._loop.machine.target
+    check_needs(demanding, target, recorded=False)
+    with pytest.raises(ConfigError, match=r"'demanding' computes on the host.*capture=False"):
+        check_needs(demanding, target, recorded=True)
+    mixed = MixDrafter((NgramDrafter(), demanding))
+    with pytest.raises(ConfigError, match=r"'mix' computes on the host"):
+        check_needs(mixed, target, recorded=True)
+
+
+@pytest.mark.parametrize("catch_up", ["none", "observe"])
+def test_a_failed_recording_names_the_drafter(catch_up: str, opened: Callable[..., Engine]) -> None:
+    class Reading(Demanding):
+        def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        def observe(self, *seen: object) -> None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    machine = opened(drafter=Reading(catch_up=catch_up), k=2, slots=1)._loop.machine
+    message = r"'demanding' cannot be recorded .RuntimeError: operation not .*capture=False"
+    with pytest.raises(ConfigError, match=message):
+        CapturedRounds(machine, (0, 2))
+    if catch_up == "observe":
+        with pytest.raises(ConfigError, match=message):
+            CapturedReadings(machine)
+
+
+def test_what_is_lent_of_the_target(opened: Callable[..., Engine]) -> None:
+    """The head, with its norm, makes of the last layer's features the target's own logits."""
+
+    class Borrower(Demanding):
+        def bind(self, target: Any, limits: Limits) -> None:
+            self.target, self.needs = target, Needs((target.layers,), catch_up="observe")
+            super().bind(target, limits)
+
+        def observe(
+            self, window: Window, out: TargetOut | None, verdict: Verdict | None, rows: Rows
+        ) -> None:
+            assert out is not None
+            (feature,) = out.features
+            assert feature.dtype is self.target.dtype is torch.float64
+            if verdict is not None:
+                logits = self.target.head(feature.flatten(0, 1))
+                torch.testing.assert_close(logits, out.logits.flatten(0, 1))
+
+    borrower = Borrower()
+    opened(drafter=borrower, k=2).generate([prompt(1)], PARAMS)
+    assert borrower.target.layers == 2
 
 
 class Refusing(RandomDrafter):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.helpers import tiny_checkpoint, tiny_model, tiny_tokenizer
 
-from paceline import SamplingParams
+from paceline import CheckpointError, Engine, SamplingParams
 from paceline.lab.audit import (
     AuditOptions,
     Pair,
@@ -22,7 +27,7 @@ from paceline.lab.audit_clients import TrafficOptions
 from paceline.lab.audit_identity import IdentityOptions, top_two_margin
 from paceline.lab.audit_laws import LawOptions, bin_of, expected_bins, places, recurrences
 from paceline.lab.audit_mutations import BLOCK, MUTANTS, REJECT
-from paceline.lab.audit_pair import Job, teacher_forced, write
+from paceline.lab.audit_pair import Job, asserted, teacher_forced, write
 from paceline.speculation.verify import RULES
 from paceline.types import RuleName
 
@@ -191,6 +196,105 @@ def test_whole_audit(pair: Pair) -> None:
     )
     report = audit(pair, PROMPTS, options)
     assert report.passed
+    assert report.laws is not None
     assert report.laws.passed
+    assert report.traffic is not None
     assert report.traffic.passed
     assert report.enumeration.passed
+
+
+BRIEF = AuditOptions(
+    seeds=1,
+    laws=LawOptions(settings=(WARM,), rules=("match",), samples=60, texts=4, text_tokens=30),
+    identity=IdentityOptions(
+        settings=IdentityOptions().settings[:1], dtypes=("float64", "float32"), ks=(0, 2), tokens=8
+    ),
+    traffic=TrafficOptions(requests=8, longest=12),
+)
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts that need no pair, which have tests of their own, are short."""
+    monkeypatch.setattr("paceline.lab.audit.SIZES", ((2, 1, 5),))
+    monkeypatch.setattr("paceline.lab.audit.MUTANTS", {})
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, brief: None) -> Callable[..., None]:
+    """Makes the device too small for some dtypes, and for two engines at once."""
+
+    def shrink(*dtypes: str) -> None:
+        real, opened = Pair.open, weakref.WeakSet[Engine]()
+
+        def open_if_it_fits(self: Pair, drafter: Any, **options: Any) -> Engine:
+            if options.get("dtype", "float32") in dtypes:
+                raise CheckpointError("it does not fit: use dtype bfloat16 or another device")
+            gc.collect()  # as an engine does before it looks at what is free
+            assert not opened, "one engine at a time, as one is what fits"
+            engine = real(self, drafter, **options)
+            opened.add(engine)
+            return engine
+
+        monkeypatch.setattr(Pair, "open", open_if_it_fits)
+
+    return shrink
+
+
+def test_dtypes_that_do_not_fit_are_left_out(pair: Pair, small: Callable[..., None]) -> None:
+    small("float64", "float32")
+    options = replace(BRIEF, identity=replace(BRIEF.identity, dtypes=("float64", "bfloat16")))
+    report = audit(pair, PROMPTS, options)
+    assert report.passed
+    assert not report.incomplete
+    assert [one.split(":")[0] for one in report.left_out] == ["float32", "float64"]
+    assert report.identity is not None
+    assert [result.dtype for result in report.identity.results] == ["bfloat16"]
+    assert report.traffic is not None
+    assert [result.dtype for result in report.traffic.results] == ["bfloat16"]
+    assert report.laws is not None
+
+
+def test_a_dtype_that_was_asked_for_is_not_left_out(pair: Pair, small: Callable[..., None]) -> None:
+    """What ended before is in the report, and the audit has not passed."""
+    small("float64")
+    report = audit(pair, PROMPTS, BRIEF.asking(("float32", "float64"), ()))
+    assert not report.passed
+    assert not report.left_out
+    assert report.laws is not None
+    assert report.laws.passed
+    assert {name: why[:25] for name, why in report.incomplete.items()} == {
+        "identity": "float64: it does not fit:",
+        "traffic": "float64: it does not fit:",
+    }
+    assert report.identity is not None
+    assert [result.dtype for result in report.identity.results] == ["float32"]
+
+
+def test_a_part_without_any_dtype_is_incomplete(pair: Pair, small: Callable[..., None]) -> None:
+    small("float64", "float32", "bfloat16")
+    report = audit(pair, PROMPTS, BRIEF)
+    assert (report.laws, report.identity, report.traffic) == (None, None, None)
+    assert report.enumeration.passed
+    assert report.incomplete.keys() == {"laws", "identity", "traffic"}
+    assert not report.passed
+
+
+@pytest.mark.usefixtures("brief")
+def test_drafters_that_were_asked_for(pair: Pair) -> None:
+    name = "paceline.drafters.ngram.NgramDrafter:min=3"
+    report = audit(pair, PROMPTS, BRIEF.asking(("float64",), (name,)))
+    assert report.passed, report.incomplete
+    assert report.laws is not None
+    assert {test.drafter for test in report.laws.tests} == {"model", "ngram:min=1", name}
+    assert report.identity is not None
+    assert name in report.identity.results[0].drafters
+    assert BRIEF.asking((), (name,)).traffic.drafter == name
+
+
+def test_where_texts_must_be_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paceline.lab.audit_pair.find_spec", lambda name: object())
+    assert [asserted(dtype, "cpu") for dtype in ("float64", "bfloat16")] == [True, False]
+    assert asserted("bfloat16", "cuda:0")
+    monkeypatch.setattr("paceline.lab.audit_pair.find_spec", lambda name: None)
+    assert not asserted("bfloat16", "cuda"), "without kernels torch picks the order"

@@ -142,7 +142,51 @@ def test_same_as(tmp_path: Path) -> None:
     assert plain.same_as(Tokenizer.load(tiny_tokenizer(tmp_path / "b"))) is None
     swapped = Tokenizer.load(tiny_tokenizer(tmp_path / "c", swap=(65, 66)))
     assert plain.same_as(swapped) == "token 65 is 'A' against 'B'"
-    assert plain.same_as(tokenizer("byte_level")) == "259 tokens against 389"
+    assert plain.same_as(tokenizer("byte_level")) == "token 0 is 'Ā' against '<s>'"
+
+
+@pytest.mark.parametrize(
+    ("special", "told"),
+    [
+        (("<|bos|>", "<|eos|>", "<|pad|>"), ["258 is '<|endoftext|>' against '<|pad|>'"]),
+        (("<|bos|>", "<|eos|>"), ["258 is '<|endoftext|>' against None"]),
+        (
+            ("<|bos|>", "<|eos|>", "<|endoftext|>", "<|im_end|>"),
+            ["259 is None against '<|im_end|>'"],
+        ),
+        (("<|eos|>", "<|bos|>"), [
+            "256 is '<|bos|>' against '<|eos|>'",
+            "257 is '<|eos|>' against '<|bos|>'",
+            "258 is '<|endoftext|>' against None",
+        ]),
+    ],
+)  # fmt: skip
+def test_same_as_but_for_added_tokens(
+    special: tuple[str, ...], told: list[str], tmp_path: Path
+) -> None:
+    plain = Tokenizer.load(tiny_tokenizer(tmp_path / "a"))
+    other = Tokenizer.load(tiny_tokenizer(tmp_path / "b", special=special))
+    assert plain.same_as(other) is None
+    assert other.same_as(plain) is None
+    assert plain.added_differences(other) == told
+
+
+def test_an_ordinary_token_is_no_added_one(tmp_path: Path) -> None:
+    """What one has added and the other has learned, or what one lacks, is no detail."""
+    plain = byte_level(added=False)
+    words = plain.get_vocab_size()
+    fewer = json.loads(plain.to_str())
+    *fewer["model"]["merges"], _ = fewer["model"]["merges"]
+    last = max(fewer["model"]["vocab"], key=fewer["model"]["vocab"].get)
+    del fewer["model"]["vocab"][last]
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Backend
+
+    whole, without = wrap(plain, "a"), Backend.from_str(json.dumps(fewer))
+    assert whole.same_as(wrap(without, "b")) == f"token {words - 1} is {last!r} against None"
+    without.add_tokens([AddedToken("<new>")])
+    assert without.token_to_id("<new>") == words - 1
+    assert whole.same_as(wrap(without, "b")) == f"token {words - 1} is {last!r} against '<new>'"
 
 
 def test_same_as_sees_other_merges() -> None:

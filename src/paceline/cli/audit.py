@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from paceline import CheckpointError, create_drafter
 from paceline.cli import common
 from paceline.cli.common import engine_options, write_json
 from paceline.cli.demo import draw
@@ -29,11 +30,13 @@ from paceline.lab.audit_identity import Divergence, IdentityOptions, IdentityRep
 from paceline.lab.audit_laws import LawOptions, LawReport
 from paceline.lab.audit_pair import Pair
 from paceline.lab.audit_traffic import TrafficReport
+from paceline.lab.workloads import Message
 
 # Tokens of each prompt: a few dozen give the models something to go on and keep a run short.
 PROMPT_TOKENS = 48
 DIVERGENCES_SHOWN = 10
 MOST_POSITIONS = 4096
+PARTS = ("enumeration", "laws", "identity", "mutations", "traffic")
 QUICK = AuditOptions(
     seeds=1,
     laws=LawOptions(settings=LawOptions().settings[:2], samples=200, texts=16),
@@ -61,6 +64,26 @@ def audit(
     json_: common.Json = False,
     target: common.Target = None,
     draft: common.Draft = None,
+    drafter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--drafter",
+            "-d",
+            help="A drafter to audit beside the others, once for each; "
+            "a name, or package.module.Class.",
+            rich_help_panel="Models",
+        ),
+    ] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dtype",
+            help="bfloat16, float32 or float64, once for each; the first is "
+            "that of the statistics.",
+            rich_help_panel="Models",
+            show_default="all that fit on the device",
+        ),
+    ] = None,
     device: common.Device = None,
     threads: common.Threads = None,
     max_length: common.MaxLength = None,
@@ -68,31 +91,49 @@ def audit(
     """Test that speculation changes nothing: laws, identity, mutations, many streams at once.
 
     Every rule, several drafters and K from 0 to 8 on your own pair; prints what was tested, how
-    many cases, and p-values. The mini pair takes some twenty minutes on two cores, with --quick
-    three to five. Exit status 1 if a part fails.
+    many cases, and p-values. A dtype that does not fit on the device is left out, which is said.
+    The mini pair takes some twenty minutes on two cores, with --quick three to five. Exit status 1
+    if a part fails or could not be done.
     """
     options = engine_options(None, target=target, draft=draft, threads=threads)
+    for name in drafter or ():  # what is wrong with it is told now, and not after half of the audit
+        create_drafter(name, path=options.get("draft") or "", dtype="float32")
     place = common.settled(device)
     pair = Pair(options["target"], options.get("draft"), max_length, threads, place)
-    asked = [row["prompt"] for row in draw(seed, prompts)] if file is None else read(file)
+    given = [row["prompt"] for row in draw(seed, prompts)] if file is None else read(file)
     console = common.stderr if json_ else common.stdout
-    with common.busy(f"opening {pair.target}"), pair.open("none", dtype="float32") as engine:
-        encode, chat = engine.tokenizer.encode, engine.tokenizer.chat
-        every = [encode(p) if isinstance(p, str) else chat(p) for p in asked[:prompts]]
-        ids = [tuple(one[-PROMPT_TOKENS:]) for one in every]
-        longest = min(engine.limits.max_length, MOST_POSITIONS)
+    asked = (QUICK if quick else AuditOptions()).asking(dtype or (), drafter or ())
+    with common.busy(f"opening {pair.target}"):
+        ids, longest = _look(pair, given[:prompts], dtype or ("float32", "bfloat16"))
     if max_length is None:
         # All that fits would leave no room for the engines that are compared.
         pair = dataclasses.replace(pair, max_length=longest)
-    del engine
     with _progress() as progress:
-        report = run_audit(pair, ids, QUICK if quick else AuditOptions(), progress)
+        report = run_audit(pair, ids, asked, progress)
     console.print(f"audit of {pair.target} on {place}", markup=False, soft_wrap=True)
     show(report, console)
     if json_:
         write_json(dataclasses.asdict(report) | {"device": place, "versions": common.versions()})
     if not report.passed:
         raise typer.Exit(1)
+
+
+def _look(
+    pair: Pair, prompts: Sequence[str | list[Message]], dtypes: Sequence[str]
+) -> tuple[list[tuple[int, ...]], int]:
+    """The prompts' last tokens, and how long texts may be in the first dtype that fits. Raises
+    CheckpointError where none does."""
+    for dtype in dtypes:
+        try:
+            with pair.open("none", dtype=dtype) as engine:
+                encode, chat = engine.tokenizer.encode, engine.tokenizer.chat
+                every = [encode(p) if isinstance(p, str) else chat(p) for p in prompts]
+                ids = [tuple(one[-PROMPT_TOKENS:]) for one in every]
+                return ids, min(engine.limits.max_length, MOST_POSITIONS)
+        except CheckpointError:
+            if dtype == dtypes[-1]:
+                raise
+    raise AssertionError
 
 
 @contextmanager
@@ -112,28 +153,36 @@ def _progress() -> Iterator[Report]:
 
 def show(report: AuditReport, console: Console) -> None:
     """Print the five parts and the verdict."""
-    for title, table in (
+    for made in (
         enumeration(report.enumeration),
-        laws(report.laws),
-        identity(report.identity),
+        laws(report.laws) if report.laws else None,
+        identity(report.identity) if report.identity else None,
         mutations(report.mutations),
-        traffic(report.traffic),
+        traffic(report.traffic) if report.traffic else None,
     ):
-        console.print(title, style="bold", soft_wrap=True)
-        console.print(table)
-    for results in (report.identity.results, report.traffic.results):
-        for result in results:
+        if made is not None:
+            console.print(made[0], style="bold", soft_wrap=True)
+            console.print(made[1])
+    for part in (report.identity, report.traffic):
+        for result in part.results if part else ():
             _divergences(result.dtype, result.divergences, console)
-    for result in report.traffic.results:
-        for what in result.wrong[:DIVERGENCES_SHOWN]:
-            console.print(f"  traffic, {result.dtype}: {what}", markup=False, soft_wrap=True)
-    failed = [
-        name
-        for name in ("enumeration", "laws", "identity", "mutations", "traffic")
-        if not getattr(report, name).passed
-    ]
-    verdict = f"[bold red]failed: {', '.join(failed)}[/]" if failed else "[green]passed[/]"
-    console.print(f"audit {verdict}")
+    for busy in report.traffic.results if report.traffic else ():
+        for what in busy.wrong[:DIVERGENCES_SHOWN]:
+            console.print(f"  traffic, {busy.dtype}: {what}", markup=False, soft_wrap=True)
+    for what in report.left_out:
+        console.print(f"left out, as it does not fit: {what}", markup=False, soft_wrap=True)
+    for name, why in report.incomplete.items():
+        console.print(f"{name} could not be done: {why}", markup=False, soft_wrap=True)
+    console.print(f"audit {_verdict(report)}")
+
+
+def _verdict(report: AuditReport) -> str:
+    """Passed, or the parts that failed and those that could not be done."""
+    parts = {name: getattr(report, name) for name in PARTS}
+    failed = [name for name, part in parts.items() if part is not None and not part.passed]
+    told = [f"failed: {', '.join(failed)}"] if failed else []
+    told += [f"incomplete: {', '.join(report.incomplete)}"] if report.incomplete else []
+    return f"[bold red]{'; '.join(told)}[/]" if told else "[green]passed[/]"
 
 
 def _table(*columns: str) -> Table:

@@ -40,8 +40,8 @@ Target = Annotated[
 ]  # fmt: skip
 Drafter = Annotated[
     str | None,
-    typer.Option("--drafter", "-d", help="none, model, ngram, predicted …; or several, as in "
-                 "ngram+model.", rich_help_panel="Models"),
+    typer.Option("--drafter", "-d", help="none, model, ngram, predicted …, or "
+                 "package.module.Class; several as in ngram+model.", rich_help_panel="Models"),
 ]  # fmt: skip
 Draft = Annotated[
     str | None,

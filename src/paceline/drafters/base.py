@@ -8,9 +8,11 @@ asks it nothing but `needs`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from paceline.text import Tokenizer
@@ -67,18 +69,45 @@ class TargetInfo(TargetText, Protocol):
     def vocab_size(self) -> int: ...
 
     @property
-    def hidden_size(self) -> int: ...
+    def hidden_size(self) -> int:
+        """d."""
+        ...
+
+    @property
+    def layers(self) -> int:
+        """How many: the highest number in `Needs.features`, whose states are what `head` takes."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of features, and of what `head` takes."""
+        ...
 
     @property
     def embedding(self) -> Tensor:
         """[V, d], the target's input embedding, read-only."""
         ...
 
+    def head(self, hidden: Tensor) -> Tensor:
+        """The target's final norm and head: hidden [R, d] contiguous in `dtype` to logits [R, V],
+        float32 or float64."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NoOptions:
+    """Nothing to choose."""
+
 
 class Drafter(ABC):
-    """Proposes up to k tokens a row. Only `propose` must be written."""
+    """Proposes up to k tokens a row. Only `propose` must be written.
+
+    Options: a dataclass, which the constructor then takes; without one it takes nothing. That is
+    how a drafter is made by its name.
+    """
 
     name: ClassVar[str]
+    Options: ClassVar[type[Any]] = NoOptions
     needs: Needs = Needs()
 
     @property

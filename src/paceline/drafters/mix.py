@@ -140,8 +140,6 @@ def _join_needs(parts: tuple[Drafter, ...]) -> Needs:
     return Needs(
         features=tuple(sorted({layer for need in needs for layer in need.features})),
         kv=next((need.kv for need in needs if need.kv is not None), None),
-        lookahead=max(need.lookahead for need in needs),
-        scratch=max(need.scratch for need in needs),
         host=any(need.host for need in needs),
         most=max(bounded) if len(bounded) == len(needs) else None,
         shift=max(need.shift for need in needs),

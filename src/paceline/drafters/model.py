@@ -6,6 +6,7 @@ alone: every proposal begins with a chunk of fixed width over the newest of them
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -24,6 +25,8 @@ from paceline.ops.bookkeeping import tail_and_ahead
 from paceline.speculation.window import step
 from paceline.text import Tokenizer
 from paceline.types import Draft, Limits, MemoryPart, Needs, Rows, TargetOut, Verdict, Window
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +55,11 @@ class ModelDrafter(Drafter):
         return decoder_memory("draft", config, self.options.dtype, limits, steady=False)
 
     def check(self, target: TargetText) -> None:
-        """Raises CheckpointError, or ConfigError where it has another tokenizer than `target`."""
+        """Raises CheckpointError, or ConfigError where its ordinary tokens are not the target's."""
         folder = self._find()[0].folder
         if target.tokenizer_lies_in(folder) or target.tokenizer is None:
             return
-        difference = target.tokenizer.same_as(Tokenizer.load(folder))
-        if difference is not None:
-            raise ConfigError(
-                f"the draft {self.options.path!r} has another tokenizer than the target "
-                f"({difference}): choose a draft made for this target"
-            )
+        self._compare(target.tokenizer, Tokenizer.load(folder))
 
     def bind(self, target: TargetInfo, limits: Limits) -> None:
         """Load the model. Raises what `check` does."""
@@ -73,7 +71,25 @@ class ModelDrafter(Drafter):
         self._vocab = target.vocab_size
         self._numbers = torch.arange(limits.max_k + 1, device=limits.device)
         self._pool = KVPool(self._model.spec, limits.pages, limits.page_size, limits.device)
-        self.needs = Needs(kv=self._model.spec, lookahead=limits.max_k, catch_up="tokens")
+        self.needs = Needs(kv=self._model.spec, catch_up="tokens")
+
+    def _compare(self, theirs: Tokenizer, own: Tokenizer) -> None:
+        """Refuse a draft whose ids are other words; of added tokens only tell."""
+        path, difference = self.options.path, theirs.same_as(own)
+        if difference is not None:
+            raise ConfigError(
+                f"the draft {path!r} has another tokenizer than the target ({difference}): choose "
+                "a draft made for this target"
+            )
+        added = theirs.added_differences(own)
+        if added:
+            log.warning(
+                "the draft %r has %d added tokens that are not the target's, the first: %s; "
+                "drafts may be wrong where these stand, the text is what it is",
+                path,
+                len(added),
+                added[0],
+            )
 
     def observe(
         self, window: Window, out: TargetOut | None, verdict: Verdict | None, rows: Rows

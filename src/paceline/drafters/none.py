@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,20 +10,11 @@ from paceline.drafters.base import Drafter, Draw
 from paceline.types import Draft, Needs, Rows
 
 
-@dataclass(frozen=True, slots=True)
-class NoneOptions:
-    """Nothing to choose."""
-
-
 class NoDrafter(Drafter):
     """Proposes nothing, ever."""
 
     name: ClassVar[str] = "none"
-    Options: ClassVar[type[NoneOptions]] = NoneOptions
     needs = Needs(most=0)
-
-    def __init__(self, options: NoneOptions | None = None) -> None:
-        self.options = options or NoneOptions()
 
     def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
         """Return a draft of count 0 for every row."""

@@ -10,14 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from paceline.config import EngineConfig
 from paceline.drafters import Drafter, create_for
@@ -28,6 +26,7 @@ from paceline.engine.costs import Costs
 from paceline.engine.feeding import Feeder
 from paceline.engine.fixed import FixedK
 from paceline.engine.ledger import Ledger
+from paceline.engine.lending import Lent, check_needs
 from paceline.engine.loop import Loop, Pilot
 from paceline.engine.measuring import Rig, cost_table, costs_of, keep, powers
 from paceline.engine.paces import Paces
@@ -47,17 +46,16 @@ from paceline.engine.rounds import EagerRounds, Rounds
 from paceline.engine.scheduling import Scheduler
 from paceline.engine.slots import Slots
 from paceline.engine.threads import choose_threads
-from paceline.errors import ConfigError
 from paceline.kv.pools import KVPool
 from paceline.models.config import ModelConfig
-from paceline.models.decoder import Decoder, abridged
+from paceline.models.decoder import abridged
 from paceline.models.devices import check_device
 from paceline.models.opening import open_decoder
 from paceline.models.source import find
 from paceline.ops.choose import make_chooser
 from paceline.ops.compiling import compiling
 from paceline.speculation.verify import RULES
-from paceline.text import Tokenizer, same_files
+from paceline.text import Tokenizer
 from paceline.types import Window
 
 log = logging.getLogger(__name__)
@@ -105,24 +103,6 @@ class Opened:
     costs: Callable[[float | None], Costs]
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """What drafters may borrow (`drafters.base.TargetInfo`)."""
-
-    vocab_size: int
-    hidden_size: int
-    embedding: Tensor
-    folder: Path
-    loading: Future[Tokenizer]
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        return self.loading.result()
-
-    def tokenizer_lies_in(self, folder: Path) -> bool:
-        return same_files(self.folder, folder)
-
-
 def open_machine(
     config: EngineConfig, drafter: Drafter | None = None, progress: Progress = quiet
 ) -> Opened:
@@ -150,11 +130,10 @@ def open_machine(
             progress=partial(progress, "reading the target"),
         )
         progress("opening the drafter", 0, 0)
-        lent = _Target(model.vocab_size, model.hidden_size, target.embedding, path, loading)
-        made.bind(lent, limits)
+        made.bind(Lent(target, path, loading), limits)
     if loading.done():
         loading.result()  # what went wrong already is told before kernels are compiled
-    _check_features(made, target)
+    check_needs(made, target, recorded=device.type == "cuda" and config.capture)
     rule = RULES[config.rule]
     pool = KVPool(target.spec, limits.pages, limits.page_size, device)
     compute = torch.promote_types(target.spec.dtype, torch.float32)
@@ -274,15 +253,6 @@ def _make_pilot(
     }
     table = cost_table(rig, key, progress=partial(progress, "measuring rounds"))
     return Governor(table, latency=config.latency), lambda: keep(rig, key, table)
-
-
-def _check_features(drafter: Drafter, target: Decoder) -> None:
-    deepest = max(drafter.needs.features, default=0)
-    if deepest > target.spec.layers:
-        raise ConfigError(
-            f"drafter {drafter.name!r} reads the features of layer {deepest}; the target has 0 to "
-            f"{target.spec.layers}: choose a drafter made for this target"
-        )
 
 
 def _ready(

@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from paceline.config import MAX_LOGPROBS
+from paceline.drafters.base import Drafter
 from paceline.engine.landing import Landing, Marks
 from paceline.engine.round import Machine, Plan, draft_after, verify_and_commit
 from paceline.engine.rounds import Outcome, Pending
 from paceline.engine.slots import Batch
+from paceline.errors import ConfigError, PacelineError
 from paceline.types import SamplingFlags, TargetOut, Verdict, Window
 
 log = logging.getLogger(__name__)
@@ -95,6 +97,23 @@ def recorder(device: torch.device) -> _Record:
         return partial(Recording, device=device, pool=None)
     pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     return partial(Recording, device=device, pool=pool, stream=stream)
+
+
+@contextmanager
+def drafting(drafter: Drafter) -> Iterator[None]:
+    """What goes wrong in here while work is recorded is the drafter's. Raises ConfigError."""
+    try:
+        yield
+    except (PacelineError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        name = "+".join(drafter.sources)
+        raise ConfigError(
+            f"drafter {name!r} cannot be recorded ({type(error).__name__}: {reason}): propose and "
+            "observe may not read the device (item, tolist, an if on a tensor), copy to it, or "
+            "make a shape from values; capture=False runs every round at once instead"
+        ) from error
 
 
 @contextmanager
@@ -239,7 +258,8 @@ class CapturedRounds:
             if second in self._second:
                 continue
             after = _widened(self._machine, replace(plan, next_k=next_k), self.ks[-1])
-            self._second[second] = record(partial(verify.draft_after, after))
+            with drafting(self._machine.drafter):
+                self._second[second] = record(partial(verify.draft_after, after))
         if self._device.type == "cuda":  # elsewhere it is all run again
             verify.forget()
 

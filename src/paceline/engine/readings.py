@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from paceline.engine.capture import Recording, recorder
+from paceline.engine.capture import Recording, drafting, recorder
 from paceline.engine.catch_up import SIDE, TOGETHER, Span, cut
 from paceline.engine.paces import Paces
 from paceline.engine.prefill import (
@@ -122,12 +122,13 @@ class CapturedReadings:
             else:
                 _drafter_pass(machine, width, place)
 
-        if rows > 1:
-            self._together[rows] = record(drafter)
-            return
-        self._target[width] = record(target)
-        if kind != "none":  # a drafter without a state of its own has nothing to see
-            self._drafter[width] = record(drafter)
+        if rows == 1:
+            self._target[width] = record(target)
+        with drafting(machine.drafter):
+            if rows > 1:
+                self._together[rows] = record(drafter)
+            elif kind != "none":  # a drafter without a state of its own has nothing to see
+                self._drafter[width] = record(drafter)
 
     def read(self, slot: int, start: int, stop: int, shown: bool) -> None:
         for begin, end, width in pieces(start, stop, self.widths):

@@ -55,7 +55,8 @@ class Scheduler:
     ) -> None:
         """slots, pages: how many there are, slot 0 and page 0 included. reach: the most that
         `reserve` is ever asked for, the greatest window and the draft behind it. prefix: whether
-        pages are kept for later requests. lookahead, catch_up, shift: the drafter's `Needs`."""
+        pages are kept for later requests. lookahead: positions behind a text's end that a draft may
+        write; catch_up, shift: the drafter's `Needs`."""
         self._paging = Paging(pages, page_size, prefix=prefix, catch_up=catch_up, shift=shift)
         self.index, self.pages = self._paging.index, self._paging.pages
         self.preemptions = 0

@@ -9,9 +9,12 @@ a report holds what there is to print.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import get_args
+from dataclasses import dataclass, field, replace
+from typing import TypeVar, get_args
 
+import torch
+
+from paceline import CheckpointError, PacelineError
 from paceline.lab.audit_clients import TrafficOptions
 from paceline.lab.audit_enumeration import Enumeration, EnumerationResult
 from paceline.lab.audit_identity import IdentityOptions, IdentityReport, audit_identity
@@ -40,6 +43,7 @@ __all__ = [
     "audit_traffic",
 ]
 
+Report = TypeVar("Report")
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 SIZES = ((2, 1, 5), (2, 2, 5), (2, 3, 5), (3, 2, 4))  # vocabulary, K, tokens compared
 
@@ -73,24 +77,52 @@ class MutationReport:
 
 @dataclass(frozen=True, slots=True)
 class AuditOptions:
-    """seeds: tiny random pairs of each size in the enumeration."""
+    """seeds: tiny random pairs of each size in the enumeration. fallback: the dtype for laws and
+    traffic where theirs does not fit on the device; None where somebody asked for what they have,
+    and then no dtype may be left out."""
 
     seeds: int = 3
     laws: LawOptions = field(default_factory=LawOptions)
     identity: IdentityOptions = field(default_factory=IdentityOptions)
     traffic: TrafficOptions = field(default_factory=TrafficOptions)
+    fallback: str | None = "bfloat16"
+
+    def asking(self, dtypes: Sequence[str], drafters: Sequence[str]) -> AuditOptions:
+        """These with the dtypes that somebody asked for, in their order, the laws in the first of
+        them; and with more drafters, the last of which also serves the traffic."""
+        asked = self
+        if dtypes:
+            asked = replace(
+                asked,
+                laws=replace(asked.laws, dtype=dtypes[0]),
+                identity=replace(asked.identity, dtypes=tuple(dtypes)),
+                traffic=replace(asked.traffic, dtypes=tuple(dtypes)),
+                fallback=None,
+            )
+        if drafters:
+            asked = replace(
+                asked,
+                laws=replace(asked.laws, drafters=tuple(drafters)),
+                identity=replace(asked.identity, drafters=tuple(drafters)),
+                traffic=replace(asked.traffic, drafter=drafters[-1]),
+            )
+        return asked
 
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """The five parts."""
+    """The five parts; None for one that could not be done. left_out: dtypes that did not fit on the
+    device, where others did; incomplete: what could not be done, and why, by part. passed: all
+    parts were done and none failed."""
 
     enumeration: EnumerationReport
     mutations: MutationReport
-    laws: LawReport
-    identity: IdentityReport
-    traffic: TrafficReport
+    laws: LawReport | None
+    identity: IdentityReport | None
+    traffic: TrafficReport | None
     passed: bool
+    left_out: tuple[str, ...] = ()
+    incomplete: dict[str, str] = field(default_factory=dict)
 
 
 def _constant(k: int) -> Callable[[int, tuple[int, ...]], int]:
@@ -165,14 +197,93 @@ def audit(
 ) -> AuditReport:
     """Run all five parts on a pair. prompts: token ids, several, of text like the user's.
 
-    Raises what `Engine` raises. progress is called after every step of a part.
+    What an engine raises ends its part and is in the report: the others' evidence is kept.
+    progress is called after every step of a part.
     """
     options = options or AuditOptions()
     enumeration = audit_enumeration(options.seeds, progress)
     mutations = audit_mutations(progress=progress)
-    laws = audit_laws(pair, prompts, options.laws, progress)
-    identity = audit_identity(pair, prompts, options.identity, progress)
-    traffic = audit_traffic(pair, prompts, options.traffic, progress)
-    parts = (enumeration, mutations, laws, identity, traffic)
-    passed = all(part.passed for part in parts)
-    return AuditReport(enumeration, mutations, laws, identity, traffic, passed)
+    parts = _Parts(options.fallback)
+    one, many = options.laws, options.traffic
+    laws = parts.first(
+        "laws",
+        lambda dtype: audit_laws(pair, prompts, replace(one, dtype=dtype), progress),
+        one.dtype,
+    )
+    found = parts.every(
+        "identity",
+        lambda dtype: audit_identity(
+            pair, prompts, replace(options.identity, dtypes=(dtype,)), progress
+        ),
+        options.identity.dtypes,
+    )
+    results = [
+        parts.first(
+            "traffic",
+            lambda dtype: audit_traffic(pair, prompts, replace(many, dtypes=(dtype,)), progress),
+            dtype,
+        )
+        for dtype in many.dtypes
+    ]
+    identity = IdentityReport(
+        tuple(result for report in found for result in report.results),
+        all(report.passed for report in found),
+    )
+    traffic = TrafficReport(
+        tuple(result for report in results if report for result in report.results),
+        all(report.passed for report in results if report),
+    )
+    done = (
+        enumeration,
+        mutations,
+        laws,
+        identity if identity.results else None,
+        traffic if traffic.results else None,
+    )
+    passed = not parts.incomplete and all(part is not None and part.passed for part in done)
+    return AuditReport(*done, passed, tuple(dict.fromkeys(parts.left_out)), parts.incomplete)
+
+
+class _Parts:
+    """Does parts in dtypes that fit on the device, and keeps what could not be done."""
+
+    def __init__(self, fallback: str | None) -> None:
+        """fallback: see `AuditOptions`."""
+        self.fallback = fallback
+        self.left_out: list[str] = []
+        self.incomplete: dict[str, str] = {}
+
+    def first(self, name: str, do: Callable[[str], Report], dtype: str) -> Report | None:
+        """The part in `dtype`, or in the fallback."""
+        further = () if self.fallback in (None, dtype) else (self.fallback,)
+        return next(iter(self._done(name, do, (dtype, *further), most=1)), None)
+
+    def every(self, name: str, do: Callable[[str], Report], dtypes: Sequence[str]) -> list[Report]:
+        """The part in each dtype."""
+        return self._done(name, do, dtypes, most=len(dtypes))
+
+    def _done(
+        self, name: str, do: Callable[[str], Report], dtypes: Sequence[str], most: int
+    ) -> list[Report]:
+        done: list[Report] = []
+        refused: dict[str, str] = {}
+        for dtype in dtypes:
+            try:
+                done.append(do(dtype))
+            except CheckpointError as error:  # it is too large, having been opened before
+                refused[dtype] = str(error)
+            except (PacelineError, torch.OutOfMemoryError) as error:
+                self._missing(name, f"{dtype}: {error}")
+            if len(done) == most:
+                break
+        told = [f"{dtype}: {why}" for dtype, why in refused.items()]
+        if done and self.fallback is not None:
+            self.left_out += told
+        else:
+            for one in told:
+                self._missing(name, one)
+        return done
+
+    def _missing(self, name: str, why: str) -> None:
+        before = self.incomplete.get(name)
+        self.incomplete[name] = why if before is None else f"{before}; {why}"

@@ -25,10 +25,11 @@ Reading = Literal["thread", "loop", "late"]
 
 @dataclass(frozen=True, slots=True)
 class TrafficOptions:
-    """requests: in all; cancelled: the share that is; dtypes: the first is asserted where it is
-    float64. longest: tokens a text is asked for at most; slots, readers: texts at once, and
-    readers that ask for them, half of them tasks of one event loop; cache: of what all slots could
-    need, the share there is; patience: seconds the engine has, after the last text, to be idle."""
+    """requests: in all; cancelled: the share that is; dtypes: asserted or counted, see
+    `audit_pair.asserted`. drafter: None for the pair's own, n-grams where it has none. longest:
+    tokens a text is asked for at most; slots, readers: texts at once, and readers that ask for
+    them, half of them tasks of one event loop; cache: of what all slots could need, the share there
+    is; patience: seconds the engine has, after the last text, to be idle."""
 
     requests: int = 200
     cancelled: float = 1 / 3
@@ -38,7 +39,7 @@ class TrafficOptions:
     readers: int = 12
     cache: float = 0.35
     k: int = 4
-    drafter: str = "model"
+    drafter: str | None = None
     seed: int = 0
     patience: float = 60.0
 

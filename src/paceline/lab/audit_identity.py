@@ -1,8 +1,9 @@
 """Identity on the user's pair: under `match` the text is the same with any drafter and any K.
 
-In float64 it must be. In float32 and bfloat16 a window of several tokens may be computed in
-another order than a single one, and a draw that was almost a tie may fall the other way; every
-such place is found and shown with the margin by which the winner won.
+In float64 it must be, and on a GPU, whose kernels sum in one order. On a CPU in float32 and
+bfloat16 a window of several tokens may be computed in another order than a single one, and a draw
+that was almost a tie may fall the other way; every such place is found and shown with the margin by
+which the winner won.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from pathlib import Path
 import torch
 
 from paceline import Drafter, Engine, SamplingParams
-from paceline.lab.audit_pair import Job, Pair, RandomDrafter, label, teacher_forced, write
+from paceline.lab.audit_pair import (
+    Job,
+    Pair,
+    RandomDrafter,
+    asserted,
+    label,
+    teacher_forced,
+    write,
+)
 from paceline.speculation.verify import RULES
 
 Text = tuple[int, ...]
@@ -33,8 +42,9 @@ SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class IdentityOptions:
-    """dtypes: the first is asserted where it is float64; the others are counted. ks: draft
-    lengths; tokens: of each text; slots: texts at once, against plain ones written alone."""
+    """dtypes: asserted or counted, see `audit_pair.asserted`. ks: draft lengths; tokens: of each
+    text; slots: texts at once, against plain ones written alone; drafters: names of more of
+    them."""
 
     settings: tuple[SamplingParams, ...] = SETTINGS
     dtypes: tuple[str, ...] = ("float64", "float32", "bfloat16")
@@ -42,6 +52,7 @@ class IdentityOptions:
     tokens: int = 24
     error: float = 0.3
     slots: int = 8
+    drafters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +117,7 @@ def audit_identity(
     depend on its neighbours either.
     """
     options = options or IdentityOptions()
-    ways = sum(len(case.ks(options.ks)) for case in _cases(pair, ""))
+    ways = sum(len(case.ks(options.ks)) for case in _cases(pair, options, ""))
     total = len(options.dtypes) * ways
     results: list[IdentityResult] = []
     done = 0
@@ -121,16 +132,18 @@ def audit_identity(
     return IdentityReport(tuple(results), all(r.passed for r in results))
 
 
-def _cases(pair: Pair, answers: str, error: float = 0.0) -> Iterator[_Case]:
+def _cases(pair: Pair, options: IdentityOptions, answers: str) -> Iterator[_Case]:
     yield _Case("none", "none")
     yield _Case("random", RandomDrafter())
     yield _Case("ngram", "ngram:min=1")
     yield _Case("predicted", "predicted", "right")
     yield _Case("predicted, wrong text", "predicted", "wrong")
-    yield _Case("replay", f"replay:path={answers},error={error}")
+    yield _Case("replay", f"replay:path={answers},error={options.error}")
     if pair.draft is not None:
         yield _Case("model", "model")
         yield _Case("ngram+model", "ngram:min=1+model")
+    for name in options.drafters:
+        yield _Case(name, name)
 
 
 def _one_dtype(
@@ -145,40 +158,57 @@ def _one_dtype(
         for prompt in prompts
         for params in options.settings
     ]
-    found: list[Divergence] = []
-    names: list[str] = []
-    compared = 0
-    with (
-        pair.open("none", dtype=dtype, k=max(options.ks), slots=1) as judge,
-        tempfile.TemporaryDirectory() as folder,
-    ):
+    cases: list[_Case] = []
+    differ: list[tuple[_Case, int, int, Text]] = []  # case, K, number of the job, text
+    compared, most = 0, max(options.ks)
+    # One engine at a time: a model may be half as large as the device.
+    with pair.open("none", dtype=dtype, k=most, slots=1) as judge:
         plain = [tuple(tokens) for tokens in write(judge, plain_jobs)]
+    del judge  # or its weights stay where the next one's have to go
+    with tempfile.TemporaryDirectory() as folder:
         answers = _answers_file(Path(folder), plain_jobs, plain)
-        for case in _cases(pair, answers, options.error):
-            names.append(case.name)
-            most = max(options.ks)
+        for case in _cases(pair, options, answers):
+            cases.append(case)
             with pair.open(case.spec, dtype=dtype, k=most, slots=options.slots) as engine:
                 for k in case.ks(options.ks):
-                    jobs = _jobs(plain_jobs, plain, case, k)
-                    for number, tokens in enumerate(write(engine, jobs)):
+                    texts = map(tuple, write(engine, _jobs(plain_jobs, plain, case, k)))
+                    for number, text in enumerate(texts):
                         compared += 1
-                        where = divergence(judge, plain_jobs[number], plain[number], tuple(tokens))
-                        if where is not None:
-                            prompt = number // len(options.settings)
-                            found.append(replace(where, drafter=case.name, k=k, prompt=prompt))
+                        if text != plain[number]:
+                            differ.append((case, k, number, text))
                     step(f"{dtype}, {case.name}, K = {k}")
-            del engine  # or its weights stay where the next one's have to go
-    asserted = dtype == "float64"
+            del engine
+    found = _judged(pair, dtype, plain_jobs, plain, differ, options) if differ else ()
+    must = asserted(dtype, pair.device)
     return IdentityResult(
         dtype=dtype,
-        asserted=asserted,
+        asserted=must,
         texts=compared,
         tokens=compared * options.tokens,
-        drafters=tuple(names),
-        divergences=tuple(found),
+        drafters=tuple(case.name for case in cases),
+        divergences=found,
         rate=len(found) / compared if compared else 0.0,
-        passed=compared > 0 and not (asserted and found),
+        passed=compared > 0 and not (must and found),
     )
+
+
+def _judged(
+    pair: Pair,
+    dtype: str,
+    jobs: Sequence[Job],
+    plain: Sequence[Text],
+    differ: Sequence[tuple[_Case, int, int, Text]],
+    options: IdentityOptions,
+) -> tuple[Divergence, ...]:
+    """Where texts that differ first do so, and by how much the plain token won there."""
+    found: list[Divergence] = []
+    with pair.open("none", dtype=dtype, k=max(options.ks), slots=1) as judge:
+        for case, k, number, text in differ:
+            where = divergence(judge, jobs[number], plain[number], text)
+            assert where is not None
+            prompt = number // len(options.settings)
+            found.append(replace(where, drafter=case.name, k=k, prompt=prompt))
+    return tuple(found)
 
 
 def _answers_file(folder: Path, jobs: Sequence[Job], plain: Sequence[Text]) -> str:

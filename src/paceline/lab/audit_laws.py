@@ -49,7 +49,8 @@ RULES: tuple[RuleName, ...] = ("match", "reject", "block")
 @dataclass(frozen=True, slots=True)
 class LawOptions:
     """samples: seeds of a next-tokens test, of `tokens` tokens each; texts: written for an
-    along-texts test, of `text_tokens` tokens each; alpha: for all tests together."""
+    along-texts test, of `text_tokens` tokens each; alpha: for all tests together; drafters: names
+    of more of them, tested at the first setting."""
 
     settings: tuple[SamplingParams, ...] = SETTINGS
     rules: tuple[RuleName, ...] = RULES
@@ -62,6 +63,7 @@ class LawOptions:
     alpha: float = ALPHA
     power: float = POWER
     seed: int = 1
+    drafters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,8 @@ def audit_laws(
     cases = [(rule, main, options.settings) for rule in options.rules]
     if main == "model":
         cases += [(rule, "ngram:min=1", options.settings[:1]) for rule in options.rules]
+    for name in options.drafters:
+        cases += [(rule, name, options.settings[:1]) for rule in options.rules]
     total = 3 * sum(len(settings) for _, _, settings in cases)
     found: list[tuple[str, RuleName, str, str, GTest]] = []
     rates: dict[str, float | None] = {}

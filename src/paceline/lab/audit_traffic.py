@@ -23,7 +23,7 @@ from paceline.lab.audit_clients import (
     play,
 )
 from paceline.lab.audit_identity import Divergence, divergence
-from paceline.lab.audit_pair import Job, Pair
+from paceline.lab.audit_pair import Job, Pair, asserted
 from paceline.types import EngineStats
 
 Text = tuple[int, ...]
@@ -85,7 +85,7 @@ def _one_dtype(
     prepare: Callable[[Engine], None],
 ) -> TrafficResult:
     cases = make_cases(prompts, options)
-    drafter = options.drafter if pair.draft is not None else "ngram:min=1"
+    drafter = options.drafter or ("model" if pair.draft is not None else "ngram:min=1")
     wrong, found, lost = list[str](), list[Divergence](), 0
     with _busy(pair, cases, drafter, dtype, options) as live:
         prepare(live)
@@ -97,6 +97,7 @@ def _one_dtype(
         except PacelineError as error:
             wrong.append(str(error))
         stats = live.stats()
+    del live  # or its weights stay where the next one's have to go
     with pair.open("none", dtype=dtype, k=0, slots=1, prefix_cache=False) as judge:
         for number, (case, outcome) in enumerate(zip(cases, outcomes, strict=True)):
             faults = disorder(outcome)
@@ -116,10 +117,10 @@ def _one_dtype(
     if stats.pages_used or stats.waiting or stats.running:
         left = f"{stats.pages_used} pages, {stats.running} running, {stats.waiting} waiting"
         wrong.append(f"left behind: {left}")
-    finishes, asserted = [finish_of(outcome) for outcome in outcomes], dtype == "float64"
+    finishes, must = [finish_of(outcome) for outcome in outcomes], asserted(dtype, pair.device)
     return TrafficResult(
         dtype=dtype,
-        asserted=asserted,
+        asserted=must,
         requests=len(cases),
         finished=finishes.count("length"),
         cancelled=finishes.count("cancelled"),
@@ -130,7 +131,7 @@ def _one_dtype(
         wrong=tuple(wrong),
         divergences=tuple(found),
         stats=stats,
-        passed=not wrong and not (asserted and found),
+        passed=not wrong and not (must and found),
     )
 
 

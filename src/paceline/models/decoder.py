@@ -97,6 +97,11 @@ class Decoder:
         return self.config.hidden_size
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of hidden states."""
+        return self._stream
+
+    @property
     def half_context(self) -> float:
         """Positions behind a token at which attention has as many operations as the products."""
         c = self.config

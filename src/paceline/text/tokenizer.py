@@ -73,6 +73,7 @@ class Tokenizer:
         self._backend: Any = fast.backend_tokenizer
         self.name = name
         added = self._backend.get_added_tokens_decoder()
+        self._added = frozenset(added)
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.special = {added[i].content: i for i in self.special_ids}
         self.byte_level = _is_byte_level(self._backend.decoder)
@@ -257,17 +258,19 @@ class Tokenizer:
         return self.encode(text, add_special_tokens)
 
     def same_as(self, other: Tokenizer) -> str | None:
-        """Return None where both give the same ids for the same text, else the first difference.
+        """Return None where both give the same ids for the same text, added and special tokens
+        aside, else the first difference.
 
-        A draft's tokens are compared with the target's by id, so one differing id is enough to
-        make every acceptance meaningless.
+        A draft's tokens are compared with the target's by id, so ids that mean other words would
+        make every acceptance meaningless. What tokens outside of the text are called, or whether
+        both have them, costs acceptance there alone: see `added_differences`.
         """
-        mine: dict[str, int] = self._backend.get_vocab()
-        its: dict[str, int] = other._backend.get_vocab()
-        if mine != its:
-            return _vocabulary_difference(mine, its)
+        for number, mine, its in self._differences(other):
+            if not (self._is_added(number, mine) and other._is_added(number, its)):
+                return f"token {number} is {mine!r} against {its!r}"
         for text in _PROBES:
-            a, b = self.encode(text), other.encode(text)
+            a = self.encode(text, add_special_tokens=False)
+            b = other.encode(text, add_special_tokens=False)
             if a != b:
                 at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
                 at = min(len(a), len(b)) if at is None else at
@@ -276,6 +279,26 @@ class Tokenizer:
                     f"from token {at} on"
                 )
         return None
+
+    def added_differences(self, other: Tokenizer) -> list[str]:
+        """The ids that two tokenizers which are otherwise the same (`same_as`) call differently or
+        that one of them lacks, in words."""
+        return [
+            f"{number} is {mine!r} against {its!r}"
+            for number, mine, its in self._differences(other)
+        ]
+
+    def _differences(self, other: Tokenizer) -> list[tuple[int, str | None, str | None]]:
+        """Ids that do not have the same token in both, with both tokens, None for a missing one."""
+        mine: dict[int, str] = {i: token for token, i in self._backend.get_vocab().items()}
+        its: dict[int, str] = {i: token for token, i in other._backend.get_vocab().items()}
+        numbers = sorted(mine.keys() | its.keys()) if mine != its else ()
+        pairs = ((number, mine.get(number), its.get(number)) for number in numbers)
+        return [(number, a, b) for number, a, b in pairs if a != b]
+
+    def _is_added(self, number: int, token: str | None) -> bool:
+        """Whether an id is no part of a text's own vocabulary: added to it, or not there at all."""
+        return token is None or number in self._added
 
 
 def _reader(folder: Path) -> Any:
@@ -305,16 +328,6 @@ def _object_in(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return said if isinstance(said, dict) else {}
-
-
-def _vocabulary_difference(mine: dict[str, int], its: dict[str, int]) -> str:
-    if len(mine) != len(its):
-        return f"{len(mine)} tokens against {len(its)}"
-    mine_by_id = {i: token for token, i in mine.items()}
-    its_by_id = {i: token for token, i in its.items()}
-    ids = sorted(mine_by_id.keys() | its_by_id.keys())
-    first = next(i for i in ids if mine_by_id.get(i) != its_by_id.get(i))
-    return f"token {first} is {mine_by_id.get(first)!r} against {its_by_id.get(first)!r}"
 
 
 def _is_byte_level(decoder: Any) -> bool:
