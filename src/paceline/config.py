@@ -25,6 +25,7 @@ MAX_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
 # Below this the logits divided by it leave float32's range; greedy is meant.
 MIN_TEMPERATURE = 1e-3
+MIN_PENALTY = 1e-30  # logits are divided by it, and by the temperature: they stay in float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,11 +180,11 @@ def check_sampling(params: SamplingParams) -> None:
     if _number("top_p", params.top_p, 0.0, 1.0, "1 is off") == 0:
         raise ConfigError("top_p must be above 0 and at most 1 (1 is off), not 0")
     _number("min_p", params.min_p, 0.0, 1.0, "0 is off")
-    if _number("repetition_penalty", params.repetition_penalty, 0.0, note="1 is off") == 0:
-        raise ConfigError("repetition_penalty must be above 0 (1 is off), not 0")
+    _number("repetition_penalty", params.repetition_penalty, MIN_PENALTY, note="1 is off")
     _number("presence_penalty", params.presence_penalty)
     _number("frequency_penalty", params.frequency_penalty)
-    for token, bias in params.logit_bias:
+    for item in params.logit_bias:
+        token, bias = _pair("logit_bias", item)
         _whole("logit_bias: a token id", token, 0, None)
         _number(f"logit_bias of token {token}", bias)
     if params.seed is not None:
@@ -311,8 +312,12 @@ def _pairs(name: str, value: object) -> tuple[tuple[Any, Any], ...]:
     items = value.items() if isinstance(value, Mapping) else _tuple(name, value or ())
     pairs = []
     for item in items:
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise ConfigError(f"{name} must map token ids to numbers, not hold {item!r}")
-        token, bias = item
+        token, bias = _pair(name, item)
         pairs.append((int(token) if isinstance(token, str) and token.isdecimal() else token, bias))
     return tuple(pairs)
+
+
+def _pair(name: str, item: object) -> tuple[Any, Any]:
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise ConfigError(f"{name} must map token ids to numbers, not hold {item!r}")
+    return item[0], item[1]

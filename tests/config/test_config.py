@@ -104,7 +104,8 @@ def test_sampling_values_as_users_write_them() -> None:
         ({"top_p": 0}, "top_p must be above 0"),
         ({"top_p": 1.5}, "top_p must be a number from 0"),
         ({"min_p": 1.5}, "min_p must be"),
-        ({"repetition_penalty": 0}, "repetition_penalty must be above 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be a number of at least 1e-30"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty must be a number of at least 1e-30"),
         ({"presence_penalty": math.inf}, "presence_penalty must be"),
         ({"seed": -1}, "seed must be"),
         ({"seed": 2**63}, "seed must be"),
@@ -131,3 +132,7 @@ def test_sampling_values_that_cannot_be(options: dict[str, Any], words: str) -> 
 def test_params_made_by_hand_are_checked_too() -> None:
     with pytest.raises(ConfigError, match="temperature"):
         check_sampling(SamplingParams(temperature=-1.0))
+    for wrong in (5, (1, 2.0, 3), "12"):
+        bias: Any = (wrong,)
+        with pytest.raises(ConfigError, match="logit_bias must map token ids to numbers"):
+            check_sampling(SamplingParams(logit_bias=bias))

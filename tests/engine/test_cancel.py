@@ -149,6 +149,37 @@ def test_closing_while_it_runs(engine: Engine) -> None:
     assert engine.stats().rounds > 0
 
 
+def test_closing_gives_each_request_an_error_of_its_own(engine: Engine) -> None:
+    """One that is raised in many threads would remember every place."""
+    with engine._driver.held():
+        handles = [engine.submit(case.prompt, case.params) for case in CASES]
+        wait_to_be_closed(engine)
+    engine.close()
+    errors = []
+    for handle in handles:
+        with pytest.raises(EngineClosedError, match="the engine was closed") as caught:
+            handle.result(60)
+        errors.append(caught.value)
+    assert len(set(map(id, errors))) == len(CASES)
+    assert all(error.__cause__ is None for error in errors)
+
+
+def test_closing_ends_the_thread_where_nothing_can_be_kept(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise OSError("nowhere to keep it")
+
+    monkeypatch.setattr(engine, "_keep", fails)
+    with pytest.raises(OSError, match="nowhere"):
+        engine.close()
+    thread = engine._driver._thread
+    assert thread is not None
+    assert not thread.is_alive()
+    assert isinstance(engine.ended, EngineClosedError)
+    engine.close()
+
+
 def test_the_context_manager_closes(pair: Pair) -> None:
     with Engine(pair.target, threads=1, dtype="float32") as engine:
         engine.generate([[65]], PARAMS)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from paceline.engine import cost_file
 from paceline.engine.catch_up import NO_CATCH_UP, CatchUp
 from paceline.engine.cost_file import Saved, cache_folder, cost_path, load_costs, save_costs
 from paceline.engine.cost_grid import Point
@@ -80,3 +81,23 @@ def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_folder() == tmp_path / "paceline"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "paceline"
+
+
+def test_a_user_without_a_home_measures_each_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a container's user whom its passwd does not name: told once, in one line."""
+
+    def fails() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("PACELINE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", fails)
+    cost_file._tell_homeless.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert load_costs(KEY) is None
+        save_costs(KEY, POINTS, NO_CATCH_UP)
+        save_costs(KEY, POINTS, NO_CATCH_UP)
+    assert len(caplog.records) == 1
+    assert "set PACELINE_CACHE" in caplog.text

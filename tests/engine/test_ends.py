@@ -199,6 +199,20 @@ def test_a_stop_string_among_bytes_that_wait() -> None:
     assert done.text.strip() == "The"
 
 
+def test_a_stop_string_in_a_run_of_bytes_that_the_prompt_began() -> None:
+    """Of a script that the vocabulary does not have: the prompt's part is longer than what of a
+    prompt is looked at, and is not looked at from the middle of a character."""
+    kind = tokenizer("sentencepiece")
+    prompt = kind.encode("The quick \u1780\u1781\u1782\u1783")
+    ids = kind.encode("The quick \u1780\u1781\u1782\u1783\u1784\u1785 fox")[len(prompt) :]
+    params = SamplingParams(max_tokens=len(ids), stop=("\u1785",))
+    reader = Reader(Request("r", tuple(prompt), params, 0), kind, frozenset(), SequenceStats())
+    reader.take(Committed(tuple(ids), "x", 0, 0, 0, ended=True, failed=False))
+    reader.seal()
+    done = reader.completion()
+    assert (done.finish, done.stop_reason, done.text) == ("stop", "\u1785", "\u1784")
+
+
 @settings(max_examples=150)
 @given(data=st.data())
 def test_a_reader_does_not_see_rounds(data: st.DataObject) -> None:

@@ -51,6 +51,9 @@ def test_what_cannot_be_scored(pair: Pair, opened: Callable[..., Engine]) -> Non
     for wrong in ([], [10**6], [-1], [0] * (engine.limits.max_length + 1)):
         with pytest.raises(RequestError):
             engine.prompt_logprobs(wrong)
+    for top in (-1, 1.5, True):
+        with pytest.raises(RequestError, match="top must be a whole number of at least 0"):
+            engine.prompt_logprobs(prompt(1), top)  # type: ignore[arg-type]
     pieces = engine.prompt_logprobs(prompt(1))
     engine.close()
     with pytest.raises(EngineClosedError):

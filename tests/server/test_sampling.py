@@ -75,7 +75,7 @@ def test_the_bundled_pair_suggests_nothing() -> None:
         ({"temperature": -1}, "temperature must be"),
         ({"top_p": 1.5}, "top_p must be"),
         ({"top_k": 2.5}, "top_k must be a whole number"),
-        ({"repetition_penalty": 0}, "repetition_penalty must be above 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be a number of at least 1e-30"),
         ([], "no JSON object"),
     ],
 )

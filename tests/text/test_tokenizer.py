@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers import tiny_tokenizer, turns_of_others
-from tokenizer_kinds import byte_level, tokenizer, wrap
+from tokenizer_kinds import byte_level, marked, tokenizer, wrap
 from transformers import AutoTokenizer
 
 from paceline.errors import CheckpointError, RequestError
@@ -43,6 +43,19 @@ def test_token_bytes_agree_with_the_library(tmp_path: Path) -> None:
     assert [loaded.token_bytes(i) for i in range(256)] == [bytes([i]) for i in range(256)]
     assert loaded.token_bytes(257) == b""
     assert loaded.token_bytes(100_000) == b""
+
+
+def test_which_tokens_are_bytes() -> None:
+    kind = marked("sentencepiece", ["<0xZZ>"], special=False)
+    known = {name: kind.token_id(name) for name in ("<0x00>", "<0xE2>", "<0xZZ>", "x")}
+    bytes_of = {
+        n: kind.fallback_byte(i) for n, i in known.items() if i and kind.is_byte_fallback(i)
+    }
+    assert bytes_of == {"<0x00>": 0, "<0xE2>": 0xE2}
+    word = kind.word_id
+    assert word is not None
+    assert kind.decode([word])
+    assert not kind.is_byte_fallback(word)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from paceline.engine.catch_up import CatchUp
@@ -31,24 +32,42 @@ class Saved:
     catch_up: CatchUp
 
 
-def cache_folder() -> Path:
-    """Where paceline keeps what it can make again: $PACELINE_CACHE, else the user's cache."""
+def cache_folder() -> Path | None:
+    """Where paceline keeps what it can make again: $PACELINE_CACHE, else the user's cache. None
+    where the user has no home folder, as one whom the machine does not know."""
     own = os.environ.get("PACELINE_CACHE")
     if own:
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "paceline"
+    if base:
+        return Path(base) / "paceline"
+    try:
+        return Path.home() / ".cache" / "paceline"
+    except RuntimeError:
+        _tell_homeless()
+        return None
 
 
-def cost_path(key: Mapping[str, str], folder: Path | None = None) -> Path:
-    """The file for `key`: what the costs depend on, models, device, versions and sizes."""
+@cache  # said once: a start asks twice, and closing once more
+def _tell_homeless() -> None:
+    log.warning(
+        "costs cannot be kept, for the user has no home folder: every start measures again; set "
+        "PACELINE_CACHE to a folder"
+    )
+
+
+def cost_path(key: Mapping[str, str], folder: Path) -> Path:
+    """The file in `folder` for `key`: what costs depend on, models, device, versions and sizes."""
     text = json.dumps(dict(key), sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:20]
-    return (folder or cache_folder()) / f"costs-{name}.json"
+    return folder / f"costs-{name}.json"
 
 
 def load_costs(key: Mapping[str, str], folder: Path | None = None) -> Saved | None:
     """What was saved for `key`, or None."""
+    folder = folder or cache_folder()
+    if folder is None:
+        return None
     path = cost_path(key, folder)
     try:
         text = path.read_text(encoding="utf-8")
@@ -75,6 +94,9 @@ def save_costs(
     folder: Path | None = None,
 ) -> None:
     """Keep `points`; where that is not possible, the log says so and nothing else happens."""
+    folder = folder or cache_folder()
+    if folder is None:
+        return
     path = cost_path(key, folder)
     rows = [[point.kind, point.rows, point.k, point.context, point.seconds] for point in points]
     content = {"format": _FORMAT, "key": dict(key), "points": rows, "catch_up": catch_up}

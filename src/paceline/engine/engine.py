@@ -26,6 +26,7 @@ from paceline.engine.driver import Driver
 from paceline.engine.fixed import FixedK
 from paceline.engine.handle import Handle
 from paceline.engine.intake import Intake
+from paceline.engine.ledger import own
 from paceline.engine.policy import Governor
 from paceline.engine.practice import ask
 from paceline.engine.requests import Prompt, as_prompts, check_ids
@@ -283,9 +284,11 @@ class Engine:
         likely at each place, a piece at a time: the rounds of others go on between two pieces.
 
         Nothing is read before the first piece is asked for, nor after the last that is. Raises
-        RequestError at once for tokens that cannot be read.
+        RequestError at once for tokens that cannot be read, and for a `top` that is no count.
         """
         ids = self._scored(tokens)
+        if type(top) is not int or top < 0:
+            raise RequestError(f"top must be a whole number of at least 0, not {top!r}")
         return self._pieces(ids, min(top, MAX_LOGPROBS))
 
     def _pieces(self, ids: list[int], top: int) -> Iterator[list[TokenLogprob]]:
@@ -355,10 +358,8 @@ class Engine:
         """Why nothing is written any more and an engine has to be opened anew: an error that it did
         not survive, or it was closed. None while it serves, and while it drains."""
         broken = self._driver.broken
-        if broken is not None:  # a new one for each: raising adds to what an error remembers
-            told = EngineClosedError(str(broken))
-            told.__cause__ = broken.__cause__
-            return told
+        if broken is not None:
+            return own(broken)
         return EngineClosedError("the engine is closed; open a new one") if self._closed else None
 
     def stats(self) -> EngineStats:
@@ -389,10 +390,12 @@ class Engine:
 
     def close(self) -> None:
         """End what runs and refuse what comes. Safe to call twice."""
-        if not self._closed:
-            self._keep()
-        self._closed = True
-        self._end()
+        closed, self._closed = self._closed, True
+        try:
+            if not closed:
+                self._keep()
+        finally:
+            self._end()
 
     def _check_open(self) -> None:
         if (ended := self.ended) is not None:

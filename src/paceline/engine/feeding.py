@@ -68,7 +68,7 @@ class Feeder:
 
     def _fit(self, start: int, most: int, shown: bool, busy: float | None) -> int:
         """How many of `most` tokens from `start` on a step may read."""
-        if busy is None or self.max_gap is None:
+        if busy is None or self.max_gap is None or not most:  # a prefix hit may be all of a prompt
             return most
         if not self.paces.known:
             return min(most, _LEAST)

@@ -68,7 +68,7 @@ class Ledger:
                 self.scheduler.finish(sequence, keep=False)
         finally:
             for live in ended.values():
-                live.reader.close("error", error)
+                live.reader.close("error", own(error))
                 live.reader.seal()
 
     def book(self, sequence: Sequence, row: Committed) -> None:
@@ -173,6 +173,13 @@ class Ledger:
         )
         copied(self.totals, into=stats)
         return stats
+
+
+def own(error: Exception) -> Exception:
+    """`error` as one of many may raise it, who each add to what it remembers."""
+    made = copy(error)
+    made.__cause__ = error.__cause__
+    return made
 
 
 def told(error: BaseException) -> PacelineError:

@@ -23,9 +23,6 @@ from paceline.types import (
 
 log = logging.getLogger(__name__)
 
-# Prompt tokens a detokenizer is shown, so that it knows whether a word goes on.
-_CONTEXT = 8
-
 
 @dataclass(frozen=True, slots=True)
 class Committed:
@@ -227,7 +224,7 @@ class _TextEnd:
 
     def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
         special = not request.params.skip_special_tokens
-        self._detokenizer = Detokenizer(tokenizer, request.prompt[-_CONTEXT:], special)
+        self._detokenizer = Detokenizer(tokenizer, request.prompt, special)
         params = request.params
         self._stops = StopStrings(params.stop, params.include_stop_str_in_output)
         self._searching = bool(request.params.stop)

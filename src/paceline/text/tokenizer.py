@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTES = _byte_alphabet()
+_HEX = frozenset("0123456789abcdefABCDEF")
 
 
 def same_files(one: Path, other: Path) -> bool:
@@ -195,7 +197,23 @@ class Tokenizer:
     def is_byte_fallback(self, token_id: int) -> bool:
         """Whether the id is a single byte of a sentencepiece vocabulary, such as `<0xE2>`."""
         token = self.token(token_id) or ""
-        return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+        form = len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+        return form and _HEX.issuperset(token[3:5])
+
+    def fallback_byte(self, token_id: int) -> int:
+        """Return the byte that an id stands for of which `is_byte_fallback` is true."""
+        assert self.is_byte_fallback(token_id)
+        return int((self.token(token_id) or "")[3:5], 16)
+
+    @cached_property
+    def word_id(self) -> int | None:
+        """An id that is text by itself: no special token, no byte, nothing that a decode drops.
+        None where the vocabulary has no such id."""
+        for token_id in range(len(self)):
+            ordinary = token_id not in self.special_ids and not self.is_byte_fallback(token_id)
+            if ordinary and self.decode([token_id]):
+                return token_id
+        return None
 
     def chat_template(self, tools: bool = False) -> str:
         """The template of chats, or of chats with tools; empty where there is none."""
