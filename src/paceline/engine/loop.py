@@ -19,7 +19,7 @@ from paceline.engine import following
 from paceline.engine.acceptance import Seen, Track
 from paceline.engine.constrain import FORCED, Constrainer
 from paceline.engine.feeding import Feeder, Read
-from paceline.engine.ledger import Ledger, Live, told
+from paceline.engine.ledger import Ledger, Live, refused, told
 from paceline.engine.outbox import Committed, Reader
 from paceline.engine.paging import Grant
 from paceline.engine.policy import Launch
@@ -134,10 +134,12 @@ class Loop:
 
     def end_all(self, error: Exception) -> None:
         """Every request that is not finished fails with `error`; the device is not touched."""
-        while self._launched:
-            for sequence in self._launched.popleft().rows:
-                self.scheduler.settled(sequence, ())
-        self.ledger.end_all(error)
+        try:
+            while self._launched:
+                for sequence in self._launched.popleft().rows:
+                    self.scheduler.settled(sequence, ())
+        finally:  # whatever the books say: nobody may wait for ever
+            self.ledger.end_all(error)
 
     def stats(self) -> EngineStats:
         """How things stand. May be called from any thread."""
@@ -166,7 +168,14 @@ class Loop:
         written = tokens[len(request.prompt) :]
         slots.admit(sequence.slot, request, stop_ids, sequence.k, written)
         slots.set_pages(sequence.slot, 0, sequence.pages)
-        self.machine.drafter.admit(sequence.slot, request)
+        try:
+            self.machine.drafter.admit(sequence.slot, request)
+        except PacelineError:
+            raise
+        except BaseException as error:  # a panic of a library in Rust is no Exception
+            if not self.answers():
+                raise
+            raise refused(self.machine.drafter.name, error) from error
 
     def _feed(self) -> bool:
         """Read from prompts what a step may; whether anything was read."""
