@@ -54,6 +54,7 @@ NOT_IN = {
         "engine/beside",
         "engine/cost",
         "engine/fixed",
+        "engine/following",
         "engine/paces",
         "engine/paging",
         "engine/policy",

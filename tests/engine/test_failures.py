@@ -19,6 +19,9 @@ from tests.engine.tools import Case, Pair, RandomDrafter, prompt, same, together
 
 from paceline import Engine, Event, NumericsError, SamplingParams
 from paceline.drafters.base import Drafter, Draw
+from paceline.engine.capture import CapturedRounds
+from paceline.engine.loop import Loop
+from paceline.engine.scheduling import Scheduler
 from paceline.errors import EngineClosedError, PacelineError, RequestError, StepError
 from paceline.text import Detokenizer
 from paceline.types import (
@@ -363,7 +366,7 @@ def test_a_draft_that_lacks_a_token_of_the_target(
         same(got, wanted)
 
 
-@pytest.mark.parametrize("where", ["admit", "prefill", "observe", "propose"])
+@pytest.mark.parametrize("where", ["prefill", "observe", "propose"])
 def test_a_drafter_that_raises(where: str, opened: Callable[..., Engine]) -> None:
     """What was in the step ends with an error that names the fault, rather than with a text that
     lacks tokens; the engine goes on."""
@@ -393,6 +396,86 @@ def test_a_drafter_that_raises(where: str, opened: Callable[..., Engine]) -> Non
     for got, result in zip(together(engine, plain), wanted, strict=True):
         same(got, result)
     assert held(engine) == (0, 0)
+
+
+class Choosy(Faulty):
+    """Takes no request with a prediction, and says so in its own way."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__("admit", times=0, error=error)
+
+    def admit(self, slot: int, request: Request) -> None:
+        self.times = int(bool(request.prediction))
+        super().admit(slot, request)
+
+
+@pytest.mark.parametrize("error", [RequestError, ZeroDivisionError, Panic])
+def test_what_a_drafter_cannot_take_ends_alone(
+    error: type[BaseException], opened: Callable[..., Engine]
+) -> None:
+    """However many come one after the other: those that run miss no round, and the engine stays."""
+    drafter = Choosy(error)
+    engine = opened(drafter=drafter, k=2, slots=3)
+    with engine._driver.held() as step:
+        running = engine.submit(clean(1), replace(GREEDY, max_tokens=30))
+        while engine.stats().rounds < 2:
+            step()
+        for _ in range(7):
+            bad = engine.submit(clean(2), GREEDY, prediction=[1])
+            rounds = engine.stats().rounds
+            step()
+            assert engine.stats().rounds == rounds + 1
+            assert engine._driver._failures == 0
+            assert bad.wait_closed(0)
+            assert drafter.held() is None  # nothing of the frames it failed in is kept
+            told = "admit" if error is RequestError else rf"'faulty' could .*: {error.__name__}: ad"
+            with pytest.raises(RequestError if error is RequestError else StepError, match=told):
+                bad.result()
+    (alone,) = opened(k=0).generate([clean(1)], replace(GREEDY, max_tokens=30))
+    assert running.result(60).token_ids == alone.token_ids
+    assert engine.ended is None
+    assert held(engine) == (0, 0)
+    check_slots(engine, opened)
+
+
+def test_a_device_that_is_gone_is_no_drafters_fault(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened(drafter=Faulty("admit"), k=2, slots=2)
+    monkeypatch.setattr(Loop, "answers", lambda self: False)
+    handle = engine.submit(clean(1), GREEDY)
+    with pytest.raises(StepError, match="the engine met ZeroDivisionError: admit"):
+        handle.result(60)
+    assert engine._driver._thread is not None
+    engine._driver._thread.join(60)
+    assert isinstance(engine.ended, EngineClosedError)
+
+
+def test_nobody_waits_for_ever_where_the_books_are_wrong(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine ends with a round in flight, and the scheduler knows nothing of it."""
+    engine = opened(k=0, slots=2)
+    loop, gone = engine._loop, EngineClosedError("the engine was closed")
+    with engine._driver.held() as step:
+        loop.rounds = CapturedRounds(loop.machine, (0,))
+        handles = [engine.submit(clean(n), GREEDY) for n in range(3)]
+        while engine.stats().rounds < 2:
+            step()
+        assert loop._launched
+
+        def settled(*_: object) -> None:
+            raise IndexError("pop from empty list")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Scheduler, "settled", settled)
+            with pytest.raises(IndexError):
+                loop.end_all(gone)
+        for handle in handles:
+            assert handle.wait_closed(0)
+            with pytest.raises(EngineClosedError):
+                handle.result()
+        engine._driver.stop(join=False)
 
 
 def test_a_release_that_raises_ends_nobody_else(opened: Callable[..., Engine]) -> None:

@@ -181,6 +181,15 @@ def test_without_drafts_there_is_nothing_to_decide() -> None:
 # --- the pause ---
 
 
+def test_nothing_is_drafted_for_requests_that_may_have_none() -> None:
+    """Neither at first nor to try it: no draft of theirs would be tested."""
+    governor, _ = made(1)
+    tracks = [governor.track(0, MANY) for _ in range(4)]
+    assert not any(launch.next_k for launch in run(governor, tracks, 0.9, 3000))
+    tracks.append(governor.track(KS[-1], MANY))
+    assert any(launch.next_k for launch in run(governor, tracks, 0.9, 3000))
+
+
 def test_a_drafter_that_does_not_pay_is_paused_and_tried(caplog: pytest.LogCaptureFixture) -> None:
     governor, tracks = made(64)
     assert not governor.paused

@@ -129,7 +129,9 @@ class Drafter(ABC):
         """Called once before any request: allocate fixed-size buffers, load weights."""
 
     def admit(self, slot: int, request: Request) -> None:  # noqa: B027
-        """A request took `slot`; the host may write this drafter's rows for it."""
+        """A request took `slot`; the host may write this drafter's rows for it. Where this raises,
+        that request ends: with what was raised if it is a PacelineError (RequestError, say), else
+        with a StepError that names the drafter. `release` is called all the same."""
 
     def observe(  # noqa: B027
         self, window: Window, out: TargetOut | None, verdict: Verdict | None, rows: Rows

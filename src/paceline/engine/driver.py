@@ -1,7 +1,8 @@
 """The one thread that owns the device: it opens the machine, runs every step, and does what
 callers ask of it between two steps.
 
-Callers post commands and never wait for each other. Knows what a loop is, and no request.
+Callers post commands and never wait for each other; however many they post, a step comes in
+between. Knows what a loop is, and no request.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import logging
 import queue
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol, TypeVar
 
 from paceline.engine.handle import Handle, wake
@@ -49,6 +51,7 @@ class Driver:
         """working: makes the context in which the thread touches the device."""
         self._working = working
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._heavy: deque[Callable[[], None]] = deque()
         self._touched: dict[Handle, None] = {}
         self._steps: Steps | None = None
         self._thread: threading.Thread | None = None
@@ -96,12 +99,18 @@ class Driver:
         """What ended the thread's work for good, or None."""
         return self._broken
 
-    def post(self, command: Callable[[], None]) -> None:
-        """Have `command` run between two steps. Never waits; safe in a finaliser."""
+    def post(self, command: Callable[[], None], heavy: bool = False) -> None:
+        """Have `command` run between two steps. heavy: it keeps the device busy; one such is
+        run between two steps, behind all the others that are there, so that running texts go on.
+        Never waits; safe in a finaliser."""
+        if heavy:
+            self._heavy.append(command)
+            command = _nothing
         self._commands.put(command)
 
-    def ask(self, question: Callable[[], _T]) -> _T:
-        """Run `question` in the thread between two steps and wait for what it returns."""
+    def ask(self, question: Callable[[], _T], heavy: bool = False) -> _T:
+        """Run `question` in the thread between two steps and wait for what it returns. heavy: see
+        `post`."""
         if threading.current_thread() is self._thread:
             return question()
         answer: Future[_T] = Future()
@@ -112,7 +121,7 @@ class Driver:
             except BaseException as error:
                 answer.set_exception(error)
 
-        self.post(command)
+        self.post(command, heavy)
         thread = self._thread
         while not answer.done():
             wait((answer,), timeout=1.0)
@@ -140,6 +149,7 @@ class Driver:
         def command() -> None:
             reached.set()
             go.wait()
+            self._obey(block=False)  # what came while it was held comes before the next step
 
         def step() -> None:
             with self._working():
@@ -177,7 +187,11 @@ class Driver:
     def _turn(self, sleep: bool) -> None:
         """Do what was asked, then one step. sleep: while there is nothing to do."""
         assert self._steps is not None
-        self._obey(sleep and self._steps.idle)
+        # Taken first and run last: what its thread posted before it is among the others by now.
+        heavy = self._heavy.popleft() if self._heavy else None
+        self._obey(sleep and heavy is None and self._steps.idle)
+        if heavy is not None:
+            _run(heavy)
         if not self._stop and not self._steps.idle:
             try:
                 self._steps.step()
@@ -187,16 +201,14 @@ class Driver:
         self._deliver()
 
     def _obey(self, block: bool) -> None:
-        try:
-            command = self._commands.get(block)
-            while True:
-                try:
-                    command()
-                except BaseException:  # a command tells its own caller; none may end the thread
-                    log.exception("a command failed")
-                command = self._commands.get_nowait()
-        except queue.Empty:
-            pass
+        """Run the commands that are there, but the heavy ones. What comes meanwhile waits for the
+        next turn: callers who ask again and again would else keep the steps from coming. block:
+        wait until there is one."""
+        with suppress(queue.Empty):
+            command, left = self._commands.get(block), self._commands.qsize()
+            _run(command)
+            for _ in range(left):
+                _run(self._commands.get_nowait())
 
     def _fault(self, error: BaseException) -> None:
         """A step failed, and with it the requests it was for. Go on if the device still works."""
@@ -217,6 +229,8 @@ class Driver:
             self._steps.end_all(closed)
         finally:
             self._obey(block=False)
+            for _ in range(len(self._heavy)):
+                _run(self._heavy.popleft())
             try:
                 self._steps.end_all(closed)  # what was posted in between
             finally:
@@ -226,6 +240,13 @@ class Driver:
         if self._touched:
             touched, self._touched = self._touched, {}
             wake(touched)
+
+
+def _run(command: Callable[[], None]) -> None:
+    try:
+        command()
+    except BaseException:  # a command tells its own caller; none may end the thread
+        log.exception("a command failed")
 
 
 def _stopped(error: BaseException) -> EngineClosedError:

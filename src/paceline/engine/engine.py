@@ -277,11 +277,14 @@ class Engine:
         """
         ids = self._scored(tokens)
         loop, device = self._loop, self._limits.device
-        return self._driver.ask(lambda: Scorer(loop.machine.target, ids, device).logits(len(ids)))
+        return self._driver.ask(
+            lambda: Scorer(loop.machine.target, ids, device).logits(len(ids)), heavy=True
+        )
 
     def prompt_logprobs(self, tokens: Seq[int], top: int = 0) -> Iterator[list[TokenLogprob]]:
         """The target's raw log-probabilities of all `tokens` but the first, and of the `top` most
-        likely at each place, a piece at a time: the rounds of others go on between two pieces.
+        likely at each place, a piece at a time: the rounds of others go on between two pieces,
+        however many ask.
 
         Nothing is read before the first piece is asked for, nor after the last that is. Raises
         RequestError at once for tokens that cannot be read, and for a `top` that is no count.
@@ -294,8 +297,8 @@ class Engine:
     def _pieces(self, ids: list[int], top: int) -> Iterator[list[TokenLogprob]]:
         driver, loop, device = self._driver, self._loop, self._limits.device
         try:
-            scorer = driver.ask(lambda: Scorer(loop.machine.target, ids, device))
-            while piece := driver.ask(lambda: scorer.logprobs(top)):
+            scorer = driver.ask(lambda: Scorer(loop.machine.target, ids, device), heavy=True)
+            while piece := driver.ask(lambda: scorer.logprobs(top), heavy=True):
                 yield piece
         except torch.OutOfMemoryError:
             raise RequestError(
@@ -329,7 +332,7 @@ class Engine:
                 )
             return self._costs(seconds)
 
-        return self._driver.ask(told)
+        return self._driver.ask(told, heavy=True)
 
     def fix_k(self, k: int | None) -> None:
         """From here on every round drafts k tokens, 0 is plain decoding; None: as the engine was

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
+from traceback import clear_frames
 from typing import TypeVar
 
 from paceline.engine.acceptance import Track
@@ -141,12 +142,16 @@ class Ledger:
     def each(
         self, cases: Iterable[tuple[Sequence, _T]], do: Callable[[Sequence, _T], None]
     ) -> None:
-        """`do` for each sequence alone: one that fails ends, and only then is its error raised."""
+        """`do` for each sequence alone: one that fails ends, and only then is its error raised;
+        a PacelineError is that request's own, and not raised."""
         first: BaseException | None = None
         for sequence, value in cases:
             try:
                 with self.all_or_none([sequence]):
                     do(sequence, value)
+            except PacelineError as error:
+                log.info("request %s ends: %s", sequence.request.id, error)
+                clear_frames(error.__traceback__)  # its reader keeps it: not what it was made of
             except BaseException as error:
                 first = first or error
         if first is not None:
@@ -182,6 +187,16 @@ def own(error: Exception) -> Exception:
     return made
 
 
+def refused(name: str, error: BaseException) -> StepError:
+    """What a request is told that the drafter `name` could not take."""
+    log.error("drafter %r could not take a request: %r", name, error, exc_info=error)
+    clear_frames(error.__traceback__)
+    return StepError(
+        f"the drafter {name!r} could not take this request: {_brief(error)}; this request ended "
+        "with it: open the engine with another drafter, and report it"
+    )
+
+
 def told(error: BaseException) -> PacelineError:
     """What a request of a step that broke off is given: an error of its own, since whoever raises
     it adds to what it remembers."""
@@ -189,10 +204,13 @@ def told(error: BaseException) -> PacelineError:
     if isinstance(error, PacelineError):
         made = copy(error)
     else:
-        what = " ".join(str(error).split())
         made = StepError(
-            f"the engine met {type(error).__name__}: {what[:300]}; this request ended with it: "
+            f"the engine met {_brief(error)}; this request ended with it: "
             "send it again, and if it goes on, open a new engine and report it"
         )
     made.__cause__ = error
     return made
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

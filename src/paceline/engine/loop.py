@@ -15,15 +15,16 @@ from typing import Protocol
 
 import torch
 
+from paceline.engine import following
 from paceline.engine.acceptance import Seen, Track
 from paceline.engine.constrain import FORCED, Constrainer
 from paceline.engine.feeding import Feeder, Read
-from paceline.engine.ledger import Ledger, Live, told
+from paceline.engine.ledger import Ledger, Live, refused, told
 from paceline.engine.outbox import Committed, Reader
 from paceline.engine.paging import Grant
 from paceline.engine.policy import Launch
 from paceline.engine.round import Machine, Plan
-from paceline.engine.rounds import Outcome, Pending, Rounds
+from paceline.engine.rounds import Pending, Rounds
 from paceline.engine.scheduling import Scheduler
 from paceline.engine.sequence import Sequence
 from paceline.engine.settling import committed, flags, spend, unforced
@@ -63,8 +64,8 @@ class Pilot(Protocol):
 @dataclass(frozen=True, slots=True)
 class _Launched:
     """A round on its way: its rows, what was decided for it, and when it was launched. alone:
-    no prompt was read between it and the round before it. follows: per row, whether the drafter
-    will have seen all that the round commits. reads: what was read in front of it."""
+    no prompt was read between it and the round before it. follows: per row, how many tokens it may
+    commit so that the drafter has then seen them all. reads: what was read in front of it."""
 
     rows: list[Sequence]
     tracks: list[Track]
@@ -72,7 +73,7 @@ class _Launched:
     pending: Pending
     at: float
     alone: bool
-    follows: list[bool]
+    follows: list[int]
     reads: Seq[Read]
 
 
@@ -133,10 +134,12 @@ class Loop:
 
     def end_all(self, error: Exception) -> None:
         """Every request that is not finished fails with `error`; the device is not touched."""
-        while self._launched:
-            for sequence in self._launched.popleft().rows:
-                self.scheduler.settled(sequence, ())
-        self.ledger.end_all(error)
+        try:
+            while self._launched:
+                for sequence in self._launched.popleft().rows:
+                    self.scheduler.settled(sequence, ())
+        finally:  # whatever the books say: nobody may wait for ever
+            self.ledger.end_all(error)
 
     def stats(self) -> EngineStats:
         """How things stand. May be called from any thread."""
@@ -156,7 +159,7 @@ class Loop:
 
     def _admit(self, sequence: Sequence, tokens: list[int]) -> None:
         slots, request, live = self.machine.slots, sequence.request, self.ledger.live[sequence]
-        live.track.waiting = 0
+        live.track.waiting, sequence.stale = 0, False
         if not sequence.preemptions:
             sequence.stats.queue_seconds = time.perf_counter() - live.asked
             self.ledger.totals.queue_seconds += sequence.stats.queue_seconds
@@ -165,7 +168,14 @@ class Loop:
         written = tokens[len(request.prompt) :]
         slots.admit(sequence.slot, request, stop_ids, sequence.k, written)
         slots.set_pages(sequence.slot, 0, sequence.pages)
-        self.machine.drafter.admit(sequence.slot, request)
+        try:
+            self.machine.drafter.admit(sequence.slot, request)
+        except PacelineError:
+            raise
+        except BaseException as error:  # a panic of a library in Rust is no Exception
+            if not self.answers():
+                raise
+            raise refused(self.machine.drafter.name, error) from error
 
     def _feed(self) -> bool:
         """Read from prompts what a step may; whether anything was read."""
@@ -224,10 +234,14 @@ class Loop:
         with self.ledger.all_or_none(rows):
             for grant in self.scheduler.reserve(rows, self.reach):
                 self._grant(grant)
-            follows = self._catch_up(rows, launch)
+            self._catch_up(rows, launch)
+            forced = [0] * len(rows)
             if bound:
                 launch, forced = self._constrain(rows, launch)
-                follows = [f and not n for f, n in zip(follows, forced, strict=True)]
+            follows = [
+                following.follows(s, n, self.widest) if launch.next_k else 0
+                for s, n in zip(rows, forced, strict=True)
+            ]
             plan = self._make_plan(rows, self.rounds.width(launch.k), launch.next_k)
             at = time.perf_counter()
             pending = self.rounds.launch(plan)
@@ -245,19 +259,19 @@ class Loop:
         asked = tuple(0 if n else a for n, a in zip(forced, launch.asked, strict=True))
         return replace(launch, k=k, asked=asked), forced
 
-    def _catch_up(self, rows: list[Sequence], launch: Launch) -> list[bool]:
-        """Show the drafter what it has not seen of the rows that it is to draft for. Returns, per
-        row, whether this round's draft leaves it up to date."""
-        if not launch.next_k:
-            return [False] * len(rows)
-        # The draft's first pass has room for two tokens: one that this round commits beside its
-        # draft, and one that a round in flight commits, or else the last one known.
-        needed = {s: len(s.tokens) - (not s.in_flight) for s in rows}
-        if self._catches_up:
+    def _catch_up(self, rows: list[Sequence], launch: Launch) -> None:
+        """Show the drafter what it has not seen of the rows that it is to draft for. A draft that
+        nobody counts on, made without having seen it, is dropped: what is then proposed behind it
+        would be taken for something that the drafter knows."""
+        if not self._catches_up:
+            return
+        lost = [s for s, asked in zip(rows, launch.asked, strict=True) if s.stale and not asked]
+        if lost:
+            self.machine.slots.drop_drafts([s.slot for s in lost])
+        if launch.next_k:
             wanted = [s for s, drafts in zip(rows, launch.drafts, strict=True) if drafts]
-            behind = [s for s in wanted if s.observed < needed[s]]
+            behind = [s for s in wanted if following.room(s) < 1]
             self.feeder.bring_up({s: len(s.tokens) for s in behind})
-        return [s.observed >= needed[s] for s in rows]
 
     def _make_room(self) -> None:
         """Preempt until there are pages for a round of those that then still run."""
@@ -322,19 +336,8 @@ class Loop:
             booked: list[tuple[Sequence, Committed]] = []
             for sequence, row, follows in zip(launched.rows, rows, launched.follows, strict=True):
                 if sequence in self.ledger.live:
-                    self._time(sequence, row, outcome, now - began, follows)
+                    spend(sequence.stats, outcome, now - began, row.drafted, row.accepted)
+                    drafted = launched.launch.next_k > 0 and sequence.k > 0
+                    following.settle(sequence, len(row.token_ids), follows, drafted)
                     booked.append((sequence, row))
         self.ledger.each(booked, self.ledger.book)
-
-    def _time(
-        self,
-        sequence: Sequence,
-        row: Committed,
-        outcome: Outcome,
-        seconds: float,
-        follows: bool,
-    ) -> None:
-        """Count a round's time to a sequence, and what its drafter has seen."""
-        spend(sequence.stats, outcome, seconds, row.drafted, row.accepted)
-        if follows:
-            sequence.observed = len(sequence.tokens)

@@ -144,7 +144,9 @@ class Governor:
             doubted = self._tokens(groups, -self.acceptance.doubt)
             sure = choose(self.ks, doubted, seconds, self.latency, self._spent(doubted, seconds))
         self._follow(view, sure, tracks)
-        next_k = self._k or self._try(view, best, tracks)
+        next_k = 0
+        if any(track.limit for track in tracks):  # else nobody would have what is drafted
+            next_k = self._k or self._try(view, best, tracks)
         k = self._window(groups, view, next_k, trying, max(best.rate, view.at(0).rate), context)
         asked = tuple([w if (w := track.waiting) < k else k for track in tracks])
         for track in tracks:

@@ -23,13 +23,14 @@ class Status(Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One request's way. Only the scheduler and its paging write, but for `observed`, `stats` and,
-    in PREFILL, `prefilled`, which are the loop's.
+    """One request's way. Only the scheduler and its paging write, but for `observed`, `stale`,
+    `stats` and, in PREFILL, `prefilled`, which are the loop's.
 
     slot: the one it holds, or held last. epoch: no two admissions have the same. arrival: its place
     in line, kept for good. tokens: the prompt, and what has been settled. limit: the longest that
     its text can be; ceiling: the most positions that its rounds touch. prefilled, observed:
-    positions that the target's and the drafter's cache hold. hit: positions that the prefix index
+    positions that the target's and the drafter's cache hold. stale: the draft that waits for it was
+    made by a drafter that had not seen all of it. hit: positions that the prefix index
     spared it. sound: positions that a finite verdict was drawn from. looked: the index's inserts
     when this text was last looked up. grown: per round in flight, the tokens it commits at most.
     keep: its pages are to be trusted.
@@ -47,6 +48,7 @@ class Sequence:
     ceiling: int = 0
     prefilled: int = 0
     observed: int = 0
+    stale: bool = False
     hit: int = 0
     sound: int = 0
     looked: int = 0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from paceline.ops.bookkeeping import make_bookkeeping
-from paceline.ops.upload import put
+from paceline.ops.upload import put, upload
 from paceline.speculation.choose import Judgement
 from paceline.speculation.sampling import SamplingTensors, one_hot_scores
 from paceline.speculation.window import assemble, settle
@@ -137,6 +137,11 @@ class Slots:
         """From column `first` on, the text in `slot` has these pages. Called by the host between
         rounds, before one that reads them; waits for none that runs."""
         put(self.pages[slot, first:], pages)
+
+    def drop_drafts(self, slots: Sequence[int]) -> None:
+        """No draft waits in `slots` any more. Called by the host between rounds; waits for none
+        that runs."""
+        self.draft_count.index_fill_(0, upload(slots, self.limits.device), 0)
 
     def release(self, slot: int) -> None:
         """The request in `slot` is gone; what is in flight for it commits nothing more."""
