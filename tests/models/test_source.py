@@ -87,7 +87,8 @@ class Hub:
         folder = self.root / "snapshots" / "0123abc"
         folder.mkdir(parents=True, exist_ok=True)
         for file in self.repositories[name].iterdir():
-            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+            wanted = any(fnmatch(file.name, pattern) for pattern in allow_patterns)
+            if wanted and not (folder / file.name).exists():  # the cache writes no file twice
                 shutil.copy(file, folder)
         return str(folder)
 

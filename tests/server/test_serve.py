@@ -146,7 +146,8 @@ def test_killed_and_started_again_then_told_twice_to_stop(tmp_path: Path) -> Non
             with client.stream(
                 "POST", "/v1/completions", json={**LONG, "max_tokens": 1900, "n": 6}
             ) as cut:
-                next(cut.iter_raw())
+                chunks = cut.iter_raw()  # kept: without it the client would hang up here
+                next(chunks)
                 second.send_signal(signal.SIGTERM)
                 until(lambda: client.get("/health/ready").status_code == 503)
                 second.send_signal(signal.SIGTERM)
