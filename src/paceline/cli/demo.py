@@ -214,13 +214,14 @@ def table(result: dict[str, Any]) -> Table:
     """Return the closing table."""
     title = (
         f"{result['prompts']} prompts (seed {result['seed']}), {result['tokens']} tokens, "
-        f"{result['repeats']} repeats, {result['dtype']} on {result['device']}"
+        f"{result['repeats']} repeats, {result['dtype']}"
     )
     shown = Table(title=title, title_justify="left", show_header=False)
     shown.add_column(style="bold")
     shown.add_column()
     positions = " ".join(f"{share:.2f}" for share in result["acceptance_by_position"])
     rate = result["acceptance_rate"]
+    shown.add_row("device", result["device"])
     shown.add_row("plain", f"{result['tok_s_plain']:.0f} tok/s")
     shown.add_row(f"speculative, K = {result['k']}", f"{result['tok_s_speculative']:.0f} tok/s")
     spread = f"{result['speedup_min']:.2f} to {result['speedup_max']:.2f}"
