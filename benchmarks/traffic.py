@@ -28,8 +28,8 @@ import torch
 import paceline
 from paceline import Engine
 from paceline.engine.acceptance import Track
-from paceline.engine.loop import Loop, Pilot
-from paceline.engine.policy import Launch
+from paceline.engine.loop import Loop
+from paceline.engine.pilot import Launch, Pilot
 from paceline.lab.audit_clients import TrafficOptions
 from paceline.lab.audit_pair import Pair
 from paceline.lab.audit_traffic import TrafficResult, audit_traffic

@@ -104,9 +104,9 @@ def test_needs_are_the_union() -> None:
         )
     )
     assert mix.needs == Needs(features=(2, 5, 9), kv=KV, host=True, catch_up="tokens")
-    assert MixDrafter((Part(catch_up="tokens"), Part(catch_up="observe"))).needs.catch_up == (
-        "observe"
-    )
+    with pytest.raises(ConfigError, match="cannot stand together"):
+        _ = MixDrafter((Part(catch_up="tokens"), Part(catch_up="observe"))).needs
+    assert MixDrafter((Part(), Part(catch_up="observe"))).needs.catch_up == "observe"
     assert MixDrafter((NoDrafter(), NgramDrafter())).needs == Needs()
 
 

@@ -6,22 +6,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import pytest
 import torch
 from tests.engine.tools import Case, Pair, prompt, together
 
 from paceline import Engine, Grammar, SamplingParams
+from paceline.drafters.base import Drafter, Draw, Needs
 from paceline.drafters.model import ModelDrafter
+from paceline.drafters.none import NoDrafter
+from paceline.engine import feeding
 from paceline.engine.acceptance import Seen, Track
 from paceline.engine.capture import CapturedRounds, widths
 from paceline.engine.loop import Loop
-from paceline.engine.policy import Launch
+from paceline.engine.pilot import Launch
 from paceline.engine.readings import CapturedReadings
 from paceline.kv.pools import KVPool
 from paceline.models.decoder import Decoder
 from paceline.ops.attention import BLOCK
-from paceline.types import Window
+from paceline.types import Draft, Rows, Window
 
 K = 4
 PARAMS = SamplingParams(max_tokens=40, ignore_eos=True)
@@ -32,6 +36,7 @@ class Whims:
 
     def __init__(self, seed: int) -> None:
         self._rng, self._k, self.paused = random.Random(seed), 0, False
+        self.put_offs = 0
 
     def track(self, limit: int, remaining: int) -> Track:
         return Track(min(limit, K), remaining)
@@ -54,6 +59,10 @@ class Whims:
             track.waiting = min(self._k, track.limit) if rng.random() < 0.6 else 0
         drafts = tuple(track.waiting for track in tracks)
         return Launch(len(tracks), context, k, self._k, asked, drafts)
+
+    def put_off(self, tracks: Sequence[Track], launch: Launch) -> Launch:
+        self.put_offs += 1
+        return launch.without_drafts(tracks)
 
     def settled(
         self,
@@ -101,14 +110,22 @@ def check(loop: Loop) -> int:
     return compared
 
 
+@pytest.mark.parametrize("max_gap", [None, 1e-9])
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_what_a_drafter_has_seen_is_in_its_cache(
-    seed: int, recorded: bool, pair: Pair, opened: Callable[..., Engine]
+    seed: int,
+    recorded: bool,
+    max_gap: float | None,
+    pair: Pair,
+    opened: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The target drafts for itself: all that is verified stands, since all of it was drafted with
-    the whole text before it."""
-    engine = opened(draft=pair.target, k=K, slots=4)
+    the whole text before it. With a bound that leaves no time, what it has not seen is shown over
+    several steps, and nothing is drafted meanwhile."""
+    monkeypatch.setattr(feeding, "_LEAST", 4)
+    engine = opened(draft=pair.target, k=K, slots=4, max_gap=max_gap)
     loop, shared, compared = engine._loop, prompt(9, 70), 0
     cases = [Case(shared[: 35 * (n % 3)] + prompt(n, 5 + n), PARAMS) for n in range(6)]
     cases.append(Case(prompt(7), PARAMS, k=0))
@@ -116,7 +133,7 @@ def test_what_a_drafter_has_seen_is_in_its_cache(
         if recorded:
             loop.rounds = CapturedRounds(loop.machine, widths(K))
             loop.feeder.readings = CapturedReadings(loop.machine)
-        loop.pilot = Whims(seed)
+        loop.pilot = whims = Whims(seed)
         handles = [engine.submit(case.prompt, case.params, k=case.k) for case in cases]
         step()
         while not loop.idle:
@@ -124,7 +141,8 @@ def test_what_a_drafter_has_seen_is_in_its_cache(
             compared += check(loop)
     stats = engine.stats()
     assert compared > 1000
-    assert stats.accepted == stats.evaluated > 30
+    assert stats.accepted == stats.evaluated > (30 if max_gap is None else 15)
+    assert (whims.put_offs > 0) == (max_gap is not None)
     for handle, alone in zip(handles, together(opened(k=0), cases), strict=True):
         assert handle.result(60).token_ids == alone.token_ids
 
@@ -150,3 +168,25 @@ def test_what_a_grammar_forces_a_drafter_has_not_seen(
         (alone,) = plain.generate([prompt(n)], params, grammar=grammar)
         assert handle.result(60).text == alone.text
         assert handle.result(60).stats.accepted_by_source["forced"] > 10
+
+
+class Blind(Drafter):
+    """Is shown every window, and drafts nothing of use."""
+
+    name: ClassVar[str] = "blind"
+    needs = Needs(catch_up="observe")
+
+    def propose(self, rows: Rows, k: int, draw: Draw) -> Draft:
+        return NoDrafter().propose(rows, k, draw)
+
+
+@pytest.mark.parametrize("k", [0, K])
+def test_a_text_that_was_written_plain_is_found_again_by_one_that_is_shown_all(
+    k: int, opened: Callable[..., Engine]
+) -> None:
+    """Its windows were shown in plain rounds too, so what follows on the text need not be read."""
+    engine = opened(drafter=Blind(), k=K, slots=1)
+    first = prompt(1, 60)
+    (text,) = engine.generate([first], PARAMS, k=k)
+    (after,) = engine.generate([first + list(text.token_ids) + [5]], PARAMS)
+    assert after.stats.cached_tokens == BLOCK

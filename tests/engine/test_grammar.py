@@ -25,7 +25,7 @@ from paceline import (
     StepError,
 )
 from paceline.engine.acceptance import Track
-from paceline.engine.policy import Launch
+from paceline.engine.pilot import Launch
 from paceline.speculation.sampling import allowed
 from paceline.text.grammar import Grammars, Matcher
 
@@ -78,6 +78,21 @@ def test_every_text_is_whole(plain: list[Completion]) -> None:
     finished = [one for n, one in enumerate(plain) if n % 4 != 1 and one.finish == "stop"]
     assert len(finished) >= 4  # an integer may be of any length: some are cut
     assert all(whole(one.text) for one in finished)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_grammar_that_counts_tokens_is_followed_along_drafts(
+    temperature: float, pair: Pair, opened: Callable[..., Engine]
+) -> None:
+    """What it has counted cannot be taken back, so a draft must not be walked in place."""
+    grammar = Grammar("lark", 'start: free "=" /[0-9]{2}/\nfree[max_tokens=9]: /[a-z]*/')
+    params = SamplingParams(temperature=temperature, seed=3, max_tokens=40)
+    plain, drafting = opened(k=0), opened(draft=pair.target, drafter="model", k=4)
+    for n in range(3):
+        (alone,) = plain.generate([prompt(n)], params, grammar=grammar)
+        (text,) = drafting.generate([prompt(n)], params, grammar=grammar)
+        assert (text.text, text.finish) == (alone.text, "stop")
+    assert drafting.stats().accepted > 0
 
 
 @pytest.mark.parametrize("drafter", ["random", "model", "ngram:min=1", "ngram:min=1+model"])

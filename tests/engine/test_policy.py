@@ -13,7 +13,8 @@ from tests.engine.traffic import CPU, H200, Device, Report, Traffic, constant, p
 
 from paceline.engine.acceptance import Track
 from paceline.engine.cost import CostTable
-from paceline.engine.policy import Governor, Launch, choose
+from paceline.engine.pilot import Launch
+from paceline.engine.policy import Governor, choose
 
 KS = (0, 1, 2, 3, 4, 5, 6, 8)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -311,6 +312,29 @@ def test_prompts_that_a_drafter_must_read_count_against_it() -> None:
 
     assert chosen(0) == {1}
     assert chosen(4000) == {0}
+
+
+def test_a_try_that_is_put_off_loses_no_round() -> None:
+    """The drafter has too much to see first: it is tried as often as if it had been ready."""
+
+    def tried(put_off: int) -> int:
+        governor = Governor(table(H200, (0, 2), (1,)))
+        track, drafted, left = governor.track(2, 10**9), 0, put_off
+        for _ in range(3000):
+            launch = governor.plan([track], 0.0)
+            tested = min(launch.k, 1)  # and does not stand
+            governor.settled([track], launch, Report([1], [launch.k], [0], [0], [tested], [0]))
+            if launch.next_k and governor._trials.left and left:
+                launch, left = governor.put_off([track], launch), left - 1
+                assert launch.next_k == track.waiting == 0
+                assert launch.drafts == (0,)
+            drafted += launch.next_k > 0
+            if governor._trials.vain:
+                break
+        assert not left
+        return drafted
+
+    assert tried(5) == tried(0) > 0
 
 
 def test_a_prompt_costs_ever_less_while_its_text_goes_on() -> None:

@@ -123,7 +123,8 @@ class Drafter(ABC):
         return ()
 
     def check(self, target: TargetText) -> None:  # noqa: B027
-        """Raise ConfigError where it cannot draft for `target`. Reads no weights."""
+        """Raise ConfigError where it cannot draft for `target`. Called before `bind`, and before
+        the target's weights are read; reads none itself."""
 
     def bind(self, target: TargetInfo, limits: Limits) -> None:  # noqa: B027
         """Called once before any request: allocate fixed-size buffers, load weights."""

@@ -128,13 +128,19 @@ def _scores(draft: Draft, like: Tensor | None) -> Tensor:
 
 
 def _join_needs(parts: tuple[Drafter, ...]) -> Needs:
-    """What all parts need together. Raises ConfigError where two keep a cache."""
+    """What all parts need together. Raises ConfigError for parts of which one would miss text."""
     needs = [part.needs for part in parts]
     cached = [part.name for part in parts if part.needs.kv is not None]
     if len(cached) > 1:
         raise ConfigError(
             f"drafter 'mix': only one part may keep a cache, not {' and '.join(cached)}; "
             "leave one out"
+        )
+    ways = {need.catch_up: part.name for need, part in zip(needs, parts, strict=True)}
+    if {"tokens", "observe"} <= ways.keys():  # the former is not brought up to date by windows
+        raise ConfigError(
+            f"drafter 'mix': {ways['observe']} is shown every window and {ways['tokens']} is "
+            "brought up to date from tokens, which cannot stand together; leave one out"
         )
     bounded = [need.most for need in needs if need.most is not None]
     return Needs(

@@ -62,8 +62,7 @@ class ModelDrafter(Drafter):
         self._compare(target.tokenizer, Tokenizer.load(folder))
 
     def bind(self, target: TargetInfo, limits: Limits) -> None:
-        """Load the model. Raises what `check` does."""
-        self.check(target)
+        """Load the model."""
         source, _ = self._find()
         self._model = open_decoder(
             source, self.options.dtype, limits.device, limits.max_length, steady=False

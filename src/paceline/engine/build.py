@@ -26,10 +26,11 @@ from paceline.engine.costs import Costs
 from paceline.engine.feeding import Feeder
 from paceline.engine.fixed import FixedK
 from paceline.engine.ledger import Ledger
-from paceline.engine.lending import Lent, check_needs
-from paceline.engine.loop import Loop, Pilot
+from paceline.engine.lending import Lent, LentText, check_needs
+from paceline.engine.loop import Loop
 from paceline.engine.measuring import Rig, cost_table, costs_of, keep, powers
 from paceline.engine.paces import Paces
+from paceline.engine.pilot import Pilot
 from paceline.engine.policy import Governor
 from paceline.engine.practice import practise
 from paceline.engine.prefill import warm_up
@@ -120,6 +121,7 @@ def open_machine(
     loading = reading.submit(Tokenizer.load, path)
     reading.shutdown(wait=False)
     budget = plan_memory(config, model, made)
+    made.check(LentText(path, loading))  # before any weights are read
     limits, device = budget.limits, budget.limits.device
     with _many_threads():
         target = open_decoder(
@@ -130,7 +132,7 @@ def open_machine(
             progress=partial(progress, "reading the target"),
         )
         progress("opening the drafter", 0, 0)
-        made.bind(Lent(target, path, loading), limits)
+        made.bind(Lent(path, loading, target), limits)
     if loading.done():
         loading.result()  # what went wrong already is told before kernels are compiled
     check_needs(made, target, recorded=device.type == "cuda" and config.capture)

@@ -40,7 +40,14 @@ LEVELS = (
     SamplingFlags(draws=True, bias=True, min_tokens=True),
     SamplingFlags(draws=True, bias=True, min_tokens=True, truncation=True),
     SamplingFlags(
-        True, True, True, True, True, True, True, MAX_LOGPROBS, mask=True, processed=True
+        draws=True,
+        penalties=True,
+        bias=True,
+        truncation=True,
+        min_tokens=True,
+        logprobs=MAX_LOGPROBS,
+        mask=True,
+        processed=True,
     ),
 )
 _BUFFERS = 3  # verdicts of one key that may be on their way to the host
@@ -326,10 +333,8 @@ class _Launched:
 
 def _covers(level: SamplingFlags, flags: SamplingFlags) -> bool:
     """Whether a graph with the stages of `level` serves rows that need `flags`."""
-    stages = ("draws", "penalties", "bias", "truncation", "min_tokens", "mask", "processed")
-    if any(getattr(flags, stage) and not getattr(level, stage) for stage in stages):
-        return False
-    return flags.logprobs <= level.logprobs
+    stages = (field.name for field in dataclasses.fields(SamplingFlags))
+    return all(getattr(flags, stage) <= getattr(level, stage) for stage in stages)
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

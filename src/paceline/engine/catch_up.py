@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 SIDE = 16  # positions of each text in a pass over several
 TOGETHER = 16  # texts of such a pass at most, so that it is no wider than a prompt's widest
+FRESH = 1  # newest tokens that a draft's first pass takes, beside the one that it proposed last
 NEAR = 4 * SIDE  # positions that a text may lie behind and still be read beside others
 
 

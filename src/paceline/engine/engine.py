@@ -298,8 +298,8 @@ class Engine:
         driver, loop, device = self._driver, self._loop, self._limits.device
         try:
             scorer = driver.ask(lambda: Scorer(loop.machine.target, ids, device), heavy=True)
-            while piece := driver.ask(lambda: scorer.logprobs(top), heavy=True):
-                yield piece
+            while piece := driver.ask(lambda: loop.score(scorer, top), heavy=True):
+                yield list(piece)
         except torch.OutOfMemoryError:
             raise RequestError(
                 f"a text of {len(ids)} tokens does not fit beside the caches; score a shorter "

@@ -1,4 +1,5 @@
-"""Reading prompts beside running texts: how much a step reads, and who reads it.
+"""Reading beside running texts: how much a step reads of prompts, of texts that are scored, and of
+what a drafter has not seen.
 
 A text may be read in any pieces; what a step may take is bounded by tokens, and where the user
 bounds the gap between a running text's tokens, by seconds: what the last rounds took from one to
@@ -8,18 +9,22 @@ the next, and what the passes of a chunk will hardly pass (`engine.paces`). Draw
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from paceline.engine.catch_up import Span
+from paceline.engine import scoring
+from paceline.engine.catch_up import TOGETHER, Span, cut
 from paceline.engine.landing import Marks
 from paceline.engine.paces import Cut, Estimate, Paces
 from paceline.engine.readings import Readings, pieces
 from paceline.engine.round import Machine
 from paceline.engine.scheduling import Scheduler
+from paceline.engine.scoring import Scorer
 from paceline.engine.sequence import Sequence
+from paceline.types import TokenLogprob
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +36,17 @@ _KEPT = 0.95  # of the bound that is given out: a caller has still to be woken
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What was given to the device in front of a round. cut: its passes, none where a drafter was
-    brought up to date; shown: to the drafter as well. wall: seconds that the host took for it;
-    beside: whether texts ran; planned: whether whoever chooses K has reckoned with it."""
+    """What was given to the device in front of a round. cut: its passes; paces: what they teach;
+    shown: to the drafter as well. wall: seconds that the host took for it; safe: that the device
+    will hardly take longer than; beside: whether texts ran; planned: whether whoever chooses K has
+    reckoned with it."""
 
     cut: Cut
+    paces: Paces
     shown: bool
     marks: Marks
     wall: float
+    safe: float
     beside: bool
     planned: bool = False
 
@@ -46,7 +54,8 @@ class Read:
 @dataclass(slots=True)
 class Feeder:
     """Reads prompts in chunks. chunk: tokens a step at most; paces: what reading takes; max_gap:
-    seconds between two rounds of running texts, at most, or None."""
+    seconds between two rounds of running texts, at most, or None. Where a method is given `busy`,
+    it is the seconds that a round of the running texts takes, or None where none runs."""
 
     machine: Machine
     readings: Readings
@@ -54,29 +63,36 @@ class Feeder:
     chunk: int
     paces: Paces
     max_gap: float | None = None
+    _showing: Paces = field(init=False)  # of passes of the drafter alone
+    _scoring: Paces = field(init=False)
     _reads: list[Read] = field(default_factory=list)
     _rest: Estimate | None = None  # from a round to the next, beside what is read in between
     _told: bool = False
 
+    def __post_init__(self) -> None:
+        self._showing, self._scoring = Paces(self.paces.half), Paces(self.paces.half)
+
+    # --- how much ---
+
+    def _room(self, busy: float | None) -> float:
+        """Seconds that may still be read in front of the next round."""
+        if busy is None or self.max_gap is None:
+            return math.inf
+        rest = max(busy, (self._rest or Estimate(busy)).safe)
+        given = sum(read.safe for read in self._reads if read.beside)
+        return _KEPT * self.max_gap - rest - given
+
     def step_tokens(self, sequence: Sequence, left: int, drafting: bool, busy: float | None) -> int:
         """How many tokens of `sequence` may be read now. left: tokens of the step's budget;
-        drafting: as for `read`; busy: seconds that a round of the running texts takes, or None
-        where none runs."""
-        start = sequence.prefilled
+        drafting: as for `read`."""
+        start, room = sequence.prefilled, self._room(busy)
         most = min(left, len(sequence.tokens) - 1 - start)
-        return self._fit(start, most, self._shown(sequence, drafting), busy)
-
-    def _fit(self, start: int, most: int, shown: bool, busy: float | None) -> int:
-        """How many of `most` tokens from `start` on a step may read."""
-        if busy is None or self.max_gap is None or not most:  # a prefix hit may be all of a prompt
+        if room == math.inf or not most:  # a prefix hit may be all of a prompt
             return most
-        if not self.paces.known:
-            return min(most, _LEAST)
-        rest = max(busy, (self._rest or Estimate(busy)).safe)
-        room, tokens = _KEPT * self.max_gap - rest, most
-        while tokens > _LEAST and self.paces.safe(self._cut(start, start + tokens), shown) > room:
-            step = _STRIDE if tokens > 2 * _STRIDE else _STEP
-            tokens = max(_LEAST, (tokens - 1) // step * step)
+        assert busy is not None
+        assert self.max_gap is not None
+        shown = self._shown(sequence, drafting)
+        tokens = _fit(self.paces, lambda n: self._cut(start, start + n), shown, most, room)
         expected = self.paces.seconds(self._cut(start, start + tokens), shown)
         if not self._told and expected > self.max_gap - busy:
             self._told = True
@@ -99,46 +115,101 @@ class Feeder:
     def _cut(self, start: int, stop: int) -> Cut:
         return list(pieces(start, stop, self.readings.widths))
 
+    # --- prompts ---
+
     def read(
         self, sequence: Sequence, tokens: int, drafting: bool, busy: float | None = None
     ) -> None:
         """Read the next `tokens` tokens. drafting: bring the drafter's cache along; else it is
-        brought up to date when it is wanted. busy: as for `step_tokens`; where a prefix was found
-        that the drafter has not seen, a step under `max_gap` shows it what fits, and reads
-        nothing until the next."""
-        slot, beside, start = sequence.slot, busy is not None, sequence.prefilled
+        brought up to date when it is wanted. Where a prefix was found that the drafter has not
+        seen, a step under `max_gap` shows it what fits, and reads nothing until the next."""
+        slot, start = sequence.slot, sequence.prefilled
         shown = self._shown(sequence, drafting)
         if drafting and not shown:
-            behind, seen = start - sequence.observed, sequence.observed
-            # A pass of the drafter alone takes less than one of both.
-            stop = seen + self._fit(seen, behind, True, busy)
-            self.bring_up({sequence: stop}, beside, planned=False)
-            if beside and self.max_gap is not None:
+            self.bring_up({sequence: start}, busy, planned=False)
+            if self._room(busy) < math.inf:
                 return
             shown = True
         stop = start + tokens
         began, marks = time.perf_counter(), self._begin()
         self.readings.read(slot, start, stop, shown)
-        self._end(marks, began, self._cut(start, stop), shown, beside)
+        self._end(marks, began, self._cut(start, stop), self.paces, shown, busy)
         sequence.prefilled = stop
         if shown:
             sequence.observed = max(sequence.observed, stop)
 
+    # --- a drafter that has not seen all ---
+
     def bring_up(
-        self, stops: Mapping[Sequence, int], beside: bool = True, planned: bool = True
-    ) -> None:
+        self, stops: Mapping[Sequence, int], busy: float | None = None, planned: bool = True
+    ) -> bool:
         """Show the drafter what it has not seen of these sequences' tokens, up to the position
-        (exclusive) that each is given with. beside, planned: see `Read`."""
-        if all(sequence.observed >= stop for sequence, stop in stops.items()):
-            return
-        began, marks = time.perf_counter(), self._begin()
-        while behind := [s for s, stop in stops.items() if s.observed < stop]:
-            ends = [min(s.observed + self.chunk, stops[s]) for s in behind]
-            spans = [Span(s.slot, s.observed, e) for s, e in zip(behind, ends, strict=True)]
+        (exclusive) that each is given with; under `max_gap` what fits, and where not even one pass
+        does, that pass. Returns whether it has seen all now. planned: see `Read`; such a pass can
+        wait for a step in which nothing else is read."""
+        behind, tokens = _behind(stops), self.chunk
+        if not behind:
+            return True
+        room = self._room(busy)
+        bounded = room < math.inf
+        while bounded and self._to_show(_spans(behind, tokens)) > room:
+            if tokens > _LEAST:
+                tokens = max(_LEAST, tokens // 2)
+            elif planned and any(read.beside for read in self._reads):
+                return False
+            else:
+                behind = dict(list(behind.items())[:TOGETHER])
+                break
+        began, marks, passes = time.perf_counter(), self._begin(), list[tuple[int, int, int]]()
+        while behind:
+            spans = _spans(behind, tokens)
+            if self.max_gap is not None:
+                passes += self._passes(spans)
             self.readings.catch_up(spans)
-            for sequence, end in zip(behind, ends, strict=True):
-                sequence.observed = end
-        self._end(marks, began, (), False, beside, planned)
+            for sequence, span in zip(behind, spans, strict=True):
+                sequence.observed = span.stop
+            behind = {} if bounded else _behind(stops)
+        seen = not _behind(stops)
+        self._end(marks, began, passes, self._showing, True, busy, planned and seen)
+        return seen
+
+    def _to_show(self, spans: Seq[Span]) -> float:
+        """Seconds that the drafter will hardly need for them. Less than with the target."""
+        passes = self._passes(spans)
+        both = self.paces.safe(passes, True)
+        return min(both, self._showing.safe(passes, True)) if self._showing.known else both
+
+    def _passes(self, spans: Seq[Span]) -> list[tuple[int, int, int]]:
+        """Those of `Readings.catch_up`; one over several texts is taken for one of as many tokens
+        where these texts end on average."""
+        found = list[tuple[int, int, int]]()
+        for group in cut(spans):
+            if len(group) == 1:
+                found += self._cut(group[0].start, group[0].stop)
+                continue
+            tokens = sum(span.stop - span.start for span in group)
+            start = sum(span.start for span in group) // len(group)
+            width = next((w for w in self.readings.widths if w >= tokens), 0)
+            found.append((start, start + tokens, width))
+        return found
+
+    # --- texts that are scored ---
+
+    def score(self, scorer: Scorer, top: int, busy: float | None) -> Seq[TokenLogprob]:
+        """The next tokens of a text that is scored: no more than half of what fits, so that a
+        prompt can be read in front of the same round. top: see `Scorer.logprobs`."""
+        start, room = scorer.done, self._room(busy) / 2
+        tokens = min(scoring.PIECE, scorer.left)
+        if busy is None or not tokens:
+            return scorer.logprobs(top, tokens)
+        if room < math.inf:
+            tokens = _fit(self._scoring, lambda n: [(start, start + n, 0)], False, tokens, room)
+        began, marks = time.perf_counter(), self._begin()
+        scores = scorer.logprobs(top, tokens)
+        self._end(marks, began, [(start, start + tokens, 0)], self._scoring, False, busy)
+        return scores
+
+    # --- what it took ---
 
     def _begin(self) -> Marks:
         marks = Marks(self.machine.slots.limits.device)
@@ -150,12 +221,15 @@ class Feeder:
         marks: Marks,
         began: float,
         cut: Cut,
+        paces: Paces,
         shown: bool,
-        beside: bool,
+        busy: float | None,
         planned: bool = False,
     ) -> None:
         marks.middle()
-        self._reads.append(Read(cut, shown, marks, time.perf_counter() - began, beside, planned))
+        wall, beside = time.perf_counter() - began, busy is not None
+        safe = 0.0 if self.max_gap is None else paces.safe(cut, shown) if paces.known else wall
+        self._reads.append(Read(cut, paces, shown, marks, wall, safe, beside, planned))
 
     def take(self) -> Seq[Read]:
         """What was read since this was last asked, for `learn`: a round is launched behind it."""
@@ -176,8 +250,7 @@ class Feeder:
         for read in reads:
             seconds = read.marks.wait() or read.wall
             spent += seconds
-            if read.cut:
-                self.paces.hear(read.cut, read.shown, seconds)
+            read.paces.hear(read.cut, read.shown, seconds)
             if not read.planned:
                 prompts += seconds
         rest = 0.0 if elapsed is None else elapsed - spent
@@ -187,3 +260,26 @@ class Feeder:
             else:
                 self._rest.hear(rest / self._rest.seconds)
         return prompts
+
+
+def _fit(paces: Paces, passes: Callable[[int], Cut], shown: bool, most: int, room: float) -> int:
+    """How many of `most` tokens may be read in `room` seconds, `_LEAST` whatever that is. passes:
+    those of so many."""
+    if not paces.known:
+        return min(most, _LEAST)
+    tokens = most
+    while tokens > _LEAST and paces.safe(passes(tokens), shown) > room:
+        step = _STRIDE if tokens > 2 * _STRIDE else _STEP
+        tokens = max(_LEAST, (tokens - 1) // step * step)
+    return tokens
+
+
+def _behind(stops: Mapping[Sequence, int]) -> dict[Sequence, int]:
+    """Those that the drafter has not seen so much of, who lies furthest behind first."""
+    found = [(s, stop) for s, stop in stops.items() if s.observed < stop]
+    return dict(sorted(found, key=lambda each: each[0].observed - each[1]))
+
+
+def _spans(behind: Mapping[Sequence, int], tokens: int) -> list[Span]:
+    """Up to so many tokens of each."""
+    return [Span(s.slot, s.observed, min(s.observed + tokens, e)) for s, e in behind.items()]

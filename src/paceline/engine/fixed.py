@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paceline.engine.acceptance import Seen, Track
-from paceline.engine.policy import Launch
+from paceline.engine.pilot import Launch
 
 
 class FixedK:
@@ -42,6 +42,10 @@ class FixedK:
             track.waiting = track.limit
         drafts = tuple(track.limit for track in tracks)
         return Launch(len(tracks), context, max(asked), next_k, asked, drafts)
+
+    def put_off(self, tracks: Sequence[Track], launch: Launch) -> Launch:
+        """See `Governor.put_off`."""
+        return launch.without_drafts(tracks)
 
     def settled(
         self,

@@ -7,9 +7,10 @@ never saw, or it proposed without having seen all that came before. Host only: n
 
 from __future__ import annotations
 
+from paceline.engine.catch_up import FRESH
 from paceline.engine.sequence import Sequence
 
-_FIRST = 2  # tokens that a draft's first pass takes; see `fresh` in `round.draft_after`
+_FIRST = FRESH + 1  # tokens that a draft's first pass takes
 
 
 def room(sequence: Sequence) -> int:

@@ -18,13 +18,26 @@ from paceline.models.decoder import Decoder
 from paceline.text import Tokenizer, same_files
 
 
-@dataclass(frozen=True, slots=True)
-class Lent:
-    """See `drafters.base.TargetInfo`. loading: the tokenizer, on its way."""
+@dataclass(frozen=True)
+class LentText:
+    """See `drafters.base.TargetText`. loading: the tokenizer, on its way."""
 
-    decoder: Decoder
     folder: Path
     loading: Future[Tokenizer]
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.loading.result()
+
+    def tokenizer_lies_in(self, folder: Path) -> bool:
+        return same_files(self.folder, folder)
+
+
+@dataclass(frozen=True)
+class Lent(LentText):
+    """See `drafters.base.TargetInfo`."""
+
+    decoder: Decoder
 
     @property
     def vocab_size(self) -> int:
@@ -48,13 +61,6 @@ class Lent:
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.decoder.head(hidden)
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        return self.loading.result()
-
-    def tokenizer_lies_in(self, folder: Path) -> bool:
-        return same_files(self.folder, folder)
 
 
 def check_needs(drafter: Drafter, target: Decoder, recorded: bool) -> None:

@@ -11,54 +11,31 @@ import time
 from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 
 from paceline.engine import following
-from paceline.engine.acceptance import Seen, Track
+from paceline.engine.acceptance import Track
 from paceline.engine.constrain import FORCED, Constrainer
 from paceline.engine.feeding import Feeder, Read
 from paceline.engine.ledger import Ledger, Live, refused, told
 from paceline.engine.outbox import Committed, Reader
 from paceline.engine.paging import Grant
-from paceline.engine.policy import Launch
+from paceline.engine.pilot import Launch, Pilot
 from paceline.engine.round import Machine, Plan
 from paceline.engine.rounds import Pending, Rounds
 from paceline.engine.scheduling import Scheduler
+from paceline.engine.scoring import Scorer
 from paceline.engine.sequence import Sequence
 from paceline.engine.settling import committed, flags, spend, unforced
 from paceline.engine.slots import Batch
 from paceline.errors import PacelineError
 from paceline.ops.upload import upload
-from paceline.types import EngineStats
+from paceline.types import EngineStats, TokenLogprob
 
 log = logging.getLogger(__name__)
 
 _HOSTED = 0.5  # of the time between two rounds, that the host may launch reading for
-
-
-class Pilot(Protocol):
-    """Who decides how many tokens are drafted: see `engine.policy.Governor`."""
-
-    def track(self, limit: int, remaining: int) -> Track: ...
-    def first(self, track: Track) -> int: ...
-    def fed(self, tokens: int) -> None: ...
-    def plan(self, tracks: list[Track], context: float) -> Launch: ...
-    def settled(
-        self,
-        tracks: list[Track],
-        launch: Launch,
-        seen: Seen,
-        *,
-        verify_seconds: float = 0.0,
-        draft_seconds: float = 0.0,
-        wall_seconds: float | None = None,
-        elapsed_seconds: float | None = None,
-    ) -> None: ...
-    @property
-    def paused(self) -> bool: ...
-    def describe(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +72,7 @@ class Loop:
     _launched: deque[_Launched] = field(default_factory=deque)
     _settled_at: float = 0.0
     _round_seconds: float = 0.0
+    _turn: bool = False  # of a drafter that is to be shown something: the next step feeds no prompt
 
     # --- what the driver calls ---
 
@@ -127,8 +105,9 @@ class Loop:
             self.ledger.drop(sequence, "deadline")
         admitted = [(sequence, sequence.tokens) for sequence in self.scheduler.admit()]
         self.ledger.each(admitted, self._admit)
-        fed = self._feed()
-        ahead = self._launch(alone=not fed) if self.scheduler.running else 0
+        busy = self._busy
+        fed = self._feed(busy)
+        ahead = self._launch(busy, alone=not fed) if self.scheduler.running else 0
         while len(self._launched) > ahead:
             self._settle(self._launched.popleft())
 
@@ -145,6 +124,11 @@ class Loop:
         """How things stand. May be called from any thread."""
         return self.ledger.stats(self.pilot.describe())
 
+    def score(self, scorer: Scorer, top: int) -> Seq[TokenLogprob]:
+        """The next log-probabilities of a text that is given, between two steps; none at its end.
+        top: see `Scorer.logprobs`."""
+        return self.feeder.score(scorer, top, self._busy)
+
     def answers(self) -> bool:
         """Whether the device still works, after a step that failed."""
         device = self.machine.slots.limits.device
@@ -156,6 +140,11 @@ class Loop:
             return False
 
     # --- one step ---
+
+    @property
+    def _busy(self) -> float | None:
+        """Seconds that a round of the running texts takes; None where none runs."""
+        return self._round_seconds if self.scheduler.running else None
 
     def _admit(self, sequence: Sequence, tokens: list[int]) -> None:
         slots, request, live = self.machine.slots, sequence.request, self.ledger.live[sequence]
@@ -177,11 +166,12 @@ class Loop:
                 raise
             raise refused(self.machine.drafter.name, error) from error
 
-    def _feed(self) -> bool:
-        """Read from prompts what a step may; whether anything was read."""
-        left, busy, fed = self.feeder.chunk, None, False
-        if self.scheduler.running:
-            busy = self._round_seconds
+    def _feed(self, busy: float | None) -> bool:
+        """Read from prompts what a step may; whether anything was read. busy: see `Feeder`."""
+        left, fed = self.feeder.chunk, False
+        if self._turn:
+            self._turn = False
+            return False
         for sequence in self.scheduler.prefilling:
             with self.ledger.all_or_none([sequence]):
                 grant = self.scheduler.rematch(sequence)
@@ -217,8 +207,9 @@ class Loop:
         else:
             live.track.waiting = 0
 
-    def _launch(self, alone: bool) -> int:
-        """Launch a round of all that run; returns how many rounds may stay in flight."""
+    def _launch(self, busy: float | None, alone: bool) -> int:
+        """Launch a round of all that run; returns how many rounds may stay in flight. busy: see
+        `Feeder`; alone: no prompt was read in front of it."""
         if self.scheduler.missing(self.scheduler.running, self.reach):
             self._make_room()
         rows = self.scheduler.running
@@ -234,7 +225,8 @@ class Loop:
         with self.ledger.all_or_none(rows):
             for grant in self.scheduler.reserve(rows, self.reach):
                 self._grant(grant)
-            self._catch_up(rows, launch)
+            if not self._catch_up(rows, launch, busy):
+                launch, self._turn = self.pilot.put_off(tracks, launch), not alone
             forced = [0] * len(rows)
             if bound:
                 launch, forced = self._constrain(rows, launch)
@@ -259,19 +251,21 @@ class Loop:
         asked = tuple(0 if n else a for n, a in zip(forced, launch.asked, strict=True))
         return replace(launch, k=k, asked=asked), forced
 
-    def _catch_up(self, rows: list[Sequence], launch: Launch) -> None:
-        """Show the drafter what it has not seen of the rows that it is to draft for. A draft that
-        nobody counts on, made without having seen it, is dropped: what is then proposed behind it
-        would be taken for something that the drafter knows."""
+    def _catch_up(self, rows: list[Sequence], launch: Launch, busy: float | None) -> bool:
+        """Show the drafter what it has not seen of the rows that it is to draft for; False where
+        `max_gap` leaves too little time for all of it. A draft that nobody counts on, made without
+        having seen it, is dropped: what is then proposed behind it would be taken for something
+        that the drafter knows."""
         if not self._catches_up:
-            return
+            return True
         lost = [s for s, asked in zip(rows, launch.asked, strict=True) if s.stale and not asked]
         if lost:
             self.machine.slots.drop_drafts([s.slot for s in lost])
-        if launch.next_k:
-            wanted = [s for s, drafts in zip(rows, launch.drafts, strict=True) if drafts]
-            behind = [s for s in wanted if following.room(s) < 1]
-            self.feeder.bring_up({s: len(s.tokens) for s in behind})
+        if not launch.next_k:
+            return True
+        wanted = [s for s, drafts in zip(rows, launch.drafts, strict=True) if drafts]
+        behind = [s for s in wanted if following.room(s) < 1]
+        return self.feeder.bring_up({s: len(s.tokens) for s in behind}, busy)
 
     def _make_room(self) -> None:
         """Preempt until there are pages for a round of those that then still run."""
@@ -337,7 +331,10 @@ class Loop:
             for sequence, row, follows in zip(launched.rows, rows, launched.follows, strict=True):
                 if sequence in self.ledger.live:
                     spend(sequence.stats, outcome, now - began, row.drafted, row.accepted)
-                    drafted = launched.launch.next_k > 0 and sequence.k > 0
-                    following.settle(sequence, len(row.token_ids), follows, drafted)
+                    if self._catches_up:
+                        drafted = launched.launch.next_k > 0 and sequence.k > 0
+                        following.settle(sequence, len(row.token_ids), follows, drafted)
+                    else:  # it was shown the window, or has nothing to see
+                        sequence.observed = sequence.prefilled
                     booked.append((sequence, row))
         self.ledger.each(booked, self.ledger.book)

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from paceline.drafters.base import Drafter
 from paceline.engine.catch_up import NO_CATCH_UP, CatchUp, Span
 from paceline.engine.cost import CostTable
 from paceline.engine.cost_file import load_costs, save_costs
@@ -236,6 +237,15 @@ def _version() -> str:
         return "source"
 
 
+def _described(drafter: Drafter) -> str:
+    """Its class and, where it keeps them as the guide says, its options: what one costs says
+    nothing of another of the same name."""
+    made = type(drafter)
+    parts = [_described(part) for part in getattr(drafter, "parts", ())]
+    options = getattr(drafter, "options", "")
+    return " ".join([f"{made.__module__}.{made.__qualname__}", str(options), *parts]).strip()
+
+
 def _key(rig: Rig, key: Mapping[str, str]) -> dict[str, str]:
     """Everything that the costs depend on."""
     machine, limits = rig.machine, rig.machine.slots.limits
@@ -248,7 +258,7 @@ def _key(rig: Rig, key: Mapping[str, str]) -> dict[str, str]:
         "device": f"{device.type} {name or platform.machine()}",
         "threads": "" if on_gpu else str(torch.get_num_threads()),
         "target": f"{machine.target.spec} {limits.vocab_size}",
-        "drafter": f"{machine.drafter.name} {needs}",
+        "drafter": f"{_described(machine.drafter)} {needs}",
         "rule": machine.rule.__class__.__name__,
         "limits": f"{limits.slots} {limits.max_length} {limits.pages}",
         "ks": str(rig.ks),

@@ -17,6 +17,7 @@ from paceline.engine.acceptance import Acceptance, Seen, Track
 from paceline.engine.beside import Beside
 from paceline.engine.catch_up import SIDE
 from paceline.engine.cost import CostTable
+from paceline.engine.pilot import Launch
 from paceline.engine.trial import Choice, Trials
 
 log = logging.getLogger(__name__)
@@ -26,25 +27,6 @@ _PATIENCE = 16  # rounds of rest after which the drafter is said to be paused
 _SILENCE = 200  # rounds between two log lines about it
 _CLOSE = 0.93  # of drafting, what plain decoding brings at least where it is worth a look
 _CLOSE_FOR, _LOOK = 32, 48  # rounds that it must have been so, and plain rounds of such a look
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """What was decided for one round: verify k of the waiting draft tokens, then draft next_k for
-    the round after it.
-
-    drafts: those that are meant for each row. A row that has any needs a drafter that is up to
-    date with it; what is drafted in the others is not counted on. asked: draft tokens that each
-    row's window was to hold.
-    """
-
-    rows: int
-    context: float
-    k: int
-    next_k: int
-    asked: tuple[int, ...]
-    drafts: tuple[int, ...]
-    first: float = 0.0  # seconds that bringing the drafter up to date should take
 
 
 def choose(
@@ -156,6 +138,12 @@ class Governor:
         drafts = tuple([track.waiting for track in tracks])
         first = self.cost.catching_up([t.behind for t in tracks if t.waiting]) if next_k else 0.0
         return Launch(len(tracks), context, k, next_k, asked, drafts, first)
+
+    def put_off(self, tracks: Sequence[Track], launch: Launch) -> Launch:
+        """The drafter has too much to see before it can draft for this round, which was planned
+        last; what is launched instead."""
+        self._trials.put_off()
+        return launch.without_drafts(tracks)
 
     def settled(
         self,

@@ -7,8 +7,8 @@ Reads configurations, tokenizers and the headers of weights that are here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,13 +16,14 @@ import torch
 from paceline.config import EngineConfig
 from paceline.drafters import create_for
 from paceline.engine.budget import Room, plan_memory
+from paceline.engine.lending import LentText
 from paceline.errors import ConfigError
 from paceline.models.config import ModelConfig
 from paceline.models.devices import check_device
 from paceline.models.loading import check
 from paceline.models.opening import narrowing, parse_dtype
 from paceline.models.source import Source, find
-from paceline.text import Tokenizer, same_files
+from paceline.text import Tokenizer
 from paceline.types import Limits
 
 
@@ -78,9 +79,9 @@ def preview(
     if config.draft is not None:
         other = find(config.draft)
         facts.append(_facts(other, ModelConfig.from_folder(other.folder), config.dtype))
-    text = _Text(source.folder)
-    assert text.tokenizer is not None  # an opening reads it, whatever the drafter asks
-    drafter.check(text)
+    loading = Future[Tokenizer]()
+    loading.set_result(Tokenizer.load(source.folder))
+    drafter.check(LentText(source.folder, loading))
     room = None if gpu is None else Room(torch.device("cuda"), int(gpu * 2**30))
     budget = plan_memory(config, model, drafter, room)
     return Preview(
@@ -90,20 +91,6 @@ def preview(
         {part.name: part.size for part in budget.parts},
         budget.free,
     )
-
-
-class _Text:
-    """What drafters may ask of the target before it is opened (`drafters.base.TargetText`)."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer | None:
-        return Tokenizer.load(self._folder)
-
-    def tokenizer_lies_in(self, folder: Path) -> bool:
-        return same_files(self._folder, folder)
 
 
 def _facts(source: Source, model: ModelConfig, dtype: str) -> ModelFacts:

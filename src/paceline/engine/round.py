@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from paceline.drafters.base import Drafter
+from paceline.engine.catch_up import FRESH
 from paceline.engine.slots import Batch, Slots
 from paceline.kv.pools import KVPool
 from paceline.models.decoder import Decoder
@@ -104,7 +105,7 @@ def draft_next(machine: Machine, plan: Plan, committed: int) -> None:
     """
     slots, batch = machine.slots, plan.batch
     index = batch.index
-    rows = slots.rows(batch, plan.bounds, committed, fresh=1)
+    rows = slots.rows(batch, plan.bounds, committed, FRESH)
     penalties = plan.flags.penalties
     draw = ProposalDraw(
         chooser=machine.chooser,

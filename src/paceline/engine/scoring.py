@@ -30,26 +30,33 @@ class Scorer:
         count = -(-len(self._ids) // BLOCK)
         self._pages = torch.arange(count, device=device).unsqueeze(0)
         self._pool = KVPool(target.spec, count, BLOCK, device)
-        self._done = 0
+        self.done = 0  # tokens read
+
+    @property
+    def left(self) -> int:
+        """Tokens that are still to be read for what comes after each; the last has nothing."""
+        return max(0, len(self._ids) - 1 - self.done)
 
     def logits(self, size: int) -> Tensor:
         """Raw logits [n, V] after each of the next n <= size tokens."""
-        start, stop = self._done, min(self._done + size, len(self._ids))
+        start, stop = self.done, min(self.done + size, len(self._ids))
         place = torch.arange(start, stop, device=self._text.device).unsqueeze(0)
         text = self._text[:, start:stop]
         window = Window(text, place, place, place >= 0, (stop,), self._pages, BLOCK)
-        self._done = stop
+        self.done = stop
         return self._target.head(self._target.forward(window, self._pool)[0])
 
-    def logprobs(self, top: int) -> list[TokenLogprob]:
-        """The next tokens' log-probabilities, with the `top` most likely at each place. The text's
-        first token has none; an empty list says that there are no more."""
-        start = self._done
-        if start >= len(self._ids) - 1:
+    def logprobs(self, top: int, size: int) -> list[TokenLogprob]:
+        """The next tokens' log-probabilities, after each of `size` read, with the `top` most likely
+        at each place. The text's first token has none; an empty list says that there are no more.
+        """
+        size = min(size, self.left)
+        if not size:
             return []
-        logits = self.logits(min(PIECE, len(self._ids) - 1 - start))
-        tokens = self._ids[start + 1 : self._done + 1]
-        after = self._text[:, start + 1 : self._done + 1]
+        start = self.done
+        logits = self.logits(size)
+        tokens = self._ids[start + 1 : self.done + 1]
+        after = self._text[:, start + 1 : self.done + 1]
         found = top_logprobs(logits.unsqueeze(0), after, min(top, logits.shape[-1]))
         chosen, ids, values = (x[0].tolist() for x in (found.chosen, found.top_ids, found.top))
         return [

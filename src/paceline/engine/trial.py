@@ -100,6 +100,11 @@ class Trials:
             track.tried = place < count
         return other.k
 
+    def put_off(self) -> None:
+        """The round for which `step` was asked last drafts nothing: a try loses none by it."""
+        if self.left:
+            self.left += 1
+
     def lead_in(self, rows: int, plain: Choice, other: Choice) -> float:
         """Seconds that the first round of drafting takes before anything comes of it."""
         lead = self.cost.draft(rows, other.k) - self.cost.draft(rows, 0)

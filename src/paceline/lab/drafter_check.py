@@ -210,6 +210,9 @@ class _Watched(Drafter):
     def memory(self, limits: Limits) -> tuple[MemoryPart, ...]:
         return self._drafter.memory(limits)
 
+    def check(self, target: Any) -> None:
+        self._drafter.check(target)
+
     def bind(self, target: Any, limits: Limits) -> None:
         self._vocab_size = limits.vocab_size
         self._drafter.bind(target, limits)

@@ -50,9 +50,7 @@ def choose_tiles(rows: int, n: int, gated: bool, wide: bool, parts: bool = False
 
     Up to 32 rows the time is that of reading weights: few columns make few programs, which must
     then have more on its way each. Above that arithmetic counts as well, and few columns are cut
-    along the rows instead, so that every multiprocessor has some. Tiles of 128 columns would take
-    up to a quarter less time from 65 rows on too; their bits were compared for 384 and 576 rows
-    only (docs/numerics.md).
+    along the rows instead, so that every multiprocessor has some.
     """
     if wide:  # takes twice the room
         return Tiles(min(128, max(16, 1 << (rows - 1).bit_length())), TILE, 32, 3)
@@ -63,23 +61,17 @@ def choose_tiles(rows: int, n: int, gated: bool, wide: bool, parts: bool = False
         if narrow:
             return Tiles(32, TILE, 128, 7)
         return Tiles(64, TILE, 64, 4 if gated else 7) if gated or many else Tiles(64, TILE, 128, 5)
+    if gated:
+        return Tiles(64, TILE, 64, 3) if 128 < rows <= 192 else Tiles(128, 2 * TILE, 64, 4, 8)
+    if many and not parts:
+        return Tiles(128, 2 * TILE, 64, 3)
     if rows <= 128:
-        if narrow:
-            return Tiles(32, TILE, 128, 4)
-        return (
-            Tiles(128, TILE, 64, 3 if gated else 4) if gated or many else Tiles(128, TILE, 128, 4)
-        )
+        return Tiles(32 if narrow else 128, TILE, 128, 4)
     if rows <= 256:
-        if narrow:
-            return Tiles(64, TILE, 64, 5)
-        if gated:
-            return Tiles(64 if rows <= 192 else 128, TILE, 64, 3)
-        return Tiles(128, TILE, 128, 4) if many else Tiles(64, TILE, 64, 4)
-    if rows <= 320:
-        return Tiles(128, TILE, 64, 3 if gated else 4)
+        return Tiles(64, TILE, 64, 5 if narrow else 4)
     if narrow or parts:
         return Tiles(128, TILE, 64, 4 if rows <= 384 else 3)
-    return Tiles(128, 2 * TILE, 64, 4, 8) if gated else Tiles(128, 2 * TILE, 64, 3)
+    return Tiles(128, 2 * TILE, 64, 3)
 
 
 def fitted(tiles: Tiles, gated: bool, size: int, room: int | None) -> Tiles:

@@ -134,18 +134,15 @@ class Matcher:
         first i of `drafted`. Behind a draft token that may not come all is allowed: nobody gets
         there. Raises RequestError where the grammar cannot be followed any further."""
         out = torch.full((len(drafted) + 1, self._words), -1, dtype=torch.int32)
-        taken = 0
+        # A copy goes along the draft: some grammars (max_tokens= in Lark) cannot be taken back.
+        inner = self._inner.deep_copy() if drafted else self._inner
         for place in range(len(drafted) + 1):
             row = out[place]
-            self._inner.unsafe_compute_mask_ptr(row.data_ptr(), 4 * self._words)
-            if self._inner.is_error():  # and the mask ends the text, as if it were whole
-                why = self._inner.get_error()
-                raise _refused(self._kind, why, "could not be followed to its end")
-            if place == len(drafted) or not self._inner.try_consume_tokens([drafted[place]]):
+            inner.unsafe_compute_mask_ptr(row.data_ptr(), 4 * self._words)
+            if inner.is_error():  # and the mask ends the text, as if it were whole
+                raise _refused(self._kind, inner.get_error(), "could not be followed to its end")
+            if place == len(drafted) or not inner.try_consume_tokens([drafted[place]]):
                 break
-            taken += 1
-        if taken:
-            self._inner.rollback(taken)
         return out[:, : -(-self._vocab_size // 32)]
 
     def commit(self, tokens: Sequence[int]) -> None:
