@@ -75,11 +75,22 @@ def test_a_round_reads_nothing(
         lambda x: x.unique(),
         lambda x: x.masked_select(x > 0),
         lambda x: x.repeat_interleave(x.long()),
+        lambda x: x.__setitem__(x.long() * 0, 2.0),
     ],
 )
 def test_the_mode_sees_reads(read: Callable[[torch.Tensor], object]) -> None:
     with pytest.raises(AssertionError, match=r"(reads|copies to) the device"), NoHostRead():
         read(torch.ones(1))
+
+
+def test_the_mode_lets_pass_what_can_be_recorded() -> None:
+    x = torch.ones(3)
+    with NoHostRead() as mode:
+        x[1:2] = 5.0
+        x[torch.zeros_like(x, dtype=torch.int64)] = x.clone()
+        x.index_fill_(0, torch.arange(2), 3)
+        x.masked_fill_(x > 2, 0)
+    assert mode.calls > 4
 
 
 def test_an_idle_row_commits_nothing(pair: Pair, opened: Callable[..., Engine]) -> None:

@@ -200,7 +200,7 @@ class Slots:
             )
         self.refresh(batch)
         rows, draft = self.rows(batch, bounds, committed=0, fresh=0), self.draft(index, k)
-        self.draft_count[index] = 0  # it is taken: no later window may hold it again
+        self.draft_count.index_fill_(0, index, 0)  # it is taken: no later window may hold it again
         return draft, assemble(rows, draft, self.active[index])
 
     def settle(self, batch: Batch, draft: Draft, judged: Judgement, penalties: bool) -> Verdict:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paceline import Completion, Drafter, Engine, SamplingParams, create_drafter
@@ -62,6 +63,7 @@ class HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls = 0
         self.found: list[str] = []
         self._before: list[Any] = []
+        self._number: Tensor | None = None  # made of a number of Python's, last
 
     def tell(self, what: str) -> None:
         """An operation was met."""
@@ -107,7 +109,12 @@ class HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.tell(f"{func} reads the device for its result's shape")
         elif name in _READS:
             self.tell(f"{func} reads the device")
-        return func(*args, **(kwargs or {}))
+        elif name == "index_put_" and args[2] is self._number:
+            self.tell("x[index] = number copies to the device; x.index_fill_ does not")
+        result = func(*args, **(kwargs or {}))
+        if name == "lift_fresh":
+            self._number = result
+        return result
 
 
 @dataclass(frozen=True, slots=True)
