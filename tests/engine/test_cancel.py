@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -185,6 +186,30 @@ def test_the_context_manager_closes(pair: Pair) -> None:
         engine.generate([[65]], PARAMS)
     with pytest.raises(EngineClosedError):
         engine.generate([[65]], PARAMS)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_closed_engine_keeps_no_model(adaptive: bool, pair: Pair) -> None:
+    """Whoever opens the next one in the same lines still has a name for it, and its texts."""
+    engine = Engine(
+        pair.target, draft=pair.target, threads=1, dtype="float32", adaptive=adaptive, slots=2
+    )
+    handle = engine.submit([65], PARAMS)
+    before = handle.result(60)
+    loop = engine._loop
+    kept = [weakref.ref(x) for x in (loop.machine.target, loop.machine.pool, loop.machine.drafter)]
+    del loop
+    stats = engine.stats()
+    engine.close()
+    gc.collect()
+    assert [one() for one in kept] == [None] * 3
+    assert engine.stats() == stats
+    assert handle.result(60) == before
+    handle.cancel()
+    for ask in (lambda: engine.score([65]), lambda: engine.fix_k(0), engine.costs):
+        with pytest.raises(EngineClosedError):
+            ask()
+    engine.close()
 
 
 def test_closing_from_another_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,11 @@ class Driver:
         return self._stop
 
     @property
+    def ended(self) -> bool:
+        """Whether the thread has ended, and with it all that it did to the device."""
+        return self._thread is None or not self._thread.is_alive()
+
+    @property
     def broken(self) -> Exception | None:
         """What ended the thread's work for good, or None."""
         return self._broken

@@ -32,6 +32,7 @@ from paceline.engine.practice import ask
 from paceline.engine.requests import Prompt, as_prompts, check_ids
 from paceline.engine.scoring import Scorer
 from paceline.errors import ConfigError, EngineClosedError, PacelineError, RequestError
+from paceline.models.memory import collect
 from paceline.types import (
     Completion,
     EngineStats,
@@ -342,14 +343,14 @@ class Engine:
         self._check_open()
         if k is not None:
             check_request(k, self._widest, 0, None)
-            if self._loop.rounds.width(k) != k:
-                there = ", ".join(str(n) for n in range(k) if self._loop.rounds.width(n) == n)
-                raise ConfigError(
-                    f"no round of {k} drafts was recorded: take one of {there} or "
-                    f"{self._loop.rounds.width(k)}"
-                )
 
         def exchange() -> None:
+            width = self._loop.rounds.width
+            if k is not None and width(k) != k:
+                there = ", ".join(str(n) for n in range(k) if width(n) == n)
+                raise ConfigError(
+                    f"no round of {k} drafts was recorded: take one of {there} or {width(k)}"
+                )
             if not self._loop.idle:
                 raise RequestError("texts are being written: fix k before, or when they have ended")
             self._loop.pilot = self._pilot if k is None else FixedK(k)
@@ -392,13 +393,18 @@ class Engine:
         return True
 
     def close(self) -> None:
-        """End what runs and refuse what comes. Safe to call twice."""
+        """End what runs, refuse what comes, and free the memory; `stats` can still be asked. Safe
+        to call twice."""
         closed, self._closed = self._closed, True
         try:
             if not closed:
                 self._keep()
         finally:
             self._end()
+        if not closed and self._driver.ended:
+            self._loop.let_go()
+            del self._keep, self._costs  # which hold the models too
+            collect(self._limits.device)
 
     def _check_open(self) -> None:
         if (ended := self.ended) is not None:

@@ -22,7 +22,7 @@ from paceline.engine.scheduling import Scheduler
 from paceline.engine.sequence import Sequence, Status
 from paceline.engine.settling import copied, count, spend
 from paceline.errors import NumericsError, PacelineError, StepError
-from paceline.types import EngineStats, FinishReason, SequenceStats
+from paceline.types import EngineStats, FinishReason, Limits, SequenceStats
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,10 @@ class Ledger:
     totals: SequenceStats = field(default_factory=SequenceStats)
     finished: int = 0
     rounds_by_k: list[int] = field(default_factory=list)
+    limits: Limits = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.limits = self.machine.slots.limits
 
     def drop(
         self, sequence: Sequence, finish: FinishReason, error: Exception | None = None
@@ -160,7 +164,7 @@ class Ledger:
     def stats(self, speculation: str) -> EngineStats:
         """How things stand; speculation: what is done about drafting, in words. May be called from
         any thread."""
-        counts, limits = self.scheduler.counts(), self.machine.slots.limits
+        counts, limits = self.scheduler.counts(), self.limits
         stats = EngineStats(
             finished=self.finished,
             waiting=counts.waiting,

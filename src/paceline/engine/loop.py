@@ -120,6 +120,12 @@ class Loop:
         finally:  # whatever the books say: nobody may wait for ever
             self.ledger.end_all(error)
 
+    def let_go(self) -> None:
+        """Forget the models and caches, so that their memory is free. Nothing is driven from here
+        on; `stats` goes on."""
+        self._batch = None
+        del self.machine, self.rounds, self.feeder, self.constrainer, self.ledger.machine
+
     def stats(self) -> EngineStats:
         """How things stand. May be called from any thread."""
         return self.ledger.stats(self.pilot.describe())

@@ -23,13 +23,18 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError("there is no CUDA device here; use device cpu")
-        # What nobody uses any more counts as taken otherwise.
-        gc.collect()
-        torch.cuda.empty_cache()
+        collect(device)
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
     limit = _container_free(Path("/sys/fs/cgroup"))
     return free if limit is None else min(free, limit)
+
+
+def collect(device: torch.device) -> None:
+    """Have what nobody uses any more count as free on a GPU; torch keeps it otherwise."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def total(parts: Sequence[MemoryPart]) -> int:
