@@ -1,5 +1,6 @@
-"""A long prompt among running texts: how long these wait for their next token, and how long the
-prompt takes, for several bounds on the wait (`max_gap`) and for none. See README.md.
+"""What is read among running texts: how long these wait for their next token, and how long the
+reading takes, for several bounds on the wait (`max_gap`) and for none. Part `gap`: a long prompt.
+Part `return`: a drafter that rested while these texts were read and has to see them. See README.md.
 
 One engine; the bound is exchanged between runs. Gaps are those a caller sees who looks every half
 millisecond.
@@ -18,12 +19,15 @@ from harness import Job, Lines, Parts, add_options, choose_parts, measure, shrin
 from load_clients import Text
 
 from paceline import Engine
+from paceline.engine.acceptance import Track
+from paceline.engine.fixed import FixedK
+from paceline.engine.pilot import Launch, Pilot
 
 LOOK = 0.0005
 _FIRST = 16  # tokens that every text has before anything is measured
 SMALL = {
     "streams": 3, "long": 1500, "stream_prompt": 20, "stream_tokens": 1500, "bounds": [0.02, 0.04],
-    "repeats": 1, "quiet": 0.2, "prefill_chunk": 1024, "k": 2,
+    "repeats": 1, "quiet": 0.2, "prefill_chunk": 1024, "k": 2, "texts": 2, "text_prompt": 900,
     "target_shape": "", "draft_shape": "",
 }  # fmt: skip
 
@@ -151,7 +155,97 @@ def _gaps(texts: list[Text], begin: float, end: float, bound: float | None) -> d
     return told
 
 
-PARTS: Parts = {"gap": gap}
+class Resting:
+    """Who decides K, but while `rests`: then nothing is drafted or shown to the drafter."""
+
+    def __init__(self, own: Pilot) -> None:
+        self._own, self.rests = own, True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    @property
+    def paused(self) -> bool:
+        return self.rests or self._own.paused
+
+    def plan(self, tracks: list[Track], context: float) -> Launch:
+        """See `engine.pilot.Pilot.plan`."""
+        launch = self._own.plan(tracks, context)
+        return launch.without_drafts(tracks) if self.rests else launch
+
+
+def returning(bench: Bench) -> dict[str, Any]:
+    """A drafter that has seen nothing of long texts is wanted: every bound in turn, and none."""
+    o = bench.options
+    room = o.texts * (o.text_prompt + o.stream_tokens + 64) + 256
+    engine = open_engine(
+        bench, o.k, slots=o.texts, cache_tokens=room, prefill_chunk=o.prefill_chunk,
+        max_length=o.text_prompt + o.stream_tokens,
+    )  # fmt: skip
+    law = Heads(bench).law(ACCEPTANCE)
+    bounds: list[float | None] = [*o.bounds, None]
+    runs: dict[str, list[dict[str, Any]]] = {_name(bound): [] for bound in bounds}
+    # The first teaches what the drafter takes alone, and is not counted.
+    for turn, bound in enumerate([o.bounds[0], *bounds * o.repeats]):
+        told = _return(bench, engine, bound, law, seed=turn)
+        say(
+            f"  bound {_name(bound)}: longest gap {told['longest_gap_ms']} ms, the first draft "
+            f"after {told['first_draft_ms']}"
+        )
+        if turn:
+            runs[_name(bound)].append(told)
+            bench.keep({"acceptance": ACCEPTANCE, "runs": runs})
+    keep = ("longest_gap_ms", "p99_gap_ms", "first_draft_ms", "kept", "right")
+    short = {
+        name: {key: [run[key] for run in every] for key in keep if key in every[0]}
+        for name, every in runs.items()
+    }
+    return {"acceptance": ACCEPTANCE, "runs": runs, "summary": short}
+
+
+def _return(
+    bench: Bench, engine: Engine, bound: float | None, law: Any, seed: int
+) -> dict[str, Any]:
+    """Texts that run, and from a moment on with drafts."""
+    o, loop = bench.options, engine._loop
+    quiesce(engine)
+    asked = prompts(bench, o.texts, o.text_prompt, seed=200 + seed)
+    pilot = Resting(FixedK(o.k))
+    engine._driver.ask(lambda: setattr(loop, "pilot", pilot))
+    engine._driver.ask(lambda: setattr(loop.feeder, "max_gap", None))
+    texts = [
+        Text((i, 0), engine.submit(ids, fixed(o.stream_tokens)), time.perf_counter())
+        for i, ids in enumerate(asked)
+    ]
+    while not all(len(text.ids) >= _FIRST for text in texts):
+        _look(texts)
+    behind = sum(len(text.ids) for text in texts) + o.texts * o.text_prompt
+    engine._driver.ask(lambda: setattr(loop.feeder, "max_gap", bound))
+    began = time.perf_counter()
+    while time.perf_counter() - began < o.quiet:
+        _look(texts)
+    before, handed = engine.stats().drafted, time.perf_counter()
+    pilot.rests = False
+    while engine.stats().drafted == before and not all(text.done for text in texts):
+        _look(texts)
+    drafts = time.perf_counter()
+    while time.perf_counter() - drafts < o.quiet and not all(text.done for text in texts):
+        _look(texts)
+    told = _gaps(texts, handed, drafts, bound) | {
+        "quiet": _gaps(texts, began, handed, bound),
+        "tokens_to_show": behind,
+        "first_draft_ms": digits((drafts - handed) * 1e3),
+        "drafting": _gaps(texts, drafts, time.perf_counter(), None),
+        "texts_ended_early": sum(text.done for text in texts),
+    }
+    for text in texts:
+        text.handle.cancel()
+    quiesce(engine)
+    right = all(follows(law, ids[-1], text.ids) for ids, text in zip(asked, texts, strict=True))
+    return told | {"right": right}
+
+
+PARTS: Parts = {"gap": gap, "return": returning}
 
 
 def parse() -> argparse.Namespace:
@@ -166,6 +260,10 @@ def parse() -> argparse.Namespace:
     add("--long", type=int, default=32768, help="tokens of the long prompt")
     add("--bounds", type=seconds, default=[0.03, 0.06], help="of max_gap; none comes last")
     add("--quiet", type=float, default=1.0, help="seconds without the long prompt, before it")
+    add("--texts", type=int, default=8, help="of part return")
+    add(
+        "--text-prompt", type=int, default=8192, help="tokens that the drafter has not seen of each"
+    )
     add("--repeats", type=int, default=2)
     add("--prefill-chunk", type=int, default=2048)
     add("--k", type=int, default=4)
@@ -177,9 +275,12 @@ def parse() -> argparse.Namespace:
 
 def summary(results: dict[str, Any]) -> dict[str, Any]:
     """The last line."""
-    part = results["parts"]["gap"]
-    keep = {name: part[name] for name in ("summary", "error", "part_seconds") if name in part}
-    return {"benchmark": "gap", "machine": results["machine"]} | keep
+    keep = ("summary", "error", "part_seconds")
+    short = {
+        name: {key: part[key] for key in keep if key in part}
+        for name, part in results["parts"].items()
+    }
+    return {"benchmark": "gap", "machine": results["machine"]} | short
 
 
 def main() -> None:
