@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -214,10 +214,17 @@ def write_json(value: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from its source, without being installed
+        return "source"
+
+
 def versions() -> dict[str, str]:
     """Return what a figure depends on: Python and the packages that compute."""
     names = ("paceline", "torch", "transformers", "tokenizers")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
 
 
 def ratio(value: float | None, digits: int = 3) -> float | None:
