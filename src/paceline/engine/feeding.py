@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from functools import partial
 
 from paceline.engine import scoring
-from paceline.engine.catch_up import TOGETHER, Span, cut
+from paceline.engine.catch_up import Span, cut
 from paceline.engine.landing import Marks
 from paceline.engine.paces import Cut, Estimate, Paces
 from paceline.engine.readings import Readings, pieces
@@ -92,7 +93,11 @@ class Feeder:
         assert busy is not None
         assert self.max_gap is not None
         shown = self._shown(sequence, drafting)
-        tokens = _fit(self.paces, lambda n: self._cut(start, start + n), shown, most, room)
+
+        def safe(n: int) -> float:
+            return self.paces.safe(self._cut(start, start + n), shown)
+
+        tokens = _fit(safe, most, room)
         expected = self.paces.seconds(self._cut(start, start + tokens), shown)
         if not self._told and expected > self.max_gap - busy:
             self._told = True
@@ -147,31 +152,54 @@ class Feeder:
         (exclusive) that each is given with; under `max_gap` what fits, and where not even one pass
         does, that pass. Returns whether it has seen all now. planned: see `Read`; such a pass can
         wait for a step in which nothing else is read."""
-        behind, tokens = _behind(stops), self.chunk
+        behind = _behind(stops)
         if not behind:
             return True
-        room = self._room(busy)
+        spans, room = _spans(behind, self.chunk), self._room(busy)
         bounded = room < math.inf
-        while bounded and self._to_show(_spans(behind, tokens)) > room:
-            if tokens > _LEAST:
-                tokens = max(_LEAST, tokens // 2)
-            elif planned and any(read.beside for read in self._reads):
-                return False
-            else:
-                behind = dict(list(behind.items())[:TOGETHER])
-                break
+        if bounded:
+            spans = self._fitting(spans, room, least=not (planned and self._beside))
         began, marks, passes = time.perf_counter(), self._begin(), list[tuple[int, int, int]]()
-        while behind:
-            spans = _spans(behind, tokens)
+        while spans:
             if self.max_gap is not None:
                 passes += self._passes(spans)
             self.readings.catch_up(spans)
-            for sequence, span in zip(behind, spans, strict=True):
-                sequence.observed = span.stop
-            behind = {} if bounded else _behind(stops)
-        seen = not _behind(stops)
-        self._end(marks, began, passes, self._showing, True, busy, planned and seen)
-        return seen
+            shown = {span.slot: span.stop for span in spans}
+            for sequence in behind:
+                sequence.observed = shown.get(sequence.slot, sequence.observed)
+            behind = _behind(stops)
+            spans = [] if bounded else _spans(behind, self.chunk)
+        if passes or not bounded:
+            self._end(marks, began, passes, self._showing, True, busy, planned and not behind)
+        return not behind
+
+    def _fitting(self, spans: Seq[Span], room: float, least: bool) -> list[Span]:
+        """The first of their passes, as many as fit, and a part of the next. least: one, though it
+        does not."""
+        found: dict[int, Span] = {}
+        for group in cut(spans):
+            if len(group) == 1:
+                ((slot, start, stop),) = group
+
+                def safe(n: int, slot: int = slot, start: int = start) -> float:
+                    return self._to_show([Span(slot, start, start + n)])
+
+                group = [Span(slot, start, start + _fit(safe, stop - start, room))]
+            seconds = self._to_show(group)
+            if seconds > room and (found or not least):
+                break
+            for span in group:  # of several texts the next pass takes up where this one ends
+                first = found.get(span.slot, span).start
+                found[span.slot] = Span(span.slot, first, span.stop)
+            room -= seconds
+            if room <= 0 or (len(group) == 1 and group[0].stop < stop):
+                break
+        return list(found.values())
+
+    @property
+    def _beside(self) -> bool:
+        """Whether something is read already in front of the next round."""
+        return any(read.beside for read in self._reads)
 
     def _to_show(self, spans: Seq[Span]) -> float:
         """Seconds that the drafter will hardly need for them. Less than with the target."""
@@ -203,7 +231,8 @@ class Feeder:
         if busy is None or not tokens:
             return scorer.logprobs(top, tokens)
         if room < math.inf:
-            tokens = _fit(self._scoring, lambda n: [(start, start + n, 0)], False, tokens, room)
+            safe = partial(self._scoring.safe, shown=False)
+            tokens = _fit(lambda n: safe([(start, start + n, 0)]), tokens, room)
         began, marks = time.perf_counter(), self._begin()
         scores = scorer.logprobs(top, tokens)
         self._end(marks, began, [(start, start + tokens, 0)], self._scoring, False, busy)
@@ -262,13 +291,11 @@ class Feeder:
         return prompts
 
 
-def _fit(paces: Paces, passes: Callable[[int], Cut], shown: bool, most: int, room: float) -> int:
-    """How many of `most` tokens may be read in `room` seconds, `_LEAST` whatever that is. passes:
-    those of so many."""
-    if not paces.known:
-        return min(most, _LEAST)
+def _fit(safe: Callable[[int], float], most: int, room: float) -> int:
+    """How many of `most` tokens may be read in `room` seconds, `_LEAST` whatever that is. safe: the
+    seconds that so many hardly pass."""
     tokens = most
-    while tokens > _LEAST and paces.safe(passes(tokens), shown) > room:
+    while tokens > _LEAST and safe(tokens) > room:
         step = _STRIDE if tokens > 2 * _STRIDE else _STEP
         tokens = max(_LEAST, (tokens - 1) // step * step)
     return tokens
