@@ -121,7 +121,7 @@ def main() -> None:
             "cpu": cpu_model(),
             "cores": os.cpu_count(),
             "memory_gib": figures.rounded(psutil.virtual_memory().total / 2**30, 1),
-            "system": platform.platform(),
+            "system": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(),
         },
         "load_before": [figures.rounded(x, 2) for x in load],

@@ -1,4 +1,4 @@
-"""Part `field` of `load.py`: the batches that vLLM was measured with, beside its figures."""
+"""Part `field` of `load.py`: batches handed over at once, beside the goals' values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from load_engine import named, opened
 
 from paceline import Engine
 
-# FIELD.md: vLLM 0.26 on one H200, the same shapes and acceptance: plain and draft_model k = 5.
+# The goals' reference values, tokens a second: measured by others with vLLM 0.26 on the same type
+# of GPU, the same shapes and acceptance, plain and with five drafts. Not reproduced here.
 VLLM = {1: {"plain": 205.0, "k=5": 106.0}, 8: {"plain": 1563.0, "k=5": 1175.0},
         32: {"plain": 5528.0, "k=5": 3778.0}}  # fmt: skip
 CLAIMS = {1: ("k=5", 3.0), 8: ("plain", 1.5), 32: ("plain", 1.0)}
@@ -19,7 +20,7 @@ FIELD_ACCEPTANCE = 0.73
 
 
 def field(bench: Bench) -> dict[str, Any]:
-    """Batches handed over at once, as vLLM's figures were taken: tokens by the whole wall clock."""
+    """Batches handed over at once, as the reference values were taken: tokens by the wall clock."""
     o = bench.options
     engine, heads, pilots = opened(bench)
     heads.put(engine, FIELD_ACCEPTANCE)
@@ -64,15 +65,15 @@ def _batch(engine: Engine, asked: list[list[int]], tokens: int) -> float:
 
 
 def _beside(batch: int, rate: float) -> dict[str, Any]:
-    """The published figures, and whether what is claimed against them holds."""
+    """The reference values, and whether the goal set by them is met."""
     if batch not in VLLM:
         return {}
     against, factor = CLAIMS[batch]
-    published = VLLM[batch][against]
+    reference = VLLM[batch][against]
     return {
         "vllm_0.26": VLLM[batch],
         "claim": {
-            "against": f"vLLM {against}", "asked": factor, "ratio": digits(rate / published, 4),
-            "met": rate >= factor * published,
+            "against": f"vLLM {against}", "asked": factor, "ratio": digits(rate / reference, 4),
+            "met": rate >= factor * reference,
         },
     }  # fmt: skip

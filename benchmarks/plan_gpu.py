@@ -48,7 +48,7 @@ def probe(bench: Bench) -> dict[str, Any]:
     began = time.perf_counter()
     drafted = measure_engine(engine, "model", ask, say)
     seconds = time.perf_counter() - began
-    if o.out:  # what `paceline plan --from` reads
+    if o.out:  # what `paceline plan --measured` reads
         save(Measured("a probe", "llama-8b", (drafted,)), o.out.with_suffix(".measured.json"))
     fitted = drafted.fitted()
     traffic = Traffic(sum(map(len, asked)) / len(asked), o.new_tokens)

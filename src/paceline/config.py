@@ -52,8 +52,8 @@ class EngineConfig:
     the caches hold for all texts together, in whole pages of 64 and at least one text; None is
     enough for every slot's longest, on a GPU at most what fits in `memory`. prefix_cache:
     keep what was computed of a text for later ones that begin alike. max_gap: the longest, in
-    seconds, that running texts should wait while prompts are read; None reads prefill_chunk
-    tokens between two rounds.
+    seconds, that running texts should wait while prompts, scored texts or what a drafter has not
+    seen are read; None reads prefill_chunk tokens of prompts between two rounds.
     """
 
     target: str

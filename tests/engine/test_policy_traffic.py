@@ -1,6 +1,6 @@
 """Adaptive K against plain decoding and fixed K, in simulated traffic of known acceptance.
 
-The bar is the issue's: at least 0.98 of the better of plain and the best fixed K of 0, 2, 4, 8.
+The bar: at least 0.98 of the better of plain and the best fixed K of 0, 2, 4, 8.
 """
 
 from __future__ import annotations

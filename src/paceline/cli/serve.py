@@ -74,7 +74,7 @@ def serve(
     ] = None,
     max_gap: Annotated[
         float | None,
-        _engine("--max-gap", "Most seconds that running texts should wait for prompts."),
+        _engine("--max-gap", "Most seconds that running texts should wait while others are read."),
     ] = None,
     seed: Annotated[
         int | None,

@@ -138,7 +138,7 @@ class Reject:
 
 
 def _prefix_weights(scores: Tensor, draft: Draft) -> Tensor:
-    """Return p_0 = 1 and pᵢ = min(pᵢ₋₁ · p(xᵢ)/q(xᵢ), 1) as [B, W] (FIELD: block verification)."""
+    """Return p_0 = 1 and pᵢ = min(pᵢ₋₁ · p(xᵢ)/q(xᵢ), 1) as [B, W] (Sun et al. 2024, `block`)."""
     ratio = _token_probabilities(scores[:, :-1], draft.tokens)  # [B, K]
     if draft.scores is not None:
         ratio = ratio / _token_probabilities(draft.scores, draft.tokens)
