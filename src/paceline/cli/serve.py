@@ -117,6 +117,11 @@ def serve(
         float | None,
         _option("--drain", "Seconds that running requests have after SIGTERM.", show_default="60"),
     ] = None,
+    ping: Annotated[
+        float | None,
+        _option("--ping", "Seconds of silence after which a stream has a comment; 0 for none.",
+                show_default="0"),
+    ] = None,
     metrics_prefix: Annotated[
         str | None,
         _option("--metrics-prefix", "What begins names in /metrics; vllm fits its boards.",
@@ -178,7 +183,7 @@ def serve(
     said = {
         "host": host, "port": port, "name": name, "api_keys": api_keys, "cors": cors,
         "max_body": max_body, "queue": queue, "max_priority": max_priority, "timeout": timeout,
-        "drain": drain, "metrics_prefix": metrics_prefix, "log_format": log_format,
+        "drain": drain, "ping": ping, "metrics_prefix": metrics_prefix, "log_format": log_format,
         "tool_parser": tool_parser, "chat_template": chat_template, "reasoning": reasoning,
         "sampling": sampling, "page": page, "record": record, "record_limit": record_limit,
     }  # fmt: skip

@@ -161,7 +161,9 @@ class Api:
 
         exchange = self._exchange(request, read.ask, ended)
         if read.body.stream:
-            return await answer_stream(exchange, shape, read.body.stream_options)
+            return await answer_stream(
+                exchange, shape, read.body.stream_options, self.settings.ping
+            )
         return await answer_whole(exchange, shape)
 
     def _exchange(
