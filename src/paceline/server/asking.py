@@ -38,7 +38,7 @@ class Ask:
     they are to be repeated; seeds: one list a prompt, one seed a choice; grammar: what the texts
     must be; reading: what to look for in them; scored: how many of the most likely tokens to tell
     of at each place of the prompts, None to tell nothing of them; write: whether anything is to be
-    written at all."""
+    written at all; metrics: whether the answer tells what came of the drafts."""
 
     prompts: tuple[tuple[int, ...], ...]
     params: SamplingParams
@@ -51,6 +51,7 @@ class Ask:
     reading: Reading = field(default_factory=Reading)
     scored: int | None = None
     write: bool = True
+    metrics: bool = False
 
     @property
     def texts(self) -> int:
@@ -187,6 +188,7 @@ def _ask(body: Generating, engine: Engine, prompts: list[list[int]], params: Sam
         k=_draft_tokens(body, engine),
         priority=body.priority or 0,
         grammar=None if grammar is None else checked(engine, *grammar),
+        metrics=bool(body.include_metrics),
     )
 
 

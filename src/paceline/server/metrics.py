@@ -33,6 +33,7 @@ _DRAFTED = {
     "evaluated": "Draft tokens tested",
     "accepted": "Draft tokens accepted",
 }
+_SHARE = tuple(n / 10 for n in range(1, 11))
 _TOKENS = tuple(float(1 << power) for power in range(15))
 
 
@@ -180,6 +181,10 @@ class Metrics:
         self._decode = histogram("request_decode_time_seconds", "First text to last", _WHOLE)
         self._prompt = histogram("request_prompt_tokens", "Tokens of a prompt", _TOKENS)
         self._written = histogram("request_generation_tokens", "Tokens of a text", _TOKENS)
+        self._acceptance = histogram(
+            "request_spec_decode_acceptance_rate", "Of a text's tested draft tokens those accepted",
+            _SHARE,
+        )  # fmt: skip
         self._success = Counter(
             f"{prefix}:request_success", "Texts that ended", [_MODEL, "finished_reason"],
             registry=registry,
@@ -207,6 +212,8 @@ class Metrics:
             self._decode.observe(text.last_at - text.first_at)
             if text.token_seconds is not None:
                 self._token.observe(text.token_seconds)
+            if text.stats.acceptance_rate is not None:
+                self._acceptance.observe(text.stats.acceptance_rate)
         for prompt in generation.ask.prompts:
             self._prompt.observe(len(prompt))
 

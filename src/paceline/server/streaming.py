@@ -17,7 +17,7 @@ from paceline.server import details
 from paceline.server.asking import Ask
 from paceline.server.frames import Frames, frame
 from paceline.server.generation import Generation, Text
-from paceline.server.shapes import Shape
+from paceline.server.shapes import Json, Shape, counts
 from paceline.server.wire import StreamOptions
 
 PING = b": ping\n\n"  # a comment, which every reader of server-sent events passes over
@@ -30,35 +30,42 @@ class Chunks:
         self, shape: Shape, ask: Ask, generation: Generation, options: StreamOptions | None
     ) -> None:
         self._shape, self._ask, self._generation = shape, ask, generation
-        self._counted = bool(options and options.include_usage)
-        self._timed = bool(options and options.include_timing)
+        asked = options or StreamOptions()
+        self._counted, self._timed = bool(asked.include_usage), bool(asked.include_timing)
+        self._running = bool(asked.continuous_usage_stats)
         self._opened: set[int] = set()
-        self._frames = Frames(shape.chunk([]), {"usage": None} if self._counted else {})
+        later = self._counted and not self._running  # OpenAI's: null in every chunk but the last
+        self._frames = Frames(shape.chunk([]), {"usage": None} if later else {})
 
     def of(self, text: Text, event: Event) -> bytes:
         """What an event adds; nothing where there is nothing to show."""
         choices = self._shape.piece(text, event)
         if self._timed and not choices:  # tokens that complete no character have their chunk, too
             choices = [self._shape.silence(text)]
-        told = None
-        if self._timed:
-            seconds = time.monotonic() - self._generation.began
-            told = {details.KEY: details.details(event, seconds)}
+        told: Json = {}
+        if self._running:
+            told = {"usage": counts(self._ask, self._generation.texts)}
         parts: list[bytes] = []
         if text.index not in self._opened:
             self._opened.add(text.index)
-            parts = [self._frames.choice(choice, None) for choice in self._shape.opening(text)]
+            parts = [self._frames.choice(choice, told) for choice in self._shape.opening(text)]
+        timed = self._details(event) if self._timed else {}
         for choice in choices:
-            parts.append(self._frames.choice(choice, told))
-            told = None  # the round's figures go with its text, which comes before the finish
+            parts.append(self._frames.choice(choice, told | timed))
+            timed = {}  # the round's figures go with its text, which comes before the finish
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _details(self, event: Event) -> Json:
+        seconds = time.monotonic() - self._generation.began
+        return {details.KEY: details.details(event, seconds)}
 
     def last(self) -> bytes:
         """What follows once every text is whole; nothing where it was not asked for."""
-        if not self._counted:
-            return b""
-        total = self._shape.usage(self._ask, self._generation.texts)
-        return frame(self._shape.chunk([]) | {"usage": total})
+        shape, ask, texts = self._shape, self._ask, self._generation.texts
+        told = shape.metrics(ask, texts)
+        if self._counted:
+            told = {"usage": shape.usage(ask, texts)} | told
+        return frame(shape.chunk([]) | told) if told else b""
 
 
 class EventStream(StreamingResponse):

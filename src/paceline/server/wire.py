@@ -32,10 +32,12 @@ class Wire(BaseModel):
 
 
 class StreamOptions(Wire):
-    """include_usage: a last chunk with the counts. include_timing: in every chunk, under
-    `paceline`, what its round did: see `details`."""
+    """include_usage: a last chunk with the counts. continuous_usage_stats: the counts so far in
+    every chunk. include_timing: in every chunk, under `paceline`, what its round did: see
+    `details`."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_timing: bool | None = None
 
 
@@ -146,7 +148,8 @@ class Generating(Wire):
     """What both APIs share. top_k, min_p, repetition_penalty, min_tokens, ignore_eos,
     stop_token_ids, skip_special_tokens, add_special_tokens (beside the prompt's own; by
     default in completions alone), include_stop_str_in_output, priority (higher goes first),
-    speculative and structured_outputs go beyond OpenAI's."""
+    speculative, include_metrics (what came of the drafts: see `acceptance`) and structured_outputs
+    go beyond OpenAI's."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     max_tokens: _Count | None = None
@@ -178,6 +181,7 @@ class Generating(Wire):
     stream_options: StreamOptions | None = None
     prediction: Prediction | None = None
     speculative: Speculative | None = None
+    include_metrics: bool | None = None
     priority: Annotated[int, Field(ge=-(1 << 31), le=1 << 31)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
