@@ -16,8 +16,8 @@ from paceline.server.prompts import (
     asked_filling,
     chat_prompt,
     completion_prompts,
+    given_prompt,
     given_prompts,
-    warm_prompt,
 )
 from paceline.server.reading import Reading
 from paceline.server.sampling import drawn
@@ -150,7 +150,7 @@ def _chat_parts(
 
 def ask_warm(body: WarmBody, engine: Engine) -> Ask:
     """Read a prompt into the prefix cache: one token is asked for, and dropped."""
-    prompt = warm_prompt(body, engine)
+    prompt = given_prompt(body, engine)
     _check_prompts([prompt], engine, "prompt" if body.messages is None else "messages")
     params = SamplingParams(max_tokens=1, ignore_eos=True)
     return Ask((tuple(prompt),), params, ((0,),), k=0)

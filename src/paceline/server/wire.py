@@ -244,10 +244,9 @@ class ChatBody(Generating):
     web_search_options: object = None
 
 
-class WarmBody(Wire):
-    """POST /v1/warm: a prompt, or the messages so far, to be read ahead of the question."""
+class Prompted(Wire):
+    """What is read: a prompt, or messages by the chat template."""
 
-    model: Annotated[str, Field(min_length=1, max_length=512)]
     prompt: str | _Tokens | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
     tools: _Tools | None = None
@@ -256,6 +255,26 @@ class WarmBody(Wire):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     reasoning_effort: _Effort | None = None
+
+
+class WarmBody(Prompted):
+    """POST /v1/warm: a prompt, or the messages so far, to be read ahead of the question."""
+
+    model: Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class TokenizeBody(Prompted):
+    """POST /tokenize. return_token_strs: the vocabulary's own spelling of each token as well."""
+
+    model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(Wire):
+    """POST /detokenize."""
+
+    model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    tokens: _Tokens
 
 
 _Body = TypeVar("_Body", bound=Wire)
