@@ -111,7 +111,9 @@ def serve(
         int | None, _option("--max-body", "Bytes of a request.", show_default="4194304")
     ] = None,
     timeout: Annotated[
-        float | None, _option("--timeout", "Seconds a request may take.", show_default="600")
+        float | None,
+        _option("--timeout", "Seconds a request may take, its wait for a slot included; 0 for as "
+                "many as it takes.", show_default="600"),
     ] = None,
     drain: Annotated[
         float | None,

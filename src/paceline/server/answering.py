@@ -11,14 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from paceline import Engine, Event
+from paceline import Event
 from paceline.server.asking import Ask
 from paceline.server.body import GONE
 from paceline.server.errors import ApiError, busy, told
 from paceline.server.frames import DONE, encoded, frame
 from paceline.server.gate import Gate
 from paceline.server.generation import Generation, Text
-from paceline.server.record import Record, log_failure
+from paceline.server.record import Record, log_failure, warn
 from paceline.server.shapes import Shape
 from paceline.server.streaming import Chunks, EventStream
 from paceline.server.wire import StreamOptions
@@ -30,21 +30,20 @@ class Exchange:
     def __init__(
         self,
         request: Request,
-        engine: Engine,
         gate: Gate,
         ask: Ask,
-        timeout: float,
+        begin: Callable[[Ask, float], Generation],
         ended: Callable[[Generation], None] | None,
         seen: Callable[[Event], None],
     ) -> None:
-        """Take a place and submit. ended: told of the generation once, at its end (None: it writes
-        no text that anybody reads); seen: of every event. Raises ApiError and the engine's errors,
-        and then holds nothing."""
+        """Take a place and submit. begin: submits, told when the request came; ended: told of the
+        generation once, at its end (None: it writes no text that anybody reads); seen: of every
+        event. Raises ApiError and the engine's errors, and then holds nothing."""
         self.record = Record.of(request.scope)
         self.ask = ask
         gate.enter(ask.texts)
         try:
-            self.generation = Generation(engine, ask, self.record.began, timeout)
+            self.generation = begin(ask, self.record.began)
         except BaseException:
             gate.leave(ask.texts)
             raise
@@ -85,6 +84,14 @@ class Exchange:
         seconds = time.monotonic() - self.generation.began
         self._gate.leave(self.ask.texts, seconds if done and self._ended else None)
         self.record.written(self.ask.prompt_tokens, texts)
+        if any(text.finish == "deadline" for text in texts):
+            warn(
+                "a request's time ran out",
+                request_id=self.record.id,
+                queue=self.record.queue,
+                tokens=self.record.tokens,
+                remedy="give --timeout more seconds, or 0 for no limit; the wait for a slot counts",
+            )
         if self._ended is not None:
             self._ended(self.generation)
 

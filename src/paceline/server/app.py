@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
@@ -78,6 +79,8 @@ class Api:
         self._house = defaults(settings.sampling, engine.config.target)
         limit = settings.record_limit << 20
         self.traffic = None if settings.record is None else TrafficFile(settings.record, limit)
+        # Not the loop's own threads, which read bodies: a piece waits for the engine's.
+        self._scorers = ThreadPoolExecutor(1, "paceline-score")
         self.watch = Watch(engine, settings, self._house)
         self._pieces = Pieces(engine.tokenizer)
         self._formats = ChatFormat.of(engine, settings.tool_parser, settings.reasoning)
@@ -189,8 +192,11 @@ class Api:
     def _exchange(
         self, request: Request, ask: Ask, ended: Callable[[Generation], None] | None = None
     ) -> Exchange:
-        timeout, seen = self.settings.timeout, self.watch.load.saw
-        return Exchange(request, self.engine, self.gate, ask, timeout, ended, seen)
+        return Exchange(request, self.gate, ask, self._begin, ended, self.watch.load.saw)
+
+    def _begin(self, ask: Ask, began: float) -> Generation:
+        timeout = self.settings.timeout or None
+        return Generation(self.engine, ask, began, timeout, self._scorers)
 
     def _check_model(self, name: str) -> None:
         if name not in self.settings.names:
