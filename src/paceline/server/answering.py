@@ -88,7 +88,6 @@ class Exchange:
             warn(
                 "a request's time ran out",
                 request_id=self.record.id,
-                queue=self.record.queue,
                 tokens=self.record.tokens,
                 remedy="give --timeout more seconds, or 0 for no limit; the wait for a slot counts",
             )
