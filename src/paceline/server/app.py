@@ -79,8 +79,6 @@ class Api:
         self._house = defaults(settings.sampling, engine.config.target)
         limit = settings.record_limit << 20
         self.traffic = None if settings.record is None else TrafficFile(settings.record, limit)
-        # Not the loop's own threads, which read bodies: a piece waits for the engine's.
-        self._scorers = ThreadPoolExecutor(1, "paceline-score")
         self.watch = Watch(engine, settings, self._house)
         self._pieces = Pieces(engine.tokenizer)
         self._formats = ChatFormat.of(engine, settings.tool_parser, settings.reasoning)
@@ -91,6 +89,8 @@ class Api:
         made += f" {settings.chat_template}" if settings.chat_template is not None else ""
         self._fingerprint = f"fp_{hashlib.sha256(made.encode()).hexdigest()[:12]}"
         self._created = int(time.time())
+        # Not the loop's own threads, which read bodies: a piece waits for the engine's.
+        self._scorers = ThreadPoolExecutor(1, "paceline-score")
 
     # --- OpenAI's ---
 
