@@ -196,8 +196,9 @@ def test_a_timeout_of_nothing_is_none(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_text_whose_time_is_over_before_it_began(
-    stream: bool, app: Callable[..., Call], engine: Engine
-) -> None:
+    stream: bool, app: Callable[..., Call], engine: Engine,
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:  # fmt: skip
     call = app(timeout=0.02)
     late: list[Answer] = []
 
@@ -212,6 +213,8 @@ def test_a_text_whose_time_is_over_before_it_began(
     thread.join(30)
     assert (late[0].status, late[0].json["error"]["code"]) == (503, "timeout")
     assert late[0].headers["retry-after"]
+    (warned,) = (line for line in lines() if line["level"] == "warning")
+    assert (warned["request_id"], warned["tokens"]) == (late[0].headers["x-request-id"], 0)
 
 
 def test_draining_refuses_what_comes_and_finishes_what_runs(app: Callable[..., Call]) -> None:
