@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import tiny_checkpoint
 
+from paceline import Completion, Handle
 from paceline.lab.bench_ask import Answer, Ask, Player
 from paceline.lab.bench_paceline import PacelinePlayer
 from paceline.lab.bench_record import Sampling
@@ -81,6 +82,26 @@ def test_the_counts_of_a_draft_are_kept_by_position_and_drafter(shared: dict[str
     assert 0 <= spent.waste <= spent.draft + spent.verify
     assert spent.draft > 0
     assert spent.verify > 0
+
+
+def test_what_was_wasted_is_the_engines_own_figure(
+    shared: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which it books round by round: of sums alone it cannot be told."""
+    booked: list[float] = []
+    real = Handle.result
+
+    def result(self: Handle, timeout: float | None = None) -> Completion:
+        done = real(self, timeout)
+        booked.append(done.stats.wasted_seconds)
+        return done
+
+    monkeypatch.setattr(Handle, "result", result)
+    ask = Ask(Sampling(max_tokens=30, temperature=1.0, seed=3), 60.0, prompt=PROMPT)
+    (answer,) = asked("paceline:k=3", shared, ask)
+    assert answer.spent is not None
+    assert [answer.spent.waste] == booked
+    assert booked[0] > 0
 
 
 @pytest.mark.parametrize("spec", ["paceline:plain", "transformers"])

@@ -60,6 +60,17 @@ def samples(app: Callable[..., Call], exposed: dict[str, set[str]]) -> dict[str,
     return exposed
 
 
+def test_the_manual_has_every_metric_and_no_other(samples: dict[str, set[str]]) -> None:
+    manual = (ROOT / "docs/server.md").read_text()
+    section = manual[manual.index("### Watching it") : manual.index("### Recording requests")]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    labels = set().union(*samples.values())
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)} - labels
+    suffix = re.compile(r"_(total|bucket|count|sum|created)$")
+    families = {suffix.sub("", name.removeprefix("paceline:")) for name in samples}
+    assert named == families
+
+
 @pytest.mark.parametrize(("title", "query"), list(queries()))
 def test_queries_name_metrics_and_labels_that_there_are(
     title: str, query: str, samples: dict[str, set[str]]

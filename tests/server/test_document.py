@@ -33,7 +33,9 @@ def call(engine: Engine) -> Call:
     return in_process(engine, ServerSettings(name="mini"))
 
 
-WRITTEN = ("/v1/completions", "/v1/chat/completions", "/v1/warm")
+WRITTEN = (
+    "/v1/completions", "/v1/chat/completions", "/v1/warm", "/tokenize", "/detokenize",
+)  # fmt: skip
 CASES = [
     *((path, mode) for path in WRITTEN for mode in GenerationMode),
     ("/v1/models/{name}", GenerationMode.POSITIVE),  # any name may be asked for

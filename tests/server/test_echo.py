@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,18 @@ def test_a_long_prompt_is_read_in_pieces_and_nobody_waits(
     values = scored.json["choices"][0]["logprobs"]["token_logprobs"]
     assert values[1:] == pytest.approx(raw(engine, ids), abs=1e-3)
     assert written.json["usage"]["completion_tokens"] == 40
+
+
+def test_servers_of_one_engine_read_each_for_itself(app: Callable[..., Call]) -> None:
+    """What keeps the prompts of one waiting is nothing to the other."""
+    one, other, go = app(), app(), threading.Event()
+    kept = one.api._scorers.submit(go.wait, 30)
+    try:
+        assert other("POST", "/v1/completions", {**SCORE, "prompt": PROMPT}).status == 200
+        assert not kept.done()
+    finally:
+        go.set()
+    assert one("POST", "/v1/completions", {**SCORE, "prompt": PROMPT}).status == 200
 
 
 def test_a_client_that_leaves_ends_the_scoring(served: Any, engine: Engine) -> None:

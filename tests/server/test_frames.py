@@ -9,15 +9,13 @@ import pytest
 from paceline.server.frames import Frames, frame
 
 
-@pytest.mark.parametrize("told", [None, {"paceline": {"seconds": 0.25, "round": None}}])
+@pytest.mark.parametrize("told", [{}, {"paceline": {"seconds": 0.25, "round": None}}])
 @pytest.mark.parametrize("after", [{}, {"usage": None}])
 @pytest.mark.parametrize("text", ["", 'a"\\\n\x00', "日本 é 🦊", '"choices":['])
-def test_the_same_bytes(
-    text: str, after: dict[str, object], told: dict[str, object] | None
-) -> None:
+def test_the_same_bytes(text: str, after: dict[str, object], told: dict[str, object]) -> None:
     empty: dict[str, object] = {"id": "x", "model": '"choices":[é', "choices": [], "end": "fp"}
     choice: dict[str, object] = {"text": text, "index": 3, "logprobs": [-0.5, None]}
-    chunk = empty | {"choices": [choice]} | (told or {}) | after
+    chunk = empty | {"choices": [choice]} | told | after
     dumped = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
     wanted = f"data: {dumped}\n\n".encode()
     assert Frames(empty, after).choice(choice, told) == wanted == frame(chunk)

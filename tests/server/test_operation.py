@@ -91,8 +91,8 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"queue": -1}, {"timeout": 0.0}, {"max_body": 0}, {"drain": -1}, {"metrics_prefix": "a-b"},
-     {"aliases": ("",)}, {"log_format": "xml"}, {"sampling": "vllm"}],
+    [{"queue": -1}, {"timeout": -1.0}, {"ping": -1.0}, {"max_body": 0}, {"drain": -1},
+     {"metrics_prefix": "a-b"}, {"aliases": ("",)}, {"log_format": "xml"}, {"sampling": "vllm"}],
 )  # fmt: skip
 def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
@@ -145,8 +145,9 @@ def test_a_full_queue_says_when_to_come_again(app: Callable[..., Call], engine: 
 
 
 def test_a_text_is_cut_at_its_time(
-    app: Callable[..., Call], engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    app: Callable[..., Call], engine: Engine, monkeypatch: pytest.MonkeyPatch,
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:  # fmt: skip
     """The engine's clock is put forward when it has begun: a slow machine is no slower by it."""
     call, body = app(timeout=60), {**LONG, "speculative": {"enabled": False}}
     ahead, answers, before = [0.0], list[Answer](), engine.stats().emitted
@@ -154,7 +155,11 @@ def test_a_text_is_cut_at_its_time(
         monotonic=lambda: time.monotonic() + ahead[0], perf_counter=time.perf_counter
     )
     monkeypatch.setattr("paceline.engine.loop.time", clock)
-    thread = threading.Thread(target=lambda: answers.append(call("POST", "/v1/completions", body)))
+
+    def ask() -> None:
+        answers.append(call("POST", "/v1/completions", body, {"x-request-id": "r-9"}))
+
+    thread = threading.Thread(target=ask)
     with engine._driver.held() as step:
         thread.start()
         until(lambda: (step(), engine.stats().emitted)[1] > before)
@@ -163,12 +168,37 @@ def test_a_text_is_cut_at_its_time(
     (choice,) = answers[0].json["choices"]
     assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "deadline")
     assert 0 < answers[0].json["usage"]["completion_tokens"] < 480
+    (warned,) = (line for line in lines() if line["level"] == "warning")
+    assert (warned["event"], warned["request_id"]) == ("a request's time ran out", "r-9")
+    assert warned["tokens"] == answers[0].json["usage"]["completion_tokens"]
+    assert "--timeout" in warned["remedy"]
+
+
+def test_a_timeout_of_nothing_is_none(
+    app: Callable[..., Call], engine: Engine, monkeypatch: pytest.MonkeyPatch,
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:  # fmt: skip
+    """Also not of what reads a prompt alone."""
+    given, submit = [], engine.submit
+
+    def told(*arguments: Any, deadline: float | None, **named: Any) -> Any:
+        given.append(deadline)
+        return submit(*arguments, deadline=deadline, **named)
+
+    monkeypatch.setattr(engine, "submit", told)
+    call = app(timeout=0)
+    for extra in ({}, {"echo": True, "logprobs": 1, "max_tokens": 0}):
+        (choice,) = call("POST", "/v1/completions", {**BODY, **extra}).json["choices"]
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("length", None)
+    assert given == [None]
+    assert [line for line in lines() if line["level"] == "warning"] == []
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_text_whose_time_is_over_before_it_began(
-    stream: bool, app: Callable[..., Call], engine: Engine
-) -> None:
+    stream: bool, app: Callable[..., Call], engine: Engine,
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:  # fmt: skip
     call = app(timeout=0.02)
     late: list[Answer] = []
 
@@ -183,6 +213,8 @@ def test_a_text_whose_time_is_over_before_it_began(
     thread.join(30)
     assert (late[0].status, late[0].json["error"]["code"]) == (503, "timeout")
     assert late[0].headers["retry-after"]
+    (warned,) = (line for line in lines() if line["level"] == "warning")
+    assert (warned["request_id"], warned["tokens"]) == (late[0].headers["x-request-id"], 0)
 
 
 def test_draining_refuses_what_comes_and_finishes_what_runs(app: Callable[..., Call]) -> None:

@@ -215,6 +215,16 @@ def test_plain_and_speculative_side_by_side(
     assert text_of(panel(page, "Speculative")) == text_of(fast)
 
 
+def test_a_server_that_pings(look: Look, engine: Engine) -> None:
+    """What is a comment to a reader of events is none of the text."""
+    with serve_in_thread(engine, ServerSettings(name="mini", ping=1e-4)) as served:
+        page = ready(look(at=served))
+        page.fill("#max-tokens", "20")
+        page.click("#run")
+        assert ended(page).startswith("20 tokens")
+        page.close()  # before its server is gone
+
+
 def test_a_chat_and_an_expected_text(look: Look) -> None:
     page = ready(look())
     page.check("#kind-chat")

@@ -199,6 +199,8 @@ def test_a_mistake_in_the_file_is_one_line(text: str, words: str, tmp_path: Path
     [
         (["--chat-template", "none.jinja"], "none.jinja: cannot be read"),
         (["--max-priority", "-1"], "max_priority must lie from"),
+        (["--ping", "-1"], "ping must lie from"),
+        (["--timeout", "-1"], "timeout must lie from"),
         (["--max-gap", "0"], "max_gap must be above 0 seconds"),
     ],
 )

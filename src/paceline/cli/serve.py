@@ -111,11 +111,18 @@ def serve(
         int | None, _option("--max-body", "Bytes of a request.", show_default="4194304")
     ] = None,
     timeout: Annotated[
-        float | None, _option("--timeout", "Seconds a request may take.", show_default="600")
+        float | None,
+        _option("--timeout", "Seconds a request may take, its wait for a slot included; 0 for as "
+                "many as it takes.", show_default="600"),
     ] = None,
     drain: Annotated[
         float | None,
         _option("--drain", "Seconds that running requests have after SIGTERM.", show_default="60"),
+    ] = None,
+    ping: Annotated[
+        float | None,
+        _option("--ping", "Seconds of silence after which a stream has a comment; 0 for none.",
+                show_default="0"),
     ] = None,
     metrics_prefix: Annotated[
         str | None,
@@ -178,7 +185,7 @@ def serve(
     said = {
         "host": host, "port": port, "name": name, "api_keys": api_keys, "cors": cors,
         "max_body": max_body, "queue": queue, "max_priority": max_priority, "timeout": timeout,
-        "drain": drain, "metrics_prefix": metrics_prefix, "log_format": log_format,
+        "drain": drain, "ping": ping, "metrics_prefix": metrics_prefix, "log_format": log_format,
         "tool_parser": tool_parser, "chat_template": chat_template, "reasoning": reasoning,
         "sampling": sampling, "page": page, "record": record, "record_limit": record_limit,
     }  # fmt: skip

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import Any
 
 from paceline import (
-    Completion,
     Engine,
     Handle,
     PacelineError,
@@ -92,7 +91,7 @@ class PacelinePlayer:
             new_tokens=len(done.token_ids),
             token_ids=done.token_ids,
             rounds=_rounds(done.stats),
-            spent=_spent(done),
+            spent=_spent(done.stats),
             finish=done.finish,
         )
 
@@ -147,12 +146,12 @@ def _rounds(stats: SequenceStats) -> RoundCounts:
     )
 
 
-def _spent(done: Completion) -> TimeSpent:
-    stats = done.stats
-    rejected = stats.drafted - stats.accepted
-    waste = 0.0
-    if stats.drafted:
-        waste += stats.draft_seconds * rejected / stats.drafted
-        waste += stats.verify_seconds * rejected / (stats.drafted + stats.rounds)
+def _spent(stats: SequenceStats) -> TimeSpent:
     host = max(0.0, stats.decode_seconds - stats.draft_seconds - stats.verify_seconds)
-    return TimeSpent(stats.prefill_seconds, stats.draft_seconds, stats.verify_seconds, waste, host)
+    return TimeSpent(
+        stats.prefill_seconds,
+        stats.draft_seconds,
+        stats.verify_seconds,
+        stats.wasted_seconds,
+        host,
+    )

@@ -115,9 +115,8 @@ class TimeSpent:
 
     prefill: reading the prompt. verify, draft: in rounds that it was part of, whole rounds also
     where others shared them. host: of its time in rounds, what is neither. waste: the part of
-    verify and draft that went into draft tokens which were then rejected: draft by (drafted -
-    accepted) / drafted, verify by (drafted - accepted) / (drafted + rounds), the positions that its
-    windows had.
+    verify and draft that went into draft tokens which were then rejected, round by round: of draft
+    their share of what was drafted, of verify that of the positions that the window had.
     """
 
     prefill: float

@@ -8,19 +8,19 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Receive
 
-from paceline import Engine, Event
-from paceline.server import details
+from paceline import Event
 from paceline.server.asking import Ask
 from paceline.server.body import GONE
 from paceline.server.errors import ApiError, busy, told
-from paceline.server.frames import DONE, Frames, encoded, frame
+from paceline.server.frames import DONE, encoded, frame
 from paceline.server.gate import Gate
 from paceline.server.generation import Generation, Text
-from paceline.server.record import Record, log_failure
+from paceline.server.record import Record, log_failure, warn
 from paceline.server.shapes import Shape
+from paceline.server.streaming import Chunks, EventStream
 from paceline.server.wire import StreamOptions
 
 
@@ -30,21 +30,20 @@ class Exchange:
     def __init__(
         self,
         request: Request,
-        engine: Engine,
         gate: Gate,
         ask: Ask,
-        timeout: float,
+        begin: Callable[[Ask, float], Generation],
         ended: Callable[[Generation], None] | None,
         seen: Callable[[Event], None],
     ) -> None:
-        """Take a place and submit. ended: told of the generation once, at its end (None: it writes
-        no text that anybody reads); seen: of every event. Raises ApiError and the engine's errors,
-        and then holds nothing."""
+        """Take a place and submit. begin: submits, told when the request came; ended: told of the
+        generation once, at its end (None: it writes no text that anybody reads); seen: of every
+        event. Raises ApiError and the engine's errors, and then holds nothing."""
         self.record = Record.of(request.scope)
         self.ask = ask
         gate.enter(ask.texts)
         try:
-            self.generation = Generation(engine, ask, self.record.began, timeout)
+            self.generation = begin(ask, self.record.began)
         except BaseException:
             gate.leave(ask.texts)
             raise
@@ -85,6 +84,13 @@ class Exchange:
         seconds = time.monotonic() - self.generation.began
         self._gate.leave(self.ask.texts, seconds if done and self._ended else None)
         self.record.written(self.ask.prompt_tokens, texts)
+        if any(text.finish == "deadline" for text in texts):
+            warn(
+                "a request's time ran out",
+                request_id=self.record.id,
+                tokens=self.record.tokens,
+                remedy="give --timeout more seconds, or 0 for no limit; the wait for a slot counts",
+            )
         if self._ended is not None:
             self._ended(self.generation)
 
@@ -109,86 +115,53 @@ async def answer_whole(exchange: Exchange, shape: Shape) -> Response:
 
 
 async def answer_stream(
-    exchange: Exchange, shape: Shape, options: StreamOptions | None
+    exchange: Exchange, shape: Shape, options: StreamOptions | None, ping: float
 ) -> Response:
-    """Wait for the first round, so that what fails at once has its status; then stream."""
+    """Wait for the first round, so that what fails at once has its status; then stream. ping:
+    seconds after which the stream begins without it, 0 for never."""
     events = exchange.events()
+    since = time.monotonic()
+    # A task of its own: that it takes long ends the wait and not what is waited for.
+    first = asyncio.ensure_future(anext(events, None))
     try:
-        first = await anext(events, None)
-        if first is None or (first[1].finish == "deadline" and not first[0].tokens):
-            raise _too_late()
+        await asyncio.wait([first], timeout=ping or None)
+        if first.done():
+            _begun(first.result())
     except BaseException:
         exchange.close()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
         await events.aclose()
         raise
-    return EventStream(_chunks(exchange, shape, options, first, events), exchange.close)
+    chunks = Chunks(shape, exchange.ask, exchange.generation, options)
+    return EventStream(_frames(exchange.record, chunks, first, events), exchange.close, ping, since)
 
 
-async def _chunks(
-    exchange: Exchange,
-    shape: Shape,
-    options: StreamOptions | None,
-    first: tuple[Text, Event],
+async def _frames(
+    record: Record,
+    chunks: Chunks,
+    first: asyncio.Future[tuple[Text, Event] | None],
     events: AsyncGenerator[tuple[Text, Event], None],
 ) -> AsyncIterator[bytes]:
-    """The stream's frames, one send an event."""
-    counted = bool(options and options.include_usage)
-    timed = bool(options and options.include_timing)
-    opened: set[int] = set()
-    written = Frames(shape.chunk([]), {"usage": None} if counted else {})
-
-    def frames(text: Text, event: Event) -> bytes:
-        choices = shape.piece(text, event)
-        if timed and not choices:  # tokens that complete no character have their chunk, too
-            choices = [shape.silence(text)]
-        told = None
-        if timed:
-            seconds = time.monotonic() - exchange.generation.began
-            told = {details.KEY: details.details(event, seconds)}
-        parts: list[bytes] = []
-        if text.index not in opened:
-            opened.add(text.index)
-            parts = [written.choice(choice, None) for choice in shape.opening(text)]
-        for choice in choices:
-            parts.append(written.choice(choice, told))
-            told = None  # the round's figures go with its text, which comes before the finish
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
+    """The stream's frames, one send an event; what goes wrong on the way is one, too."""
     try:
-        yield frames(*first)
+        yield chunks.of(*_begun(await first))
         async for text, event in events:
-            if data := frames(text, event):
+            if data := chunks.of(text, event):
                 yield data
-        if counted:
-            total = shape.usage(exchange.ask, exchange.generation.texts)
-            yield frame(shape.chunk([]) | {"usage": total})
+        if data := chunks.last():
+            yield data
     except ApiError as error:
-        exchange.record.error = error.message
+        record.error = error.message
         yield frame(error.body())
     yield DONE
 
 
-class EventStream(StreamingResponse):
-    """Sends frames as they come and calls `close` at the end, however it comes."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, frames: AsyncIterator[bytes], close: Callable[[], None]) -> None:
-        # A proxy that gathers chunks would undo the streaming.
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(frames, headers=headers)
-        self._frames, self._close = frames, close
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Without starlette's own watch for a client that leaves: the exchange has one."""
-        try:
-            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-            await send(start)
-            async for frame in self._frames:
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            self._close()
+def _begun(first: tuple[Text, Event] | None) -> tuple[Text, Event]:
+    """The first event. Raises ApiError where the time was over before it."""
+    if first is None or (first[1].finish == "deadline" and not first[0].tokens):
+        raise _too_late()
+    return first
 
 
 def _too_late() -> ApiError:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
@@ -35,23 +36,34 @@ from paceline.server.settings import ServerSettings
 from paceline.server.shapes import ChatShape, CompletionShape, Shape
 from paceline.server.static import Page
 from paceline.server.structured import bound
+from paceline.server.tokens import detokenized, tokenized
 from paceline.server.tools import ChatFormat
 from paceline.server.traffic import TrafficFile
 from paceline.server.watch import Watch
-from paceline.server.wire import ChatBody, CompletionBody, Generating, WarmBody, Wire, parse
+from paceline.server.wire import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    Generating,
+    TokenizeBody,
+    WarmBody,
+    Wire,
+    parse,
+)
 
 _INLINE = 16 << 10  # bytes of a body that are read and tokenized without leaving the event loop
 
 _Body = TypeVar("_Body", bound=Wire)
+_Meant = TypeVar("_Meant")
 _Writing = TypeVar("_Writing", bound=Generating)
 
 
 @dataclass(frozen=True, slots=True)
-class _Read(Generic[_Body]):
-    """A request's body, what it asks for, and the bytes that said so."""
+class _Read(Generic[_Body, _Meant]):
+    """A request's body, what it comes to, and the bytes that said so."""
 
     body: _Body
-    ask: Ask
+    meant: _Meant
     data: bytes
 
 
@@ -77,6 +89,8 @@ class Api:
         made += f" {settings.chat_template}" if settings.chat_template is not None else ""
         self._fingerprint = f"fp_{hashlib.sha256(made.encode()).hexdigest()[:12]}"
         self._created = int(time.time())
+        # Not the loop's own threads, which read bodies: a piece waits for the engine's.
+        self._scorers = ThreadPoolExecutor(1, "paceline-score")
 
     # --- OpenAI's ---
 
@@ -89,7 +103,7 @@ class Api:
     async def chat(self, request: Request) -> Response:
         understand = partial(ask_chat, formats=self._formats, house=self._house)
         read = await self._read(request, ChatBody, understand)
-        shape = ChatShape(read.body.model, self._pieces, self._fingerprint, read.ask.reading)
+        shape = ChatShape(read.body.model, self._pieces, self._fingerprint, read.meant.reading)
         return await self._answer(request, read, shape)
 
     async def models(self, request: Request) -> Response:
@@ -105,11 +119,19 @@ class Api:
 
     async def warm(self, request: Request) -> Response:
         """Fill the prefix cache with a prompt whose question is still to come."""
-        ask = (await self._read(request, WarmBody, ask_warm)).ask
+        ask = (await self._read(request, WarmBody, ask_warm)).meant
         exchange = self._exchange(request, ask)
         shape = CompletionShape(self.settings.name, self._pieces, self._fingerprint)
         await answer_whole(exchange, shape)
         return JSONResponse({"object": "warm", "prompt_tokens": ask.prompt_tokens})
+
+    async def tokenize(self, request: Request) -> Response:
+        """The token ids of a prompt or of messages."""
+        return JSONResponse((await self._read(request, TokenizeBody, tokenized)).meant)
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of token ids."""
+        return JSONResponse((await self._read(request, DetokenizeBody, detokenized)).meant)
 
     async def live(self, request: Request) -> Response:
         """200 while the process is worth keeping: 503 once the engine has stopped for good."""
@@ -132,15 +154,16 @@ class Api:
     # --- shared ---
 
     async def _read(
-        self, request: Request, kind: type[_Body], understand: Callable[[_Body, Engine], Ask]
-    ) -> _Read[_Body]:
+        self, request: Request, kind: type[_Body], understand: Callable[[_Body, Engine], _Meant]
+    ) -> _Read[_Body, _Meant]:
         """Read, check and tokenize a body; in a thread, so that streams go on, where it is large or
         has something to compile."""
         data = await read_body(request, self.settings.max_body)
 
-        def understood(body: _Body) -> _Read[_Body]:
-            assert isinstance(body, Generating | WarmBody)
-            self._check_model(body.model)
+        def understood(body: _Body) -> _Read[_Body, _Meant]:
+            assert isinstance(body, Generating | WarmBody | TokenizeBody | DetokenizeBody)
+            if body.model is not None:
+                self._check_model(body.model)
             if isinstance(body, Generating):
                 self._check_priority(body.priority or 0)
             return _Read(body, understand(body, self.engine), data)
@@ -153,22 +176,27 @@ class Api:
             return await asyncio.to_thread(understood, body)
         return understood(body)
 
-    async def _answer(self, request: Request, read: _Read[_Writing], shape: Shape) -> Response:
+    async def _answer(self, request: Request, read: _Read[_Writing, Ask], shape: Shape) -> Response:
         def ended(generation: Generation) -> None:
             self.metrics.ended(generation)
             if self.traffic is not None:
                 self.traffic.take(read.data, generation)
 
-        exchange = self._exchange(request, read.ask, ended)
+        exchange = self._exchange(request, read.meant, ended)
         if read.body.stream:
-            return await answer_stream(exchange, shape, read.body.stream_options)
+            return await answer_stream(
+                exchange, shape, read.body.stream_options, self.settings.ping
+            )
         return await answer_whole(exchange, shape)
 
     def _exchange(
         self, request: Request, ask: Ask, ended: Callable[[Generation], None] | None = None
     ) -> Exchange:
-        timeout, seen = self.settings.timeout, self.watch.load.saw
-        return Exchange(request, self.engine, self.gate, ask, timeout, ended, seen)
+        return Exchange(request, self.gate, ask, self._begin, ended, self.watch.load.saw)
+
+    def _begin(self, ask: Ask, began: float) -> Generation:
+        timeout = self.settings.timeout or None
+        return Generation(self.engine, ask, began, timeout, self._scorers)
 
     def _check_model(self, name: str) -> None:
         if name not in self.settings.names:
@@ -232,6 +260,8 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
         ("POST", "/v1/completions", api.completions, CompletionBody),
         ("POST", "/v1/chat/completions", api.chat, ChatBody),
         ("POST", "/v1/warm", api.warm, WarmBody),
+        ("POST", "/tokenize", api.tokenize, TokenizeBody),
+        ("POST", "/detokenize", api.detokenize, DetokenizeBody),
         ("GET", "/health", api.ready, None),
         ("GET", "/health/live", api.live, None),
         ("GET", "/health/ready", api.ready, None),

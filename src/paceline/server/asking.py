@@ -16,8 +16,8 @@ from paceline.server.prompts import (
     asked_filling,
     chat_prompt,
     completion_prompts,
+    given_prompt,
     given_prompts,
-    warm_prompt,
 )
 from paceline.server.reading import Reading
 from paceline.server.sampling import drawn
@@ -38,7 +38,7 @@ class Ask:
     they are to be repeated; seeds: one list a prompt, one seed a choice; grammar: what the texts
     must be; reading: what to look for in them; scored: how many of the most likely tokens to tell
     of at each place of the prompts, None to tell nothing of them; write: whether anything is to be
-    written at all."""
+    written at all; metrics: whether the answer tells what came of the drafts."""
 
     prompts: tuple[tuple[int, ...], ...]
     params: SamplingParams
@@ -51,6 +51,7 @@ class Ask:
     reading: Reading = field(default_factory=Reading)
     scored: int | None = None
     write: bool = True
+    metrics: bool = False
 
     @property
     def texts(self) -> int:
@@ -149,7 +150,7 @@ def _chat_parts(
 
 def ask_warm(body: WarmBody, engine: Engine) -> Ask:
     """Read a prompt into the prefix cache: one token is asked for, and dropped."""
-    prompt = warm_prompt(body, engine)
+    prompt = given_prompt(body, engine)
     _check_prompts([prompt], engine, "prompt" if body.messages is None else "messages")
     params = SamplingParams(max_tokens=1, ignore_eos=True)
     return Ask((tuple(prompt),), params, ((0,),), k=0)
@@ -187,6 +188,7 @@ def _ask(body: Generating, engine: Engine, prompts: list[list[int]], params: Sam
         k=_draft_tokens(body, engine),
         priority=body.priority or 0,
         grammar=None if grammar is None else checked(engine, *grammar),
+        metrics=bool(body.include_metrics),
     )
 
 

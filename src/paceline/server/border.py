@@ -17,6 +17,7 @@ from paceline.server.record import Record, log_failure
 
 # Asked every few seconds: not logged.
 _QUIET = ("/health", "/health/live", "/health/ready", "/metrics", "/v1/paceline/load")
+_GUARDED = ("/v1", "/tokenize", "/detokenize")
 
 
 class Recorded:
@@ -52,14 +53,15 @@ class Recorded:
 
 
 class Guarded:
-    """Asks for an API key under /v1; the time it takes tells nothing about the keys."""
+    """Asks for an API key under /v1 and wherever else something is read; the time it takes tells
+    nothing about the keys."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
         self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        guarded = scope["type"] == "http" and scope["path"].startswith("/v1")
+        guarded = scope["type"] == "http" and scope["path"].startswith(_GUARDED)
         if guarded and self._digests and not self._known(scope):
             await _unknown_key().response()(scope, receive, send)
             return

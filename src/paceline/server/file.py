@@ -25,6 +25,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "max_priority": (int,),
     "timeout": (int, float),
     "drain": (int, float),
+    "ping": (int, float),
     "metrics_prefix": (str,),
     "log_format": (str,),
     "tool_parser": (str,),

@@ -30,10 +30,9 @@ class Frames:
         self._head, self._tail = b"data: " + head + found, tail[:-1]
         self._end = _members(after) + b"}\n\n"
 
-    def choice(self, choice: Mapping[str, object], told: Mapping[str, object] | None) -> bytes:
+    def choice(self, choice: Mapping[str, object], told: Mapping[str, object]) -> bytes:
         """The frame of a chunk with one choice. told: what else the chunk says."""
-        extra = b"" if told is None else _members(told)
-        return b"".join((self._head, encoded(choice), self._tail, extra, self._end))
+        return b"".join((self._head, encoded(choice), self._tail, _members(told), self._end))
 
 
 def encoded(value: Mapping[str, object]) -> bytes:

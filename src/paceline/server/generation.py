@@ -6,17 +6,16 @@ Owns the handles and what has come of each text. Knows no wire format.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 
 from paceline import Engine, Event, Handle, SequenceStats, TokenLogprob
 from paceline.server.asking import Ask
 from paceline.types import FinishReason
 
-# One at a time: a piece waits for the engine's thread, and no two are to go between two rounds.
-_SCORERS = ThreadPoolExecutor(1, "paceline-score")
 PREDICTED = "predicted"  # the drafter that proposes what a request predicts
 
 
@@ -73,13 +72,17 @@ class Text:
 class Generation:
     """Every text that a request asked for, one after the other by prompt and choice."""
 
-    def __init__(self, engine: Engine, ask: Ask, began: float, timeout: float) -> None:
-        """Submit all, or none. began: when the request came; timeout: seconds from then."""
+    def __init__(
+        self, engine: Engine, ask: Ask, began: float, timeout: float | None, scorers: Executor
+    ) -> None:
+        """Submit all, or none. began: when the request came; timeout: seconds from then; scorers:
+        where the log-probabilities of prompts are waited for."""
         self.ask, self.began = ask, began
-        self._engine, self._until, self._cancelled = engine, began + timeout, False
+        self._engine, self._scorers, self._cancelled = engine, scorers, False
+        self._until = math.inf if timeout is None else began + timeout
         self.texts: list[Text] = []
         self._handles: list[Handle] = []
-        left = max(1e-3, began + timeout - time.monotonic())
+        left = None if timeout is None else max(1e-3, self._until - time.monotonic())
         try:
             for place, prompt in enumerate(ask.prompts):
                 for seed in ask.seeds[place]:
@@ -154,7 +157,7 @@ class Generation:
             if text.prompt not in known:
                 found = known[text.prompt] = []
                 pieces = self._engine.prompt_logprobs(text.prompt, top)
-                while piece := await loop.run_in_executor(_SCORERS, next, pieces, None):
+                while piece := await loop.run_in_executor(self._scorers, next, pieces, None):
                     found += piece
                     if self._cancelled or time.monotonic() > self._until:
                         self.cancel()

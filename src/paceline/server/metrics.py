@@ -20,7 +20,8 @@ from paceline.server.generation import Generation
 from paceline.server.record import Record
 
 _MODEL = "model_name"
-_PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/warm")
+_PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/warm", "/tokenize",
+          "/detokenize")  # fmt: skip
 _FIRST = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
           10.0, 20.0, 40.0, 80.0, 160.0, 640.0)  # fmt: skip
 _TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5,
@@ -33,6 +34,7 @@ _DRAFTED = {
     "evaluated": "Draft tokens tested",
     "accepted": "Draft tokens accepted",
 }
+_SHARE = tuple(n / 10 for n in range(1, 11))
 _TOKENS = tuple(float(1 << power) for power in range(15))
 
 
@@ -180,6 +182,10 @@ class Metrics:
         self._decode = histogram("request_decode_time_seconds", "First text to last", _WHOLE)
         self._prompt = histogram("request_prompt_tokens", "Tokens of a prompt", _TOKENS)
         self._written = histogram("request_generation_tokens", "Tokens of a text", _TOKENS)
+        self._acceptance = histogram(
+            "request_spec_decode_acceptance_rate", "Of a text's tested draft tokens those accepted",
+            _SHARE,
+        )  # fmt: skip
         self._success = Counter(
             f"{prefix}:request_success", "Texts that ended", [_MODEL, "finished_reason"],
             registry=registry,
@@ -207,6 +213,8 @@ class Metrics:
             self._decode.observe(text.last_at - text.first_at)
             if text.token_seconds is not None:
                 self._token.observe(text.token_seconds)
+            if text.stats.acceptance_rate is not None:
+                self._acceptance.observe(text.stats.acceptance_rate)
         for prompt in generation.ask.prompts:
             self._prompt.observe(len(prompt))
 

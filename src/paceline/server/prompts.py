@@ -9,7 +9,7 @@ from paceline import Engine
 from paceline.server.errors import refused, unsupported
 from paceline.server.fill_families import FAMILIES, Filling, filling_of
 from paceline.server.tools import described, messages
-from paceline.server.wire import ChatBody, CompletionBody, Tool, WarmBody
+from paceline.server.wire import ChatBody, CompletionBody, Prompted, Tool
 
 
 def completion_prompts(body: CompletionBody, engine: Engine) -> list[list[int]]:
@@ -55,8 +55,8 @@ def asked_filling(body: CompletionBody, engine: Engine) -> Filling | None:
     return filling
 
 
-def warm_prompt(body: WarmBody, engine: Engine) -> list[int]:
-    """Token ids of what is to be read ahead: as those of the request that will come."""
+def given_prompt(body: Prompted, engine: Engine) -> list[int]:
+    """Token ids of the prompt or of the messages: as those of a request for a text with it."""
     if (body.prompt is None) == (body.messages is None):
         raise refused("give either prompt or messages", "prompt", "invalid_value")
     if body.prompt is not None:
@@ -65,7 +65,7 @@ def warm_prompt(body: WarmBody, engine: Engine) -> list[int]:
 
 
 def chat_prompt(
-    body: ChatBody | WarmBody, engine: Engine, tools: Sequence[Tool] | None
+    body: ChatBody | Prompted, engine: Engine, tools: Sequence[Tool] | None
 ) -> list[int]:
     """Token ids of a chat, by the tokenizer's template. tools: those that it is to show."""
     go_on = bool(body.continue_final_message)

@@ -26,14 +26,16 @@ class ServerSettings:
     ask; empty lets everybody. cors: origins of web pages that may ask, or "*". max_body: bytes of
     a request. queue: texts that may wait for a slot; beyond that clients are told to come again.
     max_priority: the largest `priority` that a request may have, either way; 0 refuses every other.
-    timeout: seconds from a request's arrival to the end of its text. drain: seconds that running
-    requests have after a SIGTERM. metrics_prefix: what stands before the names in /metrics;
-    "vllm" lets vLLM's dashboards work unchanged. tool_parser: the format of the model's tool calls,
-    one of PARSERS; auto goes by its chat template. chat_template: a Jinja template in place of the
-    checkpoint's; None leaves that. reasoning: tell it from the answer, where the chat template
-    marks it. sampling: what requests get that do not say: model, as its makers published it, or
-    openai. page: whether `/` is the page. log_format: json or text, a line an event. record: a new
-    file for the requests that were finished, None for none; record_limit: MiB that it may have.
+    timeout: seconds from a request's arrival to the end of its text; 0 for as many as it takes.
+    drain: seconds that running requests have after a SIGTERM. ping: seconds without a token after
+    which a stream has a comment, so that nobody in between takes it for dead; 0 for never.
+    metrics_prefix: what stands before the names in /metrics; "vllm" lets vLLM's dashboards work
+    unchanged. tool_parser: the format of the model's tool calls, one of PARSERS; auto goes by its
+    chat template. chat_template: a Jinja template in place of the checkpoint's; None leaves that.
+    reasoning: tell it from the answer, where the chat template marks it. sampling: what requests
+    get that do not say: model, as its makers published it, or openai. page: whether `/` is the
+    page. log_format: json or text, a line an event. record: a new file for the requests that were
+    finished, None for none; record_limit: MiB that it may have.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ServerSettings:
     max_priority: int = 0
     timeout: float = 600.0
     drain: float = 60.0
+    ping: float = 0.0
     metrics_prefix: str = "paceline"
     tool_parser: str = "auto"
     chat_template: str | None = field(default=None, repr=False)
@@ -62,8 +65,9 @@ class ServerSettings:
             ("max_body", 1, 1 << 31),
             ("queue", 0, 1 << 20),
             ("max_priority", 0, 1 << 31),
-            ("timeout", 1e-3, 1e7),
+            ("timeout", 0, 1e7),
             ("drain", 0, 1e7),
+            ("ping", 0, 1e7),
             ("record_limit", 1, 1 << 20),
         )
         for name, low, high in bounds:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from paceline import Event
+from paceline.server import acceptance
 from paceline.server.asking import Ask
 from paceline.server.generation import Text
 from paceline.server.pieces import Offsets, Pieces, followed
@@ -42,11 +43,18 @@ class Shape(ABC):
     def whole(self, texts: Sequence[Text], ask: Ask) -> Json:
         """The answer in one piece."""
         choices = [self._choice(text) for text in texts]
-        return self._frame(self.whole_object, choices) | {"usage": self.usage(ask, texts)}
+        whole = self._frame(self.whole_object, choices) | {"usage": self.usage(ask, texts)}
+        return whole | self.metrics(ask, texts)
 
     def usage(self, ask: Ask, texts: Sequence[Text]) -> Json:
         """Token counts, once all is read."""
         return usage(ask, texts, sum(map(self.reasoning_tokens, texts)))
+
+    def metrics(self, ask: Ask, texts: Sequence[Text]) -> Json:
+        """What came of the drafts, as a field beside the usage; none where nobody asked for it."""
+        if not ask.metrics:
+            return {}
+        return {acceptance.KEY: acceptance.acceptance([text.stats for text in texts])}
 
     def reasoning_tokens(self, text: Text) -> int:
         """How many of a text's tokens are reasoning, once it is read."""
@@ -232,13 +240,9 @@ def _ending(text: Text, last: bool) -> Json:
 def usage(ask: Ask, texts: Sequence[Text], reasoning: int) -> Json:
     """Token counts. rejected_prediction_tokens: those of the prediction that are not in the text
     by way of it (OpenAI's definition)."""
-    written = sum(text.tokens for text in texts)
     accepted = sum(text.predicted for text in texts)
     expected = len(ask.prediction) * len(texts)
-    return {
-        "prompt_tokens": ask.prompt_tokens,
-        "completion_tokens": written,
-        "total_tokens": ask.prompt_tokens + written,
+    return counts(ask, texts) | {
         "prompt_tokens_details": {"audio_tokens": 0, "cached_tokens": _cached(ask, texts)},
         "completion_tokens_details": {
             "reasoning_tokens": reasoning,
@@ -246,6 +250,16 @@ def usage(ask: Ask, texts: Sequence[Text], reasoning: int) -> Json:
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": max(0, expected - accepted),
         },
+    }
+
+
+def counts(ask: Ask, texts: Sequence[Text]) -> Json:
+    """The token counts so far, of texts that are still being written."""
+    written = sum(text.tokens for text in texts)
+    return {
+        "prompt_tokens": ask.prompt_tokens,
+        "completion_tokens": written,
+        "total_tokens": ask.prompt_tokens + written,
     }
 
 

@@ -32,10 +32,12 @@ class Wire(BaseModel):
 
 
 class StreamOptions(Wire):
-    """include_usage: a last chunk with the counts. include_timing: in every chunk, under
-    `paceline`, what its round did: see `details`."""
+    """include_usage: a last chunk with the counts. continuous_usage_stats: the counts so far in
+    every chunk. include_timing: in every chunk, under `paceline`, what its round did: see
+    `details`."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_timing: bool | None = None
 
 
@@ -146,7 +148,8 @@ class Generating(Wire):
     """What both APIs share. top_k, min_p, repetition_penalty, min_tokens, ignore_eos,
     stop_token_ids, skip_special_tokens, add_special_tokens (beside the prompt's own; by
     default in completions alone), include_stop_str_in_output, priority (higher goes first),
-    speculative and structured_outputs go beyond OpenAI's."""
+    speculative, include_metrics (what came of the drafts: see `acceptance`) and structured_outputs
+    go beyond OpenAI's."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     max_tokens: _Count | None = None
@@ -178,6 +181,7 @@ class Generating(Wire):
     stream_options: StreamOptions | None = None
     prediction: Prediction | None = None
     speculative: Speculative | None = None
+    include_metrics: bool | None = None
     priority: Annotated[int, Field(ge=-(1 << 31), le=1 << 31)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -240,10 +244,9 @@ class ChatBody(Generating):
     web_search_options: object = None
 
 
-class WarmBody(Wire):
-    """POST /v1/warm: a prompt, or the messages so far, to be read ahead of the question."""
+class Prompted(Wire):
+    """What is read: a prompt, or messages by the chat template."""
 
-    model: Annotated[str, Field(min_length=1, max_length=512)]
     prompt: str | _Tokens | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
     tools: _Tools | None = None
@@ -252,6 +255,26 @@ class WarmBody(Wire):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     reasoning_effort: _Effort | None = None
+
+
+class WarmBody(Prompted):
+    """POST /v1/warm: a prompt, or the messages so far, to be read ahead of the question."""
+
+    model: Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class TokenizeBody(Prompted):
+    """POST /tokenize. return_token_strs: the vocabulary's own spelling of each token as well."""
+
+    model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(Wire):
+    """POST /detokenize."""
+
+    model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    tokens: _Tokens
 
 
 _Body = TypeVar("_Body", bound=Wire)

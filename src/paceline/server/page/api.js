@@ -90,6 +90,7 @@ export async function* stream(path, body, signal) {
       const frames = (held + part).split("\n\n");
       held = frames.pop();
       for (const frame of frames) {
+        if (frame.startsWith(":")) continue; // a comment: the server is alive, and has no token yet
         const data = frame.replace(/^data: /, "");
         if (data === "[DONE]") return;
         const chunk = JSON.parse(data);
