@@ -29,6 +29,7 @@ from paceline.server.wire import ChatBody, CompletionBody, Generating, WarmBody
 
 _SEEDS = 1 << 63
 _TAIL = 16  # tokens of a prompt's end in which a mark that it leaves open would stand
+NO_SEED = -1  # as clients of other servers write it
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI's
 
 
@@ -192,7 +193,8 @@ def _ask(body: Generating, engine: Engine, prompts: list[list[int]], params: Sam
 
 def _seeds(body: Generating, engine: Engine) -> tuple[int, ...]:
     """A seed for every choice of one prompt. A prompt's texts do not depend on its neighbours."""
-    seed = engine.config.seed if body.seed is None else body.seed % _SEEDS
+    seed = None if body.seed in (None, NO_SEED) else body.seed
+    seed = engine.config.seed if seed is None else seed % _SEEDS
     if seed is None:
         seed = secrets.randbits(63)
     return tuple(derived_seed(seed, choice) for choice in range(body.n or 1))
