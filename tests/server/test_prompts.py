@@ -150,6 +150,24 @@ def test_effort_is_a_variable_of_the_template(
     assert read == [tuple(engine.tokenizer.encode(f"effort {said}")) for said in ("low", "high")]
 
 
+def test_variables_of_the_servers_stand_under_a_requests_own(
+    read: list[tuple[int, ...]], engine: Engine, app: Callable[..., Call],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    template = "{{ a }} {{ b }} {{ reasoning_effort }}"
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", template)
+    call = app(chat_template_kwargs={"a": "one", "b": "two", "reasoning_effort": "low"})
+    for said, text in (
+        ({}, "one two low"),
+        ({"chat_template_kwargs": {"b": "own"}}, "one own low"),
+        ({"reasoning_effort": "high"}, "one two high"),
+    ):
+        read.clear()
+        chat(call, **said)
+        warm(call, messages=CHAT, **said)
+        assert read == [tuple(engine.tokenizer.encode(text))] * 2
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_stop_string_is_shown_where_asked_for(
     stream: bool, says: Callable[[str], None], app: Callable[..., Call]

@@ -92,6 +92,57 @@ def test_an_answer_with_reasoning(
         assert "reasoning_content" not in message
 
 
+@pytest.mark.parametrize(
+    ("field", "names"),
+    [
+        ("reasoning_content", {"reasoning_content"}),
+        ("reasoning", {"reasoning"}),
+        ("both", {"reasoning_content", "reasoning"}),
+    ],
+)
+def test_the_name_of_reasoning_is_the_operators_to_choose(
+    field: str,
+    names: set[str],
+    says: Callable[[str], None],
+    engine: Engine,
+    app: Callable[..., Call],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", PLAIN)
+    says("<think>Let me see.</think>Yes.")
+    call = app(reasoning_field=field)
+    message = chat(call).json["choices"][0]["message"]
+    assert {name for name in message if name.startswith("reasoning")} == names
+    assert all(message[name] == "Let me see." for name in names)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chat(call, stream=True).chunks]
+    for name in ("reasoning_content", "reasoning"):
+        told = "".join(delta.get(name, "") for delta in deltas)
+        assert told == ("Let me see." if name in names else "")
+
+
+def test_an_earlier_answers_reasoning_is_taken_under_either_name(
+    engine: Engine, app: Callable[..., Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{% for m in messages %}{{ m.reasoning_content }}|{{ m.content }}\n{% endfor %}"
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", template)
+    call, sizes = app(), set()
+    for said in (
+        {"reasoning": "so"},
+        {"reasoning_content": "so"},
+        {"reasoning_content": "so", "reasoning": "so"},
+    ):
+        messages = [*CHAT, {"role": "assistant", "content": "Yes.", **said}, *CHAT]
+        sizes.add(chat(call, messages=messages, max_tokens=1).json["usage"]["prompt_tokens"])
+    (size,) = sizes
+    text = f"|{CHAT[0]['content']}\nso|Yes.\n|{CHAT[0]['content']}\n"
+    assert size == len(engine.tokenizer.encode(text))
+    messages[1] = {"role": "assistant", "content": "Yes.", "reasoning": "a",
+                   "reasoning_content": "b"}  # fmt: skip
+    body = {"model": "mini", "messages": messages}
+    answer = call("POST", "/v1/chat/completions", body)
+    assert (answer.status, answer.json["error"]["param"]) == (400, "messages[1]")
+
+
 def test_a_template_that_opens_it(
     engine: Engine, app: Callable[..., Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:

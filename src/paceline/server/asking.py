@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from paceline import Engine, Grammar, SamplingParams
 from paceline.server.errors import refused, unsupported
+from paceline.server.house import House
 from paceline.server.prompts import (
     asked_filling,
     chat_prompt,
@@ -63,9 +64,8 @@ class Ask:
         return sum(map(len, self.prompts))
 
 
-def ask_completion(body: CompletionBody, engine: Engine, house: SamplingParams) -> Ask:
-    """What a completion asks for. house: the sampling where it does not say. Raises ApiError
-    and the engine's errors."""
+def ask_completion(body: CompletionBody, engine: Engine, house: House) -> Ask:
+    """What a completion asks for. Raises ApiError and the engine's errors."""
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise unsupported("best_of", "best_of other than n is not supported; ask for n texts")
     if body.max_tokens == 0 and not body.echo:
@@ -77,12 +77,13 @@ def ask_completion(body: CompletionBody, engine: Engine, house: SamplingParams) 
     _check_prompts(prompts, engine, "prompt", write)
     most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     if write:
-        most = _room(prompts, most, body.max_tokens is not None, engine, "max_tokens")
+        named = None if body.max_tokens is None else "max_tokens"
+        most = _room(prompts, most, named, engine, house)
     echoes = None
     if body.echo:
         given, decode = given_prompts(body), engine.tokenizer.decode
         echoes = tuple(p if isinstance(p, str) else decode(p) for p in given)
-    params = _params(body, house, max(1, most), body.logprobs)
+    params = _params(body, house.sampling, max(1, most), body.logprobs)
     filling = asked_filling(body, engine)
     if filling is not None and not body.ignore_eos:  # what comes behind the middle is none of it
         stops = dict.fromkeys((*params.stop_token_ids, *filling.stops))
@@ -95,8 +96,8 @@ def ask_completion(body: CompletionBody, engine: Engine, house: SamplingParams) 
     return replace(ask, echoes=echoes, scored=scored, write=write)
 
 
-def ask_chat(body: ChatBody, engine: Engine, formats: ChatFormat, house: SamplingParams) -> Ask:
-    """What a chat asks for. house: as of a completion. Raises ApiError and the engine's errors."""
+def ask_chat(body: ChatBody, engine: Engine, formats: ChatFormat, house: House) -> Ask:
+    """What a chat asks for. Raises ApiError and the engine's errors."""
     if any(kind != "text" for kind in body.modalities or ()):
         raise unsupported("modalities", "only text is written")
     refuse_unserved(body)
@@ -105,13 +106,15 @@ def ask_chat(body: ChatBody, engine: Engine, formats: ChatFormat, house: Samplin
         raise refused("top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
     if body.max_tokens and body.max_completion_tokens not in (None, body.max_tokens):
         raise refused("give max_completion_tokens or max_tokens, not both", "max_tokens")
-    prompts = [chat_prompt(body, engine, tools.given if tools else None)]
+    prompts = [chat_prompt(body, engine, tools.given if tools else None, house.template)]
     _check_prompts(prompts, engine, "messages")
     given = body.max_completion_tokens or body.max_tokens
-    room = engine.limits.max_length
     name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
-    most = _room(prompts, given or room, given is not None, engine, name)
-    params = _params(body, house, most, (body.top_logprobs or 0) if body.logprobs else None)
+    named = None if given is None else name
+    most = _room(prompts, given or engine.limits.max_length, named, engine, house)
+    params = _params(
+        body, house.sampling, most, (body.top_logprobs or 0) if body.logprobs else None
+    )
     ask = _ask(body, engine, prompts, params)
     return _chat_parts(ask, body, engine, formats, tools)
 
@@ -148,9 +151,9 @@ def _chat_parts(
     return replace(ask, params=params, grammar=grammar, reading=reading)
 
 
-def ask_warm(body: WarmBody, engine: Engine) -> Ask:
+def ask_warm(body: WarmBody, engine: Engine, house: House) -> Ask:
     """Read a prompt into the prefix cache: one token is asked for, and dropped."""
-    prompt = warm_prompt(body, engine)
+    prompt = warm_prompt(body, engine, house.template)
     _check_prompts([prompt], engine, "prompt" if body.messages is None else "messages")
     params = SamplingParams(max_tokens=1, ignore_eos=True)
     return Ask((tuple(prompt),), params, ((0,),), k=0)
@@ -216,7 +219,8 @@ def _check_prompts(
 ) -> None:
     if not prompts:
         raise refused(f"{param} is empty: give at least one", param, "invalid_value")
-    longest, limit = max(map(len, prompts)), engine.limits.max_length
+    longest = max(map(len, prompts))
+    limit = engine.room(0) if write else engine.limits.max_length
     if longest + write > limit:
         message = (
             f"this model's context holds {limit} tokens and the {param} has {longest}: shorten it"
@@ -224,15 +228,17 @@ def _check_prompts(
         raise refused(message, param, "context_length_exceeded")
 
 
-def _room(prompts: list[list[int]], most: int, asked: bool, engine: Engine, param: str) -> int:
-    """The most tokens that may be written. asked: the client named `most`."""
-    longest, limits = max(map(len, prompts)), engine.limits
-    cached = (limits.pages - 1) * limits.page_size - limits.max_k - 1
-    room = min(limits.max_length, cached) - longest
-    if most > room and asked:
+def _room(
+    prompts: list[list[int]], most: int, named: str | None, engine: Engine, house: House
+) -> int:
+    """The most tokens that may be written. named: the field in which the client asked for `most`,
+    if it did."""
+    longest = max(map(len, prompts))
+    room = engine.room(longest)
+    if most > room and named is not None and not house.cuts:
         message = (
             f"this model's context holds {room + longest} tokens; the prompt has {longest} and "
-            f"{param} asks for {most}: ask for at most {room}"
+            f"{named} asks for {most}: ask for at most {room}"
         )
-        raise refused(message, param, "context_length_exceeded")
-    return max(1, min(most, room))
+        raise refused(message, named, "context_length_exceeded")
+    return min(most, room)

@@ -132,9 +132,17 @@ class ChatShape(Shape):
     id_prefix = "chatcmpl"
     whole_object, chunk_object = "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, model: str, pieces: Pieces, fingerprint: str, reading: Reading) -> None:
+    def __init__(
+        self,
+        model: str,
+        pieces: Pieces,
+        fingerprint: str,
+        reading: Reading,
+        reasoning: Sequence[str],
+    ) -> None:
+        """reasoning: the names under which that is told."""
         super().__init__(model, pieces, fingerprint)
-        self._reading = reading
+        self._reading, self._names = reading, reasoning
         self._readers: dict[int, PartReader] = {}
 
     def opening(self, text: Text) -> list[Json]:
@@ -170,8 +178,10 @@ class ChatShape(Shape):
 
     def _told(self, text: Text, part: Part) -> Json:
         """A part as a stream's delta."""
-        if part.kind in ("content", "reasoning"):
-            return {"content" if part.kind == "content" else "reasoning_content": part.text}
+        if part.kind == "content":
+            return {"content": part.text}
+        if part.kind == "reasoning":
+            return dict.fromkeys(self._names, part.text)
         call: Json = {"index": part.index}
         if part.kind == "call":
             function: Json = {"name": part.text, "arguments": ""}
@@ -207,7 +217,7 @@ class ChatShape(Shape):
         shown = content if content or not (reader.reasoned or calls) else None
         message: Json = {"role": "assistant", "content": shown, "refusal": None}
         if reader.reasoned:
-            message["reasoning_content"] = reasoning
+            message |= dict.fromkeys(self._names, reasoning)
         if calls:
             message["tool_calls"] = calls
         logprobs = self._pieces.chat(text.logprobs) if text.logprobs else None
