@@ -92,6 +92,80 @@ def test_an_answer_with_reasoning(
         assert "reasoning_content" not in message
 
 
+# What the model writes, the stop string, what is left (reasoning, content), whether it was met.
+STOPS = [
+    ("<think>\nSay STOP here.\n</think>\n\nOne STOP two", "STOP", "Say STOP here.", "One ", True),
+    ("<think>a\n\nb</think>\n\nOne.\n\nTwo.", "\n\n", "a\n\nb", "One.", True),
+    ("<think>a</think>\n\n STOP", "STOP", "a", "", True),
+    ("<think>a STOP", "STOP", "a STOP", "", False),
+    ("One STOP two <think>", "STOP", None, "One ", True),
+    ("<think>so</think>Yes.", "<t", "so", "Yes.", False),
+    ("<thing>", "<t", None, "", True),
+    # Who asks for the reasoning alone gets it.
+    ("<think>so</think>Yes.", "</think>", "so", "", True),
+]
+
+
+@pytest.mark.parametrize(("text", "stop", "reasoning", "content", "met"), STOPS)
+@pytest.mark.parametrize("drafts", [True, False])
+def test_stop_strings_count_in_the_answer(
+    text: str,
+    stop: str,
+    reasoning: str | None,
+    content: str,
+    met: bool,
+    drafts: bool,
+    says: Callable[[str], None],
+    engine: Engine,
+    app: Callable[..., Call],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", PLAIN)
+    says(text)
+    call, options = app(), {"stop": stop, "speculative": {"enabled": drafts}}
+    (choice,) = chat(call, **options).json["choices"]
+    message = choice["message"]
+    assert message.get("reasoning_content") == reasoning
+    assert (message["content"] or "") == content
+    assert choice["stop_reason"] == (stop if met else None)
+    chunks = [chunk["choices"][0] for chunk in chat(call, **options, stream=True).chunks]
+    deltas = [chunk["delta"] for chunk in chunks]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == (reasoning or "")
+    assert "".join(delta.get("content", "") for delta in deltas) == content
+    assert chunks[-1]["stop_reason"] == choice["stop_reason"]
+
+
+def test_stop_strings_count_everywhere_in_what_is_not_parsed(
+    says: Callable[[str], None],
+    engine: Engine,
+    app: Callable[..., Call],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", PLAIN)
+    says("<think>Say STOP here.</think>One STOP two")
+    for call, options in ((app(), {"separate_reasoning": False}), (app(reasoning=False), {})):
+        (choice,) = chat(call, stop="STOP", **options).json["choices"]
+        assert choice["message"]["content"] == "<think>Say "
+    body = {"model": "mini", "prompt": "a", "stop": "STOP"}
+    (choice,) = app()("POST", "/v1/completions", body).json["choices"]
+    assert choice["text"] == "<think>Say "
+
+
+def test_token_ids_end_a_text_wherever_they_come(
+    says: Callable[[str], None],
+    engine: Engine,
+    app: Callable[..., Call],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", PLAIN)
+    text = "<think>Say it here.</think>One STOP two"
+    says(text)
+    token = engine.tokenizer.encode(text)[6]
+    (choice,) = chat(app(), stop="STOP", stop_token_ids=[token]).json["choices"]
+    assert (choice["stop_reason"], choice["message"]["content"]) == (token, None)
+    assert choice["message"]["reasoning_content"].startswith("S")
+
+
 @pytest.mark.parametrize(
     ("field", "names"),
     [

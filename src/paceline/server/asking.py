@@ -146,6 +146,10 @@ def _chat_parts(
             id_size=FAMILIES[tools.family].id_size,
         )
     params = ask.params
+    if marks is not None and params.stop and marks.end not in params.stop:
+        # They are meant for the answer: in the reasoning they would leave none.
+        begin = "" if opened else marks.begin
+        params = replace(params, stop_after=marks.end, stop_opened_by=begin)
     if not reading.plain and formats.tokens_hidden and body.skip_special_tokens is None:
         params = replace(params, skip_special_tokens=False)
     return replace(ask, params=params, grammar=grammar, reading=reading)
