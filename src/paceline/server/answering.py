@@ -148,7 +148,8 @@ async def _chunks(
         parts: list[bytes] = []
         if text.index not in opened:
             opened.add(text.index)
-            parts = [written.choice(choice, None) for choice in shape.opening(text)]
+            beside = shape.beside(text)
+            parts = [written.choice(choice, beside) for choice in shape.opening(text)]
         for choice in choices:
             parts.append(written.choice(choice, told))
             told = None  # the round's figures go with its text, which comes before the finish

@@ -84,7 +84,8 @@ class Api:
     async def completions(self, request: Request) -> Response:
         understand = partial(ask_completion, house=self._house)
         read = await self._read(request, CompletionBody, understand)
-        shape = CompletionShape(read.body.model, self._pieces, self._fingerprint)
+        ids = bool(read.body.return_token_ids)
+        shape = CompletionShape(read.body.model, self._pieces, self._fingerprint, ids)
         return await self._answer(request, read, shape)
 
     async def chat(self, request: Request) -> Response:
@@ -96,6 +97,7 @@ class Api:
             self._fingerprint,
             read.ask.reading,
             self.settings.reasoning_fields,
+            ids=bool(read.body.return_token_ids),
         )
         return await self._answer(request, read, shape)
 

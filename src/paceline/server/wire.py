@@ -147,9 +147,9 @@ class StructuredOutputs(Wire):
 class Generating(Wire):
     """What both APIs share. top_k, min_p, repetition_penalty, min_tokens, ignore_eos,
     stop_token_ids, skip_special_tokens, add_special_tokens (beside the prompt's own; by
-    default in completions alone), include_stop_str_in_output, priority (higher goes first),
-    speculative and structured_outputs go beyond OpenAI's. Unknown fields are kept, for
-    `unserved` to look at."""
+    default in completions alone), include_stop_str_in_output, return_token_ids (beside the
+    text, the prompt's as well), priority (higher goes first), speculative and structured_outputs go
+    beyond OpenAI's. Unknown fields are kept, for `unserved` to look at."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -179,6 +179,7 @@ class Generating(Wire):
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
+    return_token_ids: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     prediction: Prediction | None = None
