@@ -3,7 +3,7 @@
 The public names, and only they.
 """
 
-from paceline.config import EngineConfig, sampling_params
+from paceline.config import MIN_TEMPERATURE, EngineConfig, sampling_params
 from paceline.drafters import create as create_drafter
 from paceline.drafters.base import Drafter
 from paceline.engine.cost_grid import Point as CostPoint
@@ -36,6 +36,7 @@ from paceline.types import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "MIN_TEMPERATURE",
     "CheckpointError",
     "Completion",
     "ConfigError",

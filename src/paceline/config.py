@@ -200,6 +200,11 @@ def check_sampling(params: SamplingParams) -> None:
             raise ConfigError(f"stop must hold texts of at least one character, not {stop!r}")
     for token in params.stop_token_ids:
         _whole("stop_token_ids: a token id", token, 0, None)
+    for name in ("stop_after", "stop_opened_by"):
+        if not isinstance(getattr(params, name), str):
+            raise ConfigError(f"{name} must be a text, not {getattr(params, name)!r}")
+    if params.stop_opened_by and not params.stop_after:
+        raise ConfigError("stop_opened_by needs stop_after: the mark that ends what it opens")
     for name in (
         "ignore_eos",
         "skip_special_tokens",

@@ -39,6 +39,8 @@ class SamplingParams:
     temperature and truncation (greedily: of a certainty), and not the model's own.
     skip_special_tokens: leave them out of the text; shown, they stand there by name.
     include_stop_str_in_output: the text ends with the stop string that was met, and shows it.
+    stop_after: the text begins with what stop does not count in, through this mark (such as
+    `</think>`) and the space behind it; stop_opened_by: that only where it begins with this mark.
     """
 
     temperature: float = 0.0
@@ -59,6 +61,8 @@ class SamplingParams:
     processed_logprobs: bool = False
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    stop_after: str = ""
+    stop_opened_by: str = ""
 
     @property
     def penalized(self) -> bool:

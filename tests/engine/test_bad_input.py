@@ -113,6 +113,8 @@ def bias(count: int) -> tuple[tuple[int, float], ...]:
         (SamplingParams(seed=-3), "seed must be"),
         (SamplingParams(logprobs=21), "logprobs must be .*0 to 20"),
         (SamplingParams(stop=("",)), "stop must hold"),
+        (SamplingParams(stop_after=7), "stop_after must be a text"),  # type: ignore[arg-type]
+        (SamplingParams(stop_opened_by="<think>"), "stop_opened_by needs stop_after"),
         (SamplingParams(logit_bias=((VOCAB_SIZE, 1.0),)), f"0 to {VOCAB_SIZE - 1}"),
         (SamplingParams(logit_bias=((-1, 1.0),)), "logit_bias"),
         (SamplingParams(logit_bias=((1, float("-inf")),)), "logit_bias of token 1 must be"),

@@ -245,6 +245,65 @@ def test_a_reader_does_not_see_rounds(data: st.DataObject) -> None:
     assert all(stop not in shown[len(early) :] for stop in stops)
 
 
+@settings(max_examples=300)
+@given(data=st.data())
+def test_stop_strings_count_behind_the_lead(data: st.DataObject) -> None:
+    """However the tokens came; where the text does not begin with it, everywhere."""
+    text = data.draw(st.lists(st.sampled_from(["<>", "</", "<", ">", "a", " "]), max_size=12))
+    stops = data.draw(st.lists(st.text("<>/a ", min_size=1, max_size=3), min_size=1, max_size=2))
+    opened_by = data.draw(st.sampled_from(["", "<>"]))
+    ids = list("".join(text).encode())
+    params = SamplingParams(
+        stop=tuple(stops),
+        stop_after="</",
+        stop_opened_by=opened_by,
+        min_tokens=data.draw(st.sampled_from([0, 0, 3])),
+        max_tokens=max(1, len(ids)),
+    )
+    read = partial(read_in_rounds, ids, params, byte_tokenizer())
+    cuts = data.draw(st.lists(st.integers(1, 4), min_size=len(ids), max_size=len(ids)))
+    whole = read([len(ids)])
+    assert read(cuts) == whole
+    if params.min_tokens == 0:
+        shown, reason = beyond_the_lead("".join(text), stops, opened_by)
+        assert (whole[1], whole[3]) == (shown, reason)
+
+
+def beyond_the_lead(text: str, stops: list[str], opened_by: str) -> tuple[str, str | None]:
+    """The text up to the first stop string that counts, and that."""
+    at = len(text) - len(text.lstrip(" "))
+    lead = 0
+    if text[at:].startswith(opened_by):
+        mark = text.find("</", at * bool(opened_by) + len(opened_by))
+        behind = "" if mark < 0 else text[mark + 2 :].lstrip(" ")
+        lead = len(text) - len(behind)
+    for end in range(lead + 1, len(text) + 1):
+        if hits := [stop for stop in stops if text[lead:end].endswith(stop)]:
+            stop = max(hits, key=len)
+            return text[: end - len(stop)], stop
+    return text, None
+
+
+def test_stop_strings_behind_the_lead_at_every_k(
+    free: Result, opened: Callable[..., Engine]
+) -> None:
+    """The mark is the text's own; the stop string stands before it and behind it."""
+    text = bytes(t for t in free.token_ids if t < 256).decode(errors="replace")
+    places = ((i, j) for i in range(1, 12) for j in range(i + 3, len(text)) if text[i] == text[j])
+    first, second = next(p for p in places if text[p[0]] not in " \t\r\n")
+    mark = text[first + 1 : first + 3]
+    params = replace(SAMPLED, stop=(text[first],))
+    assert each_k(opened, free.token_ids, params).text == text[: text.index(text[first])]
+    got = each_k(opened, free.token_ids, replace(params, stop_after=mark))
+    begin = text.index(mark) + len(mark)
+    begin += len(text[begin:]) - len(text[begin:].lstrip())
+    assert got.text == text[: text.index(text[first], begin)]
+    assert second >= begin
+    # It begins with no such mark: all of it counts.
+    other = replace(params, stop_after=mark, stop_opened_by="<think>")
+    assert each_k(opened, free.token_ids, other).text == text[: text.index(text[first])]
+
+
 @cache
 def byte_tokenizer() -> Tokenizer:
     with TemporaryDirectory() as folder:

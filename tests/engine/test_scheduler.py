@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.engine.fake import BASES, CatchUp, FakeEngine, Shape, alone, crowd, long, play
 
+from paceline.engine.scheduling import Scheduler
 from paceline.engine.sequence import Sequence, Status
 from paceline.errors import RequestError
 from paceline.types import Request, SamplingParams
@@ -389,3 +390,20 @@ def test_a_long_prompt_thrown_out_while_it_is_read_keeps_what_was_read() -> None
         engine.step(k=0, chunk=0)
     assert read.sequence.hit > 0
     engine.drain()
+
+
+@pytest.mark.parametrize("pages", [5, 6, 7, 9])
+def test_the_room_behind_a_prompt_is_what_is_taken(pages: int) -> None:
+    """Also where the caches hold less than the longest text, and where they end with it."""
+    shape = {"slots": 2, "pages": pages, "page_size": 4, "max_length": 20}
+    scheduler = Scheduler(**shape, reach=8, lookahead=3)
+    for prompt in range(1, 20):
+        room = scheduler.room(prompt)
+        for count in range(1, 20):
+            request = Request("r", (1,) * prompt, SamplingParams(max_tokens=count), 0)
+            if pages > 5 or count <= room:  # the longest text's end cuts, too few pages refuse
+                limit, _ = scheduler.extent(request)
+                assert limit - prompt == min(count, room)
+            else:
+                with pytest.raises(RequestError, match=f"at most {room}" if room > 0 else "prompt"):
+                    scheduler.extent(request)

@@ -44,6 +44,13 @@ def test_defaults_are_openais(client: OpenAI) -> None:
     assert first.choices[0].text != second.choices[0].text  # a temperature of 1, a seed drawn
 
 
+def test_a_seed_of_minus_one_is_none(client: OpenAI) -> None:
+    first, second = (
+        client.completions.create(model="mini", prompt=PROMPT, seed=-1) for _ in range(2)
+    )
+    assert first.choices[0].text != second.choices[0].text
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -188,6 +188,7 @@ def test_edges_that_are_fine(call: Call) -> None:
         {"temperature": 1e-8},
         {"top_p": 0},
         {"top_k": -1},
+        {"seed": -1},
         {"seed": -5},
         {"seed": -(1 << 63)},
         {"stop": []},

@@ -150,6 +150,24 @@ def test_effort_is_a_variable_of_the_template(
     assert read == [tuple(engine.tokenizer.encode(f"effort {said}")) for said in ("low", "high")]
 
 
+def test_variables_of_the_servers_stand_under_a_requests_own(
+    read: list[tuple[int, ...]], engine: Engine, app: Callable[..., Call],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    template = "{{ a }} {{ b }} {{ reasoning_effort }}"
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", template)
+    call = app(chat_template_kwargs={"a": "one", "b": "two", "reasoning_effort": "low"})
+    for said, text in (
+        ({}, "one two low"),
+        ({"chat_template_kwargs": {"b": "own"}}, "one own low"),
+        ({"reasoning_effort": "high"}, "one two high"),
+    ):
+        read.clear()
+        chat(call, **said)
+        warm(call, messages=CHAT, **said)
+        assert read == [tuple(engine.tokenizer.encode(text))] * 2
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_stop_string_is_shown_where_asked_for(
     stream: bool, says: Callable[[str], None], app: Callable[..., Call]
@@ -171,19 +189,36 @@ def test_the_stop_string_is_shown_where_asked_for(
 BOTH: dict[str, Any] = {
     "allowed_token_ids": [3],
     "bad_words": ["x"],
+    "cache_salt": "mine",
+    "dry_multiplier": 0.8,
+    "ebnf": 'root ::= "a"',
+    "grammar": 'root ::= "a"',
     "guided_choice": ["a"],
+    "json_schema": {"type": "object"},
     "logits_processors": ["x.Y"],
+    "max_new_tokens": 5,
+    "min_new_tokens": 5,
+    "mirostat": 2,
+    "n_predict": 5,
+    "no_repeat_ngram_size": 3,
     "prompt_embeds": "AAAA",
+    "prompt_logprobs": 0,
+    "regex": "a+",
+    "repeat_penalty": 1.1,
+    "structural_tag": "{}",
     "thinking_token_budget": 0,
     "truncate_prompt_tokens": -1,
+    "typical_p": 0.9,
     "use_beam_search": True,
     "vllm_xargs": {"a": 1},
+    "xtc_probability": 0.1,
 }
 CHATS: dict[str, Any] = {
     "audio": {"voice": "alloy", "format": "wav"},
     "chat_template": "{{ messages }}",
     "documents": [{"text": "x"}],
     "echo": True,
+    "enable_thinking": False,
     "verbosity": "low",
     "web_search_options": {"search_context_size": "low"},
 }
@@ -208,6 +243,8 @@ def test_what_would_change_the_text_is_refused_by_name(
 def test_what_clients_send_without_using_it_is_fine(app: Callable[..., Call]) -> None:
     call = app()
     unused = {"bad_words": [], "use_beam_search": False, "allowed_token_ids": None,
-              "vllm_xargs": {}, "length_penalty": 1.0}  # fmt: skip
+              "vllm_xargs": {}, "length_penalty": 1.0, "json_schema": None, "repeat_penalty": 1,
+              "typical_p": 1.0, "mirostat": 0, "xtc_probability": 0.0, "cache_salt": "",
+              "n_predict": None}  # fmt: skip
     complete(call, **unused)
     chat(call, **unused, echo=False, documents=[], chat_template=None, verbosity="medium")

@@ -92,6 +92,131 @@ def test_an_answer_with_reasoning(
         assert "reasoning_content" not in message
 
 
+# What the model writes, the stop string, what is left (reasoning, content), whether it was met.
+STOPS = [
+    ("<think>\nSay STOP here.\n</think>\n\nOne STOP two", "STOP", "Say STOP here.", "One ", True),
+    ("<think>a\n\nb</think>\n\nOne.\n\nTwo.", "\n\n", "a\n\nb", "One.", True),
+    ("<think>a</think>\n\n STOP", "STOP", "a", "", True),
+    ("<think>a STOP", "STOP", "a STOP", "", False),
+    ("One STOP two <think>", "STOP", None, "One ", True),
+    ("<think>so</think>Yes.", "<t", "so", "Yes.", False),
+    ("<thing>", "<t", None, "", True),
+    # Who asks for the reasoning alone gets it.
+    ("<think>so</think>Yes.", "</think>", "so", "", True),
+]
+
+
+@pytest.mark.parametrize(("text", "stop", "reasoning", "content", "met"), STOPS)
+@pytest.mark.parametrize("drafts", [True, False])
+def test_stop_strings_count_in_the_answer(
+    text: str,
+    stop: str,
+    reasoning: str | None,
+    content: str,
+    met: bool,
+    drafts: bool,
+    says: Callable[[str], None],
+    engine: Engine,
+    app: Callable[..., Call],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", PLAIN)
+    says(text)
+    call, options = app(), {"stop": stop, "speculative": {"enabled": drafts}}
+    (choice,) = chat(call, **options).json["choices"]
+    message = choice["message"]
+    assert message.get("reasoning_content") == reasoning
+    assert (message["content"] or "") == content
+    assert choice["stop_reason"] == (stop if met else None)
+    chunks = [chunk["choices"][0] for chunk in chat(call, **options, stream=True).chunks]
+    deltas = [chunk["delta"] for chunk in chunks]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == (reasoning or "")
+    assert "".join(delta.get("content", "") for delta in deltas) == content
+    assert chunks[-1]["stop_reason"] == choice["stop_reason"]
+
+
+def test_stop_strings_count_everywhere_in_what_is_not_parsed(
+    says: Callable[[str], None],
+    engine: Engine,
+    app: Callable[..., Call],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", PLAIN)
+    says("<think>Say STOP here.</think>One STOP two")
+    for call, options in ((app(), {"separate_reasoning": False}), (app(reasoning=False), {})):
+        (choice,) = chat(call, stop="STOP", **options).json["choices"]
+        assert choice["message"]["content"] == "<think>Say "
+    body = {"model": "mini", "prompt": "a", "stop": "STOP"}
+    (choice,) = app()("POST", "/v1/completions", body).json["choices"]
+    assert choice["text"] == "<think>Say "
+
+
+def test_token_ids_end_a_text_wherever_they_come(
+    says: Callable[[str], None],
+    engine: Engine,
+    app: Callable[..., Call],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", PLAIN)
+    text = "<think>Say it here.</think>One STOP two"
+    says(text)
+    token = engine.tokenizer.encode(text)[6]
+    (choice,) = chat(app(), stop="STOP", stop_token_ids=[token]).json["choices"]
+    assert (choice["stop_reason"], choice["message"]["content"]) == (token, None)
+    assert choice["message"]["reasoning_content"].startswith("S")
+
+
+@pytest.mark.parametrize(
+    ("field", "names"),
+    [
+        ("reasoning_content", {"reasoning_content"}),
+        ("reasoning", {"reasoning"}),
+        ("both", {"reasoning_content", "reasoning"}),
+    ],
+)
+def test_the_name_of_reasoning_is_the_operators_to_choose(
+    field: str,
+    names: set[str],
+    says: Callable[[str], None],
+    engine: Engine,
+    app: Callable[..., Call],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", PLAIN)
+    says("<think>Let me see.</think>Yes.")
+    call = app(reasoning_field=field)
+    message = chat(call).json["choices"][0]["message"]
+    assert {name for name in message if name.startswith("reasoning")} == names
+    assert all(message[name] == "Let me see." for name in names)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chat(call, stream=True).chunks]
+    for name in ("reasoning_content", "reasoning"):
+        told = "".join(delta.get(name, "") for delta in deltas)
+        assert told == ("Let me see." if name in names else "")
+
+
+def test_an_earlier_answers_reasoning_is_taken_under_either_name(
+    engine: Engine, app: Callable[..., Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{% for m in messages %}{{ m.reasoning_content }}|{{ m.content }}\n{% endfor %}"
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", template)
+    call, sizes = app(), set()
+    for said in (
+        {"reasoning": "so"},
+        {"reasoning_content": "so"},
+        {"reasoning_content": "so", "reasoning": "so"},
+    ):
+        messages = [*CHAT, {"role": "assistant", "content": "Yes.", **said}, *CHAT]
+        sizes.add(chat(call, messages=messages, max_tokens=1).json["usage"]["prompt_tokens"])
+    (size,) = sizes
+    text = f"|{CHAT[0]['content']}\nso|Yes.\n|{CHAT[0]['content']}\n"
+    assert size == len(engine.tokenizer.encode(text))
+    messages[1] = {"role": "assistant", "content": "Yes.", "reasoning": "a",
+                   "reasoning_content": "b"}  # fmt: skip
+    body = {"model": "mini", "messages": messages}
+    answer = call("POST", "/v1/chat/completions", body)
+    assert (answer.status, answer.json["error"]["param"]) == (400, "messages[1]")
+
+
 def test_a_template_that_opens_it(
     engine: Engine, app: Callable[..., Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:

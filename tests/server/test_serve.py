@@ -176,6 +176,15 @@ MISTAKES = [
     ('target = "mini-target"\n[server]\nmax_priority = -1', "max_priority must lie from"),
     ('target = "mini-target"\n[server]\nmax_priority = true', "max_priority must be of type int"),
     ('target = "mini-target"\n[server]\nchat_template = "none"', "none: cannot be read"),
+    ('target = "mini-target"\n[server]\nlong_answers = "fit"', "must be refuse or cut, not 'fit'"),
+    (
+        'target = "mini-target"\n[server]\nreasoning_field = "thinking"',
+        "reasoning_field must be reasoning_content, reasoning or both",
+    ),
+    (
+        'target = "mini-target"\n[server]\nchat_template_kwargs = "{}"',
+        "server.chat_template_kwargs must be of type dict",
+    ),
     ('target = "mini-target"\nserver = 5', "server"),
     ('target = "no/such/model"\n[server]\nport = 0', "no/such/model"),
     ("target = ", "not valid TOML"),
@@ -201,6 +210,10 @@ def test_a_mistake_in_the_file_is_one_line(text: str, words: str, tmp_path: Path
         (["--max-priority", "-1"], "max_priority must lie from"),
         (["--ping", "-1"], "ping must lie from"),
         (["--timeout", "-1"], "timeout must lie from"),
+        (["--chat-template-kwargs", "[1]"], "chat_template_kwargs must be a JSON object, for"),
+        (["--chat-template-kwargs", "{'a': 1}"], "chat_template_kwargs must be a JSON object, for"),
+        (["--long-answers", "fit"], "long_answers must be refuse or cut"),
+        (["--reasoning-field", "x"], "reasoning_field must be reasoning_content, reasoning or"),
         (["--max-gap", "0"], "max_gap must be above 0 seconds"),
     ],
 )
@@ -226,6 +239,19 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     assert (settings.queue, settings.timeout, settings.drain) == (5, 5, 60)
     assert (settings.api_keys, settings.cors) == (("sk-1",), ("*",))
     assert (settings.log_format, settings.sampling) == ("text", "openai")
+    file.write_text(
+        'target = "a"\n[server]\nlong_answers = "cut"\nreasoning_field = "both"\n'
+        "chat_template_kwargs = {enable_thinking = false, depth = 2}\n"
+    )
+    settings, _, _ = settle(file, {}, "a")
+    assert settings.chat_template_kwargs == {"enable_thinking": False, "depth": 2}
+    assert (settings.long_answers, settings.reasoning_field) == ("cut", "both")
+    said = {"chat_template_kwargs": '{"depth": 3}', "reasoning_field": "reasoning"}
+    settings, _, _ = settle(file, said, "a")
+    assert (settings.chat_template_kwargs, settings.reasoning_fields) == (
+        {"depth": 3},
+        ("reasoning",),
+    )
     settings, host, port = settle(None, {"name": ["z"]}, "a")
     assert (settings.names, host, port) == (("z",), "127.0.0.1", 8000)
     assert settle(None, {}, "a")[0].name == "a"

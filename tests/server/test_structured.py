@@ -133,6 +133,7 @@ def test_patterns_and_grammars(asked: Any, pattern: str, app: Callable[..., Call
     "asked",
     [
         {"structured_outputs": {"json_object": True}},
+        {"response_format": {"type": "json_object", "schema": {}}},
         {"response_format": {"type": "json_object"}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "it"}}},
     ],
@@ -147,6 +148,21 @@ def test_any_object(asked: Any, app: Callable[..., Call]) -> None:
             assert type(json.loads(choice["text"])) is dict
         assert choice["text"].startswith("{")
     assert ended
+
+
+@pytest.mark.parametrize("form", ["json_object", "json_schema"])
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+def test_a_schema_right_in_the_format_binds(path: str, form: str, app: Callable[..., Call]) -> None:
+    asked = {"prompt": PROMPT} if path == "completions" else {"messages": CHAT}
+    body = {
+        "model": "mini",
+        **asked,
+        **OPTIONS,
+        "response_format": {"type": form, "schema": SCHEMA},
+    }
+    (choice,) = app()("POST", f"/v1/{path}", body).json["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert holds(choice["text"] if path == "completions" else choice["message"]["content"])
 
 
 def test_special_tokens_are_shown_on_request(app: Callable[..., Call], engine: Engine) -> None:
@@ -179,6 +195,8 @@ def test_every_choice_can_be_chosen(app: Callable[..., Call]) -> None:
          "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}},
          "response_format"),
+        ({"response_format": {**FORM, "schema": SCHEMA}}, "response_format"),
+        ({"response_format": {"type": "json_object", "schema": 5}}, "response_format"),
         ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
         ({"response_format": FORM, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"structured_outputs": {}}, "structured_outputs"),

@@ -143,15 +143,30 @@ def serve(
         _option("--chat-template", "File with a Jinja template for chats.",
                 show_default="the checkpoint's"),
     ] = None,
+    chat_template_kwargs: Annotated[
+        str | None,
+        _option("--chat-template-kwargs", "JSON object of variables for the chat template, under a "
+                "request's own.", show_default="none"),
+    ] = None,
     reasoning: Annotated[
         bool | None,
         _option("--reasoning/--no-reasoning", "Tell reasoning from the answer, where the chat "
                 "template marks it.", show_default="reasoning"),
     ] = None,
+    reasoning_field: Annotated[
+        str | None,
+        _option("--reasoning-field", "Its name in answers: reasoning_content, reasoning or both.",
+                show_default="reasoning_content"),
+    ] = None,
     sampling: Annotated[
         str | None,
         _option("--sampling", "Of requests that do not say: model (its generation_config.json) or "
                 "openai (temperature 1, nothing else).", show_default="model"),
+    ] = None,
+    long_answers: Annotated[
+        str | None,
+        _option("--long-answers", "Where max_tokens is more than fits: refuse, or cut the text "
+                "there.", show_default="refuse"),
     ] = None,
     record: Annotated[
         Path | None,
@@ -188,6 +203,8 @@ def serve(
         "drain": drain, "ping": ping, "metrics_prefix": metrics_prefix, "log_format": log_format,
         "tool_parser": tool_parser, "chat_template": chat_template, "reasoning": reasoning,
         "sampling": sampling, "page": page, "record": record, "record_limit": record_limit,
+        "chat_template_kwargs": chat_template_kwargs, "reasoning_field": reasoning_field,
+        "long_answers": long_answers,
     }  # fmt: skip
     settings, at, door = server.settle(config, said, asked.target)
     server.defaults(settings.sampling, asked.target)  # a mistake is told before models open

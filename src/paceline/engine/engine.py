@@ -177,6 +177,11 @@ class Engine:
             raise
         return handle
 
+    def room(self, prompt_tokens: int) -> int:
+        """The most tokens that may be written behind a prompt of so many, or 0 where it leaves no
+        room: a larger max_tokens is cut there, or refused."""
+        return max(0, self._loop.scheduler.room(prompt_tokens))
+
     def check_grammar(self, grammar: Grammar) -> None:
         """Compile a grammar, so that `submit` finds it ready. Raises RequestError where it cannot
         be used. It may take seconds, which a thread of its own can wait for."""

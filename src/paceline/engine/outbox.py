@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from paceline.text import Detokenizer, StopStrings, Tokenizer
+from paceline.text import Detokenizer, Lead, StopStrings, Tokenizer
 from paceline.types import (
     Completion,
     Event,
@@ -227,7 +227,8 @@ class _TextEnd:
         self._detokenizer = Detokenizer(tokenizer, request.prompt, special)
         params = request.params
         self._stops = StopStrings(params.stop, params.include_stop_str_in_output)
-        self._searching = bool(request.params.stop)
+        self._searching = bool(params.stop)
+        self._lead = Lead(params.stop_after, params.stop_opened_by) if params.stop_after else None
 
     def take(self, ids: list[int], unchecked: int) -> tuple[list[str], str | None]:
         """Add tokens, the first `unchecked` of which may not complete a stop string.
@@ -241,8 +242,20 @@ class _TextEnd:
         shown = []
         for place, token in enumerate(ids):
             text = self._detokenizer.push([token])
-            safe, hit = self._stops.feed(text, armed=place >= unchecked)
+            safe, hit = self._feed(text, armed=place >= unchecked)
             shown.append(safe)
+            if hit is not None:
+                return shown, hit
+        return shown, None
+
+    def _feed(self, text: str, armed: bool, last: bool = False) -> tuple[str, str | None]:
+        """`StopStrings.feed` of what is behind the lead. last: the text ends here."""
+        if self._lead is None:
+            return self._stops.feed(text, armed)
+        shown, pieces = self._lead.feed(text, armed, last)
+        for piece, counts in pieces:
+            safe, hit = self._stops.feed(piece, counts)
+            shown += safe
             if hit is not None:
                 return shown, hit
         return shown, None
@@ -252,5 +265,5 @@ class _TextEnd:
         one character wait for each other, and with sentencepiece a newline is such a byte. armed:
         see `StopStrings.feed`."""
         tail = self._detokenizer.flush()
-        safe, hit = self._stops.feed(tail, armed) if self._searching else (tail, None)
+        safe, hit = self._feed(tail, armed, last=True) if self._searching else (tail, None)
         return (safe, hit) if hit is not None else (safe + self._stops.flush(), None)

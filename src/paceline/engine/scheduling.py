@@ -78,15 +78,26 @@ class Scheduler:
         assert 0 < len(request.prompt) < self._max_length
         limit = min(len(request.prompt) + request.params.max_tokens, self._max_length)
         ceiling = min(limit + self._lookahead, self._max_length)
-        room = self.pages.total * self._page_size
-        if ceiling > room:
-            most = room - self._lookahead - len(request.prompt)
+        most = self.room(len(request.prompt))
+        if limit - len(request.prompt) > most:
             raise RequestError(
-                f"the request may need {ceiling} positions of the cache, which holds {room}: "
+                f"the request may need {ceiling} positions of the cache, which holds "
+                f"{self._positions}: "
                 + (f"ask for max_tokens of at most {most}" if most > 0 else "shorten the prompt")
                 + ", or open the engine with more cache_tokens"
             )
         return limit, ceiling
+
+    def room(self, prompt: int) -> int:
+        """The most tokens that can ever be written behind a prompt of so many: none where it is
+        below 1. May be called from any thread."""
+        if self._max_length <= self._positions:
+            return self._max_length - prompt
+        return self._positions - self._lookahead - prompt
+
+    @property
+    def _positions(self) -> int:
+        return self.pages.total * self._page_size
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence. Raises RequestError where it could never fit."""

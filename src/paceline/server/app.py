@@ -28,10 +28,10 @@ from paceline.server.document import described
 from paceline.server.errors import ApiError, refused, told
 from paceline.server.gate import Gate
 from paceline.server.generation import Generation
+from paceline.server.house import House
 from paceline.server.metrics import Metrics
 from paceline.server.pieces import Pieces
 from paceline.server.record import Record, log_failure
-from paceline.server.sampling import defaults
 from paceline.server.settings import ServerSettings
 from paceline.server.shapes import ChatShape, CompletionShape, Shape
 from paceline.server.static import Page
@@ -76,10 +76,10 @@ class Api:
         self.metrics = Metrics(engine.stats, self.gate, settings.metrics_prefix, settings.name)
         if settings.chat_template is not None:
             engine.tokenizer.use_chat_template(settings.chat_template)
-        self._house = defaults(settings.sampling, engine.config.target)
+        self._house = House.of(settings, engine.config.target)
         limit = settings.record_limit << 20
         self.traffic = None if settings.record is None else TrafficFile(settings.record, limit)
-        self.watch = Watch(engine, settings, self._house)
+        self.watch = Watch(engine, settings, self._house.sampling)
         self._pieces = Pieces(engine.tokenizer)
         self._formats = ChatFormat.of(engine, settings.tool_parser, settings.reasoning)
         with contextlib.suppress(RequestError):  # not installed, which whoever asks is told
@@ -87,6 +87,7 @@ class Api:
         config = engine.config
         made = f"{__version__} {config.target} {config.dtype} {config.rule}"
         made += f" {settings.chat_template}" if settings.chat_template is not None else ""
+        made += f" {settings.chat_template_kwargs}" if settings.chat_template_kwargs else ""
         self._fingerprint = f"fp_{hashlib.sha256(made.encode()).hexdigest()[:12]}"
         self._created = int(time.time())
         # Not the loop's own threads, which read bodies: a piece waits for the engine's.
@@ -97,13 +98,21 @@ class Api:
     async def completions(self, request: Request) -> Response:
         understand = partial(ask_completion, house=self._house)
         read = await self._read(request, CompletionBody, understand)
-        shape = CompletionShape(read.body.model, self._pieces, self._fingerprint)
+        ids = bool(read.body.return_token_ids)
+        shape = CompletionShape(read.body.model, self._pieces, self._fingerprint, ids)
         return await self._answer(request, read, shape)
 
     async def chat(self, request: Request) -> Response:
         understand = partial(ask_chat, formats=self._formats, house=self._house)
         read = await self._read(request, ChatBody, understand)
-        shape = ChatShape(read.body.model, self._pieces, self._fingerprint, read.meant.reading)
+        shape = ChatShape(
+            read.body.model,
+            self._pieces,
+            self._fingerprint,
+            read.meant.reading,
+            self.settings.reasoning_fields,
+            ids=bool(read.body.return_token_ids),
+        )
         return await self._answer(request, read, shape)
 
     async def models(self, request: Request) -> Response:
@@ -119,7 +128,8 @@ class Api:
 
     async def warm(self, request: Request) -> Response:
         """Fill the prefix cache with a prompt whose question is still to come."""
-        ask = (await self._read(request, WarmBody, ask_warm)).meant
+        understand = partial(ask_warm, house=self._house)
+        ask = (await self._read(request, WarmBody, understand)).meant
         exchange = self._exchange(request, ask)
         shape = CompletionShape(self.settings.name, self._pieces, self._fingerprint)
         await answer_whole(exchange, shape)
@@ -127,7 +137,8 @@ class Api:
 
     async def tokenize(self, request: Request) -> Response:
         """The token ids of a prompt or of messages."""
-        return JSONResponse((await self._read(request, TokenizeBody, tokenized)).meant)
+        understand = partial(tokenized, house=self._house)
+        return JSONResponse((await self._read(request, TokenizeBody, understand)).meant)
 
     async def detokenize(self, request: Request) -> Response:
         """The text of token ids."""

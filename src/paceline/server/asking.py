@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from paceline import Engine, Grammar, SamplingParams
 from paceline.server.errors import refused, unsupported
+from paceline.server.house import House
 from paceline.server.prompts import (
     asked_filling,
     chat_prompt,
@@ -29,6 +30,7 @@ from paceline.server.wire import ChatBody, CompletionBody, Generating, WarmBody
 
 _SEEDS = 1 << 63
 _TAIL = 16  # tokens of a prompt's end in which a mark that it leaves open would stand
+NO_SEED = -1  # as clients of other servers write it
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI's
 
 
@@ -63,9 +65,8 @@ class Ask:
         return sum(map(len, self.prompts))
 
 
-def ask_completion(body: CompletionBody, engine: Engine, house: SamplingParams) -> Ask:
-    """What a completion asks for. house: the sampling where it does not say. Raises ApiError
-    and the engine's errors."""
+def ask_completion(body: CompletionBody, engine: Engine, house: House) -> Ask:
+    """What a completion asks for. Raises ApiError and the engine's errors."""
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise unsupported("best_of", "best_of other than n is not supported; ask for n texts")
     if body.max_tokens == 0 and not body.echo:
@@ -77,12 +78,13 @@ def ask_completion(body: CompletionBody, engine: Engine, house: SamplingParams) 
     _check_prompts(prompts, engine, "prompt", write)
     most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     if write:
-        most = _room(prompts, most, body.max_tokens is not None, engine, "max_tokens")
+        named = None if body.max_tokens is None else "max_tokens"
+        most = _room(prompts, most, named, engine, house)
     echoes = None
     if body.echo:
         given, decode = given_prompts(body), engine.tokenizer.decode
         echoes = tuple(p if isinstance(p, str) else decode(p) for p in given)
-    params = _params(body, house, max(1, most), body.logprobs)
+    params = _params(body, house.sampling, max(1, most), body.logprobs)
     filling = asked_filling(body, engine)
     if filling is not None and not body.ignore_eos:  # what comes behind the middle is none of it
         stops = dict.fromkeys((*params.stop_token_ids, *filling.stops))
@@ -95,8 +97,8 @@ def ask_completion(body: CompletionBody, engine: Engine, house: SamplingParams) 
     return replace(ask, echoes=echoes, scored=scored, write=write)
 
 
-def ask_chat(body: ChatBody, engine: Engine, formats: ChatFormat, house: SamplingParams) -> Ask:
-    """What a chat asks for. house: as of a completion. Raises ApiError and the engine's errors."""
+def ask_chat(body: ChatBody, engine: Engine, formats: ChatFormat, house: House) -> Ask:
+    """What a chat asks for. Raises ApiError and the engine's errors."""
     if any(kind != "text" for kind in body.modalities or ()):
         raise unsupported("modalities", "only text is written")
     refuse_unserved(body)
@@ -105,13 +107,15 @@ def ask_chat(body: ChatBody, engine: Engine, formats: ChatFormat, house: Samplin
         raise refused("top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
     if body.max_tokens and body.max_completion_tokens not in (None, body.max_tokens):
         raise refused("give max_completion_tokens or max_tokens, not both", "max_tokens")
-    prompts = [chat_prompt(body, engine, tools.given if tools else None)]
+    prompts = [chat_prompt(body, engine, tools.given if tools else None, house.template)]
     _check_prompts(prompts, engine, "messages")
     given = body.max_completion_tokens or body.max_tokens
-    room = engine.limits.max_length
     name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
-    most = _room(prompts, given or room, given is not None, engine, name)
-    params = _params(body, house, most, (body.top_logprobs or 0) if body.logprobs else None)
+    named = None if given is None else name
+    most = _room(prompts, given or engine.limits.max_length, named, engine, house)
+    params = _params(
+        body, house.sampling, most, (body.top_logprobs or 0) if body.logprobs else None
+    )
     ask = _ask(body, engine, prompts, params)
     return _chat_parts(ask, body, engine, formats, tools)
 
@@ -143,14 +147,18 @@ def _chat_parts(
             id_size=FAMILIES[tools.family].id_size,
         )
     params = ask.params
+    if marks is not None and params.stop and marks.end not in params.stop:
+        # They are meant for the answer: in the reasoning they would leave none.
+        begin = "" if opened else marks.begin
+        params = replace(params, stop_after=marks.end, stop_opened_by=begin)
     if not reading.plain and formats.tokens_hidden and body.skip_special_tokens is None:
         params = replace(params, skip_special_tokens=False)
     return replace(ask, params=params, grammar=grammar, reading=reading)
 
 
-def ask_warm(body: WarmBody, engine: Engine) -> Ask:
+def ask_warm(body: WarmBody, engine: Engine, house: House) -> Ask:
     """Read a prompt into the prefix cache: one token is asked for, and dropped."""
-    prompt = given_prompt(body, engine)
+    prompt = given_prompt(body, engine, house.template)
     _check_prompts([prompt], engine, "prompt" if body.messages is None else "messages")
     params = SamplingParams(max_tokens=1, ignore_eos=True)
     return Ask((tuple(prompt),), params, ((0,),), k=0)
@@ -194,7 +202,8 @@ def _ask(body: Generating, engine: Engine, prompts: list[list[int]], params: Sam
 
 def _seeds(body: Generating, engine: Engine) -> tuple[int, ...]:
     """A seed for every choice of one prompt. A prompt's texts do not depend on its neighbours."""
-    seed = engine.config.seed if body.seed is None else body.seed % _SEEDS
+    seed = None if body.seed in (None, NO_SEED) else body.seed
+    seed = engine.config.seed if seed is None else seed % _SEEDS
     if seed is None:
         seed = secrets.randbits(63)
     return tuple(derived_seed(seed, choice) for choice in range(body.n or 1))
@@ -216,7 +225,8 @@ def _check_prompts(
 ) -> None:
     if not prompts:
         raise refused(f"{param} is empty: give at least one", param, "invalid_value")
-    longest, limit = max(map(len, prompts)), engine.limits.max_length
+    longest = max(map(len, prompts))
+    limit = engine.room(0) if write else engine.limits.max_length
     if longest + write > limit:
         message = (
             f"this model's context holds {limit} tokens and the {param} has {longest}: shorten it"
@@ -224,15 +234,17 @@ def _check_prompts(
         raise refused(message, param, "context_length_exceeded")
 
 
-def _room(prompts: list[list[int]], most: int, asked: bool, engine: Engine, param: str) -> int:
-    """The most tokens that may be written. asked: the client named `most`."""
-    longest, limits = max(map(len, prompts)), engine.limits
-    cached = (limits.pages - 1) * limits.page_size - limits.max_k - 1
-    room = min(limits.max_length, cached) - longest
-    if most > room and asked:
+def _room(
+    prompts: list[list[int]], most: int, named: str | None, engine: Engine, house: House
+) -> int:
+    """The most tokens that may be written. named: the field in which the client asked for `most`,
+    if it did."""
+    longest = max(map(len, prompts))
+    room = engine.room(longest)
+    if most > room and named is not None and not house.cuts:
         message = (
             f"this model's context holds {room + longest} tokens; the prompt has {longest} and "
-            f"{param} asks for {most}: ask for at most {room}"
+            f"{named} asks for {most}: ask for at most {room}"
         )
-        raise refused(message, param, "context_length_exceeded")
-    return max(1, min(most, room))
+        raise refused(message, named, "context_length_exceeded")
+    return min(most, room)

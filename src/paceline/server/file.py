@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -30,8 +31,11 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "log_format": (str,),
     "tool_parser": (str,),
     "chat_template": (str,),
+    "chat_template_kwargs": (dict,),
     "reasoning": (bool,),
+    "reasoning_field": (str,),
     "sampling": (str,),
+    "long_answers": (str,),
     "page": (bool,),
     "record": (str,),
     "record_limit": (int,),
@@ -63,11 +67,13 @@ def settle(
     path: Path | None, given: Mapping[str, Any], target: str
 ) -> tuple[ServerSettings, str, int]:
     """The settings, the host and the port. given: what the command line says, which wins over the
-    file; None or an empty list where it says nothing. target: names the model where nobody else
-    does.
+    file; None or an empty list where it says nothing, chat_template_kwargs as JSON. target: names
+    the model where nobody else does.
     Raises ConfigError. Relative files in the table lie beside the file.
     """
     said = {name: value for name, value in given.items() if value not in (None, [])}
+    if "chat_template_kwargs" in said:
+        said["chat_template_kwargs"] = _variables(said["chat_template_kwargs"])
     chosen = read_table(path)
     if path is not None:
         chosen |= {name: path.parent / chosen[name] for name in _FILES & chosen.keys()}
@@ -89,6 +95,20 @@ def model_names(target: str) -> tuple[str, ...]:
     clients of other servers send it. A path is not shown: it would tell of the machine."""
     name = Path(target).name
     return (name, target) if _HUB_ID.fullmatch(target) else (name,)
+
+
+def _variables(text: str) -> dict[str, object]:
+    """Variables of a chat template as the command line has them. Raises ConfigError."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError(
+            "chat_template_kwargs must be a JSON object, for instance "
+            f"'{{\"enable_thinking\": false}}', not {text!r}"
+        )
+    return value
 
 
 def _texts(value: str | list[str] | None) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from paceline import Engine
@@ -55,19 +55,24 @@ def asked_filling(body: CompletionBody, engine: Engine) -> Filling | None:
     return filling
 
 
-def given_prompt(body: Prompted, engine: Engine) -> list[int]:
-    """Token ids of the prompt or of the messages: as those of a request for a text with it."""
+def given_prompt(body: Prompted, engine: Engine, house: Mapping[str, object]) -> list[int]:
+    """Token ids of the prompt or of the messages: as those of a request for a text with it. house:
+    as of a chat."""
     if (body.prompt is None) == (body.messages is None):
         raise refused("give either prompt or messages", "prompt", "invalid_value")
     if body.prompt is not None:
         return _ids(body.prompt, engine, body.add_special_tokens is not False)
-    return chat_prompt(body, engine, body.tools)
+    return chat_prompt(body, engine, body.tools, house)
 
 
 def chat_prompt(
-    body: ChatBody | Prompted, engine: Engine, tools: Sequence[Tool] | None
+    body: ChatBody | Prompted,
+    engine: Engine,
+    tools: Sequence[Tool] | None,
+    house: Mapping[str, object],
 ) -> list[int]:
-    """Token ids of a chat, by the tokenizer's template. tools: those that it is to show."""
+    """Token ids of a chat, by the tokenizer's template. tools: those that it is to show; house: its
+    variables where the request does not say."""
     go_on = bool(body.continue_final_message)
     if go_on and body.add_generation_prompt:
         message = (
@@ -76,9 +81,10 @@ def chat_prompt(
         )
         raise refused(message, "continue_final_message", "invalid_value")
     assert body.messages is not None
-    options = body.chat_template_kwargs or {}
+    options = dict(house)
     if body.reasoning_effort is not None:  # a variable of those templates that know it
-        options = {"reasoning_effort": body.reasoning_effort} | options
+        options["reasoning_effort"] = body.reasoning_effort
+    options |= body.chat_template_kwargs or {}
     return engine.tokenizer.chat(
         messages(body.messages),
         described(tools) if tools else None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from paceline import (
+    MIN_TEMPERATURE,
     CheckpointError,
     ConfigError,
     SamplingParams,
@@ -19,7 +20,6 @@ from paceline.server.settings import SamplingSource
 from paceline.server.wire import Generating
 
 _Number = TypeVar("_Number", int, float)
-_MIN_TEMPERATURE = 1e-3  # the engine's; below it greedy is meant
 _OPENAI = SamplingParams(temperature=1.0)
 
 
@@ -59,7 +59,7 @@ def drawn(
     if top_p == 0:  # nothing but the most likely token
         top_k, top_p = 1, 1.0
     return sampling_params(
-        temperature=temperature if temperature >= _MIN_TEMPERATURE else 0.0,
+        temperature=temperature if temperature >= MIN_TEMPERATURE else 0.0,  # greedy is meant
         top_k=top_k,
         top_p=top_p,
         min_p=_first(body.min_p, house.min_p),

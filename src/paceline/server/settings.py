@@ -15,6 +15,8 @@ KEYS_VARIABLE = "PACELINE_API_KEYS"
 PARSERS = ("auto", "none", *FAMILIES)
 LogForm: TypeAlias = Literal["json", "text"]
 SamplingSource: TypeAlias = Literal["model", "openai"]
+LongAnswers: TypeAlias = Literal["refuse", "cut"]
+ReasoningField: TypeAlias = Literal["reasoning_content", "reasoning", "both"]
 _Bound: TypeAlias = tuple[str, float, float]
 
 
@@ -31,11 +33,13 @@ class ServerSettings:
     which a stream has a comment, so that nobody in between takes it for dead; 0 for never.
     metrics_prefix: what stands before the names in /metrics; "vllm" lets vLLM's dashboards work
     unchanged. tool_parser: the format of the model's tool calls, one of PARSERS; auto goes by its
-    chat template. chat_template: a Jinja template in place of the checkpoint's; None leaves that.
-    reasoning: tell it from the answer, where the chat template marks it. sampling: what requests
-    get that do not say: model, as its makers published it, or openai. page: whether `/` is the
-    page. log_format: json or text, a line an event. record: a new file for the requests that were
-    finished, None for none; record_limit: MiB that it may have.
+    chat template. chat_template: a Jinja template in place of the checkpoint's; None leaves that;
+    chat_template_kwargs: variables of it, under a request's own. reasoning: tell it from the
+    answer, where the chat template marks it; reasoning_field: the name that it has in answers.
+    sampling: what requests get that do not say: model, as its makers published it, or openai.
+    long_answers: what becomes of a text that is asked for longer than fits: refuse or cut. page:
+    whether `/` is the page. log_format: json or text, a line an event. record: a new file for the
+    requests that were finished, None for none; record_limit: MiB that it may have.
     """
 
     name: str
@@ -51,8 +55,11 @@ class ServerSettings:
     metrics_prefix: str = "paceline"
     tool_parser: str = "auto"
     chat_template: str | None = field(default=None, repr=False)
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
     reasoning: bool = True
+    reasoning_field: ReasoningField = "reasoning_content"
     sampling: SamplingSource = "model"
+    long_answers: LongAnswers = "refuse"
     page: bool = True
     log_format: LogForm = "json"
     record: Path | None = None
@@ -79,12 +86,25 @@ class ServerSettings:
             raise ConfigError(
                 f"tool_parser must be one of {', '.join(PARSERS)}, not {self.tool_parser!r}"
             )
-        if self.log_format not in get_args(LogForm):
-            raise ConfigError(f"log_format must be json or text, not {self.log_format!r}")
-        if self.sampling not in get_args(SamplingSource):
-            raise ConfigError(f"sampling must be model or openai, not {self.sampling!r}")
+        words: tuple[tuple[str, object], ...] = (
+            ("log_format", LogForm),
+            ("sampling", SamplingSource),
+            ("long_answers", LongAnswers),
+            ("reasoning_field", ReasoningField),
+        )
+        for name, known in words:
+            value, choices = getattr(self, name), get_args(known)
+            if value not in choices:
+                told = f"{', '.join(choices[:-1])} or {choices[-1]}"
+                raise ConfigError(f"{name} must be {told}, not {value!r}")
         if not self.metrics_prefix.isidentifier():
             raise ConfigError(f"metrics_prefix must be a plain name, not {self.metrics_prefix!r}")
+
+    @property
+    def reasoning_fields(self) -> tuple[str, ...]:
+        """The names that reasoning has in answers."""
+        both = ("reasoning_content", "reasoning")
+        return both if self.reasoning_field == "both" else (self.reasoning_field,)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -35,8 +35,9 @@ class Shape(ABC):
     whole_object: str
     chunk_object: str
 
-    def __init__(self, model: str, pieces: Pieces, fingerprint: str) -> None:
-        self._pieces = pieces
+    def __init__(self, model: str, pieces: Pieces, fingerprint: str, ids: bool = False) -> None:
+        """ids: whether token ids are told, under vLLM's names."""
+        self._pieces, self._ids = pieces, ids
         self._id, self._created = f"{self.id_prefix}-{uuid.uuid4().hex}", int(time.time())
         self._model, self._fingerprint = model, fingerprint
 
@@ -74,9 +75,21 @@ class Shape(ABC):
             "system_fingerprint": self._fingerprint,
         }
 
+    def _prompt_ids(self, text: Text) -> Json:
+        """A prompt's token ids, where they are told."""
+        return {"prompt_token_ids": text.prompt} if self._ids else {}
+
+    def _token_ids(self, ids: Sequence[int]) -> Json:
+        """Token ids of a text, where they are told."""
+        return {"token_ids": ids} if self._ids else {}
+
     @abstractmethod
     def opening(self, text: Text) -> list[Json]:
         """What a choice's stream begins with, as choices of a chunk each."""
+
+    def beside(self, text: Text) -> Json | None:
+        """What the chunks of `opening` say beside their choices."""
+        return None
 
     @abstractmethod
     def piece(self, text: Text, event: Event) -> list[Json]:
@@ -96,23 +109,25 @@ class CompletionShape(Shape):
     id_prefix = "cmpl"
     whole_object = chunk_object = "text_completion"
 
-    def __init__(self, model: str, pieces: Pieces, fingerprint: str) -> None:
-        super().__init__(model, pieces, fingerprint)
+    def __init__(self, model: str, pieces: Pieces, fingerprint: str, ids: bool = False) -> None:
+        super().__init__(model, pieces, fingerprint, ids)
         self._offsets: dict[int, Offsets] = {}
 
     def opening(self, text: Text) -> list[Json]:
-        if not text.echo and text.prompt_logprobs is None:
+        if not text.echo and text.prompt_logprobs is None and not self._ids:
             return []
-        return [self._entry(text, text.echo, self._prompt(text), False)]
+        entry = self._entry(text, text.echo, self._prompt(text), False)
+        return [entry | self._prompt_ids(text)]
 
     def piece(self, text: Text, event: Event) -> list[Json]:
         logprobs = None
         if event.logprobs:
             offsets = self._offsets.setdefault(text.index, Offsets(len(text.echo)))
             logprobs = self._pieces.completion(event.logprobs, offsets)
-        if not event.text and logprobs is None and event.finish is None:
+        if not (event.text or logprobs or (self._ids and event.token_ids) or event.finish):
             return []
-        return [self._entry(text, event.text, logprobs, event.finish is not None)]
+        entry = self._entry(text, event.text, logprobs, event.finish is not None)
+        return [entry | self._token_ids(event.token_ids)]
 
     def silence(self, text: Text) -> Json:
         return self._entry(text, "", None, False)
@@ -122,7 +137,8 @@ class CompletionShape(Shape):
         if text.logprobs:
             written = self._pieces.completion(text.logprobs, Offsets(len(text.echo)))
             logprobs = written if logprobs is None else followed(logprobs, written)
-        return self._entry(text, text.echo + text.text, logprobs, True)
+        entry = self._entry(text, text.echo + text.text, logprobs, True)
+        return entry | self._prompt_ids(text) | self._token_ids(text.token_ids)
 
     def _prompt(self, text: Text) -> Json | None:
         if text.prompt_logprobs is None:
@@ -140,32 +156,46 @@ class ChatShape(Shape):
     id_prefix = "chatcmpl"
     whole_object, chunk_object = "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, model: str, pieces: Pieces, fingerprint: str, reading: Reading) -> None:
-        super().__init__(model, pieces, fingerprint)
-        self._reading = reading
+    def __init__(
+        self,
+        model: str,
+        pieces: Pieces,
+        fingerprint: str,
+        reading: Reading,
+        reasoning: Sequence[str],
+        ids: bool = False,
+    ) -> None:
+        """reasoning: the names under which that is told."""
+        super().__init__(model, pieces, fingerprint, ids)
+        self._reading, self._names = reading, reasoning
         self._readers: dict[int, PartReader] = {}
 
+    def whole(self, texts: Sequence[Text], ask: Ask) -> Json:
+        return super().whole(texts, ask) | self._prompt_ids(texts[0])
+
     def opening(self, text: Text) -> list[Json]:
-        return [self._delta(text, {"role": "assistant", "content": ""}, None)]
+        return [self._delta(text, {"role": "assistant", "content": ""})]
+
+    def beside(self, text: Text) -> Json | None:
+        return self._prompt_ids(text) or None
 
     def piece(self, text: Text, event: Event) -> list[Json]:
         reader = self._reader(text)
         parts = reader.feed(event.text, last=event.finish is not None)
         deltas = [self._told(text, part) for part in parts]
         logprobs = self._pieces.chat(event.logprobs) if event.logprobs else None
-        if logprobs is not None and not deltas:
+        ids = self._token_ids(event.token_ids) if event.token_ids else {}
+        if (ids or logprobs is not None) and not deltas:
             deltas.append({"content": ""})
-        # The round's log-probabilities stand with the first that came of it.
-        chunks = [
-            self._delta(text, delta, None if place else logprobs)
-            for place, delta in enumerate(deltas)
-        ]
+        chunks = [self._delta(text, delta) for delta in deltas]
+        if chunks:  # what is told of the round's tokens stands with the first that came of it
+            chunks[0] |= {"logprobs": logprobs, **ids}
         if event.finish is not None:
-            chunks.append(self._delta(text, {}, None) | self._end(text, reader))
+            chunks.append(self._delta(text, {}) | self._end(text, reader))
         return chunks
 
     def silence(self, text: Text) -> Json:
-        return self._delta(text, {"content": ""}, None)
+        return self._delta(text, {"content": ""})
 
     def reasoning_tokens(self, text: Text) -> int:
         reader, marks = self._readers.get(text.index), self._reading.marks
@@ -178,8 +208,10 @@ class ChatShape(Shape):
 
     def _told(self, text: Text, part: Part) -> Json:
         """A part as a stream's delta."""
-        if part.kind in ("content", "reasoning"):
-            return {"content" if part.kind == "content" else "reasoning_content": part.text}
+        if part.kind == "content":
+            return {"content": part.text}
+        if part.kind == "reasoning":
+            return dict.fromkeys(self._names, part.text)
         call: Json = {"index": part.index}
         if part.kind == "call":
             function: Json = {"name": part.text, "arguments": ""}
@@ -193,10 +225,8 @@ class ChatShape(Shape):
         size = self._reading.id_size
         return f"call_{digest[:24]}" if size is None else digest[:size]
 
-    def _delta(self, text: Text, delta: Json, logprobs: Json | None) -> Json:
-        return {
-            "index": text.index, "delta": delta, "logprobs": logprobs, "finish_reason": None,
-        }  # fmt: skip
+    def _delta(self, text: Text, delta: Json) -> Json:
+        return {"index": text.index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def _choice(self, text: Text) -> Json:
         reader = self._reader(text)
@@ -215,12 +245,12 @@ class ChatShape(Shape):
         shown = content if content or not (reader.reasoned or calls) else None
         message: Json = {"role": "assistant", "content": shown, "refusal": None}
         if reader.reasoned:
-            message["reasoning_content"] = reasoning
+            message |= dict.fromkeys(self._names, reasoning)
         if calls:
             message["tool_calls"] = calls
         logprobs = self._pieces.chat(text.logprobs) if text.logprobs else None
         choice: Json = {"index": text.index, "message": message, "logprobs": logprobs}
-        return choice | self._end(text, reader)
+        return choice | self._end(text, reader) | self._token_ids(text.token_ids)
 
     @staticmethod
     def _end(text: Text, reader: PartReader) -> Json:

@@ -48,7 +48,8 @@ class Chunks:
         parts: list[bytes] = []
         if text.index not in self._opened:
             self._opened.add(text.index)
-            parts = [self._frames.choice(choice, told) for choice in self._shape.opening(text)]
+            beside = told | (self._shape.beside(text) or {})
+            parts = [self._frames.choice(choice, beside) for choice in self._shape.opening(text)]
         timed = self._details(event) if self._timed else {}
         for choice in choices:
             parts.append(self._frames.choice(choice, told | timed))

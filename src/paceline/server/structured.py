@@ -46,11 +46,16 @@ def checked(engine: Engine, grammar: Grammar, param: str, name: str | None = Non
 
 
 def _of_format(given: ResponseFormat) -> Grammar:
-    if given.type == "json_object":
-        return Grammar("json_object")
-    if given.json_schema is None:
+    schema, named = given.schema_, given.json_schema
+    if named is not None and schema is not None:
+        message = "response_format has a schema and a json_schema: leave one"
+        raise refused(message, "response_format", "invalid_value")
+    if given.type == "json_schema" and named is None and schema is None:
         raise _missing("response_format.json_schema", "response_format")
-    schema = given.json_schema.schema_
+    if named is not None:
+        schema = named.schema_
+    elif given.type == "json_object" and schema == {}:
+        schema = None  # nothing is said of it but that it is an object
     return Grammar("json_object") if schema is None else Grammar("json_schema", json.dumps(schema))
 
 

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 
 from paceline import Engine
 from paceline.server.errors import refused
+from paceline.server.house import House
 from paceline.server.prompts import given_prompt
 from paceline.server.wire import DetokenizeBody, TokenizeBody
 
 
-def tokenized(body: TokenizeBody, engine: Engine) -> dict[str, object]:
+def tokenized(body: TokenizeBody, engine: Engine, house: House) -> dict[str, object]:
     """The ids that a completion or a chat of the same fields would have for its prompt, however
     many. Raises ApiError and the engine's errors."""
-    ids = given_prompt(body, engine)
+    ids = given_prompt(body, engine, house.template)
     _check(ids, engine, "prompt")
     told: dict[str, object] = {
         "count": len(ids),

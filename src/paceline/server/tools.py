@@ -154,12 +154,24 @@ def messages(given: Sequence[Message]) -> list[_Json]:
             one["content"] = text_of(message.content, f"{where}.content")
         if message.tool_calls:
             one["tool_calls"] = [_call(call) for call in message.tool_calls]
-        for name in ("reasoning_content", "tool_call_id", "name"):
-            value = getattr(message, name)
+        for name, value in (
+            ("reasoning_content", _reasoning(message, where)),
+            ("tool_call_id", message.tool_call_id),
+            ("name", message.name),
+        ):
             if value is not None:
                 one[name] = value
         taken.append(one)
     return taken
+
+
+def _reasoning(message: Message, where: str) -> str | None:
+    """An earlier answer's reasoning, under whichever name; templates know it by one."""
+    content, other = message.reasoning_content, message.reasoning
+    if None not in (content, other) and content != other:
+        told = "reasoning_content and reasoning are not the same text: leave one"
+        raise refused(told, where, "invalid_value")
+    return other if content is None else content
 
 
 def _call(call: ToolCall) -> _Json:

@@ -85,6 +85,7 @@ class Message(Wire):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # another name for the same
     tool_calls: Annotated[list[ToolCall], Field(max_length=128, fail_fast=True)] | None = None
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     name: Annotated[str, Field(max_length=256)] | None = None
@@ -128,10 +129,11 @@ class JsonSchema(Wire):
 
 
 class ResponseFormat(Wire):
-    """OpenAI's: what the text must be."""
+    """What the text must be: OpenAI's, and llama.cpp's with the `schema` right in it."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: Annotated[dict[str, object] | None, Field(alias="schema")] = None
 
 
 class StructuredOutputs(Wire):
@@ -147,9 +149,12 @@ class StructuredOutputs(Wire):
 class Generating(Wire):
     """What both APIs share. top_k, min_p, repetition_penalty, min_tokens, ignore_eos,
     stop_token_ids, skip_special_tokens, add_special_tokens (beside the prompt's own; by
-    default in completions alone), include_stop_str_in_output, priority (higher goes first),
-    speculative, include_metrics (what came of the drafts: see `acceptance`) and structured_outputs
-    go beyond OpenAI's."""
+    default in completions alone), include_stop_str_in_output, return_token_ids (beside the
+    text, the prompt's as well), priority (higher goes first), speculative,
+    include_metrics (what came of the drafts: see `acceptance`) and structured_outputs go beyond
+    OpenAI's. Unknown fields are kept, for `unserved` to look at."""
+
+    model_config = ConfigDict(extra="allow")
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     max_tokens: _Count | None = None
@@ -177,6 +182,7 @@ class Generating(Wire):
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
+    return_token_ids: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     prediction: Prediction | None = None
@@ -186,19 +192,6 @@ class Generating(Wire):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     logprobs_mode: Literal["raw_logprobs", "processed_logprobs"] | None = None
-    # Refused by name (`unserved`): ignored, they would leave a text other than was asked for.
-    guided_json: object = None
-    guided_regex: object = None
-    guided_choice: object = None
-    guided_grammar: object = None
-    allowed_token_ids: object = None
-    bad_words: object = None
-    logits_processors: object = None
-    prompt_embeds: object = None
-    thinking_token_budget: object = None
-    truncate_prompt_tokens: object = None
-    use_beam_search: object = None
-    vllm_xargs: object = None
 
 
 class CompletionBody(Generating):
@@ -235,13 +228,6 @@ class ChatBody(Generating):
     modalities: list[str] | None = None
     functions: list[object] | None = None
     function_call: object = None
-    # As above.
-    audio: object = None
-    chat_template: object = None
-    documents: object = None
-    echo: object = None
-    verbosity: object = None
-    web_search_options: object = None
 
 
 class Prompted(Wire):

@@ -5,11 +5,13 @@ writes depends on the token ids alone and never on how they were split over roun
 """
 
 from paceline.text.detokenizer import Detokenizer
+from paceline.text.lead import Lead
 from paceline.text.stop import StopStrings
 from paceline.text.tokenizer import Message, Tokenizer, same_files
 
 __all__ = [
     "Detokenizer",
+    "Lead",
     "Message",
     "StopStrings",
     "Tokenizer",
