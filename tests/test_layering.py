@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # is the public names (`from paceline import Engine`).
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "errors"),
-    ("speculation", "text"),
+    ("speculation", "text", "checks"),
     ("ops",),
     ("kv",),  # before models: a decoder writes into a pool, a pool knows no decoder
     ("models",),

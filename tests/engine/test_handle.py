@@ -17,11 +17,11 @@ import torch
 from tests.engine.tools import Case, Pair, RandomDrafter, joined, prompt, same, together
 
 from paceline import (
-    ConfigError,
     Engine,
     EngineClosedError,
     Event,
     PacelineError,
+    RequestError,
     SamplingParams,
 )
 from paceline.engine.loop import Loop
@@ -217,7 +217,7 @@ def test_priorities_go_first(opened: Callable[..., Engine]) -> None:
     ],
 )
 def test_bad_options_are_told(options: dict[str, float], words: str, engine: Engine) -> None:
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(RequestError, match=words):
         engine.submit(prompt(1), PARAMS, **options)  # type: ignore[arg-type]
     assert clean(engine)
 

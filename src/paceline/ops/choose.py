@@ -15,7 +15,6 @@ from torch import Tensor
 
 from paceline.speculation.choose import Chooser, Judgement, ReferenceChooser, Terms
 from paceline.speculation.sampling import History, adjusted, allowed
-from paceline.speculation.verify import Match
 from paceline.types import Draft, SamplingFlags
 
 log = logging.getLogger(__name__)
@@ -238,7 +237,7 @@ class FusedChooser:
 
 
 def _fuses(terms: Terms, logits: Tensor) -> bool:
-    return type(terms.rule) is Match and logits.dtype == torch.float32
+    return terms.rule.compares and logits.dtype == torch.float32
 
 
 def _adjusts(flags: SamplingFlags) -> bool:
