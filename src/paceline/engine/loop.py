@@ -1,6 +1,7 @@
 """One step of the engine: admit, read prompts, launch a round, hand out what one committed.
 
-The only place where device values become host values. Knows nothing of threads or callers.
+Here what a round did becomes host values (`engine/report.py`), one round late. Which other files
+read from the device is in tests/test_layering.py. Knows nothing of threads or callers.
 """
 
 from __future__ import annotations
