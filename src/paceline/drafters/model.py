@@ -57,9 +57,8 @@ class ModelDrafter(Drafter):
     def check(self, target: TargetText) -> None:
         """Raises CheckpointError, or ConfigError where its ordinary tokens are not the target's."""
         folder = self._find()[0].folder
-        if target.tokenizer_lies_in(folder) or target.tokenizer is None:
-            return
-        self._compare(target.tokenizer, Tokenizer.load(folder))
+        if not target.tokenizer_lies_in(folder):
+            self._compare(target.tokenizer, Tokenizer.load(folder))
 
     def bind(self, target: TargetInfo, limits: Limits) -> None:
         """Load the model."""

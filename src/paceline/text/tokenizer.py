@@ -98,7 +98,7 @@ class Tokenizer:
         if not any((folder / name).is_file() for name in _FILES):
             raise CheckpointError(
                 f"{folder}: no tokenizer ({', '.join(_FILES)}); copy the files of the model's "
-                "tokenizer into the folder, or pass token ids instead of text"
+                "tokenizer into the folder"
             )
         try:
             fast = _reader(folder).from_pretrained(folder, local_files_only=True)
