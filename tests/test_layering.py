@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # is the public names (`from paceline import Engine`).
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "errors"),
-    ("speculation", "text", "checks"),
+    ("speculation", "text", "checks", "files"),
     ("ops",),
     ("kv",),  # before models: a decoder writes into a pool, a pool knows no decoder
     ("models",),
@@ -33,9 +33,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
-# The rim sees the package as a user does: the public names, the types and the errors.
+# The rim sees the package as a user does: the public names, the types and the errors; and reads
+# and writes files as the inside does.
 RIM = ("server", "lab", "cluster", "cli", "__main__")
-RIM_MAY = {"__init__", "types", "errors"}
+RIM_MAY = {"__init__", "types", "errors", "files"}
 # What a rim file (by the start of its path) may import besides.
 RIM_ALSO: dict[str, set[str]] = {
     "lab/audit": {"speculation"},

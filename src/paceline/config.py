@@ -17,6 +17,7 @@ import torch
 
 from paceline.checks import Checks, is_whole, shown
 from paceline.errors import ConfigError, RequestError
+from paceline.files import read_text
 from paceline.models.devices import AUTO, choose
 from paceline.models.opening import parse_dtype
 from paceline.speculation.verify import RULES
@@ -144,11 +145,7 @@ def load_toml(path: str | Path, **overrides: Any) -> EngineConfig:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The engine's options as the file has them, unchecked. Raises ConfigError for a file that
     cannot be read."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"{path}: cannot be read ({reason}); give a TOML file") from error
+    text = read_text(path, "give a TOML file")
     try:
         options = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -20,6 +20,7 @@ from typing import Any
 
 from paceline import ConfigError
 from paceline.errors import did_you_mean
+from paceline.files import read_text
 
 BUILT_IN = "mini"
 FORMATS = ("text", "jsonl", "chat", "spec-bench", "requests")
@@ -138,11 +139,7 @@ def _folder(path: Path) -> list[Conversation]:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"workload {path}: cannot be read ({reason})") from error
+    return read_text(path, encoding="utf-8-sig")  # an editor's mark at the beginning is no text
 
 
 def _file(path: Path, format: str, skipped: list[str]) -> tuple[str, list[Conversation]]:
