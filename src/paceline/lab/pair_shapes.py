@@ -119,7 +119,8 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A dense decoder's sizes. config: its config.json, less what `write_model` adds."""
+    """A dense decoder's sizes. config: its config.json, less the special ids and
+    what is stated of the pair, which `pair` adds."""
 
     name: str
     config: dict[str, Any]
