@@ -13,7 +13,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 from paceline.config import EngineConfig, load_toml
 from paceline.drafters import Drafter
@@ -24,7 +24,7 @@ from paceline.engine.instruments import Instruments
 from paceline.engine.intake import Intake
 from paceline.engine.ledger import own
 from paceline.engine.practice import ask
-from paceline.engine.requests import Prompt, as_prompts
+from paceline.engine.requests import Asked, Prompt, as_prompts
 from paceline.errors import ConfigError, EngineClosedError, PacelineError
 from paceline.models.memory import collect
 from paceline.types import (
@@ -136,33 +136,20 @@ class Engine(Instruments):
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
-        *,
-        prediction: str | Seq[int] | None = None,
-        k: int | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
-        grammar: Grammar | None = None,
+        **asked: Unpack[Asked],
     ) -> Handle:
         """Ask for one text; returns at once. It is written whether or not its events are read.
 
-        prompt: text, token ids, or chat messages (a list of {"role", "content"}). prediction:
-        text the user expects, for the "predicted" drafter. k: draft tokens for this request, at
-        most the engine's; 0 is plain decoding. priority: higher goes first. deadline: seconds
-        from now; what is written by then stands, and the finish is "deadline". grammar: what the
-        text must be; it is whole unless max_tokens cuts it. Raises RequestError at once for a
-        request that cannot be served. A request whose logits are not finite fails with
-        NumericsError, to whoever reads it.
+        prompt: text, token ids, or chat messages (a list of {"role", "content"}). asked, each
+        by its name: prediction, text the user expects, for the "predicted" drafter; k, draft tokens
+        for this request, at most the engine's (0 is plain decoding); priority, higher goes first;
+        deadline, seconds from now (what is written by then stands, and the finish is "deadline");
+        grammar, what the text must be (it is whole unless max_tokens cuts it). Raises RequestError
+        at once for a request that cannot be served. A request whose logits are not finite fails
+        with NumericsError, to whoever reads it.
         """
         self._check_open()
-        handle = self._intake.take(
-            prompt,
-            params,
-            prediction=prediction,
-            k=k,
-            priority=priority,
-            deadline=deadline,
-            grammar=grammar,
-        )
+        handle = self._intake.take(prompt, params, **asked)
         try:
             self._check_open()
         except PacelineError:  # in between: the command may never be run, or for nobody
@@ -179,24 +166,11 @@ class Engine(Instruments):
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
-        *,
-        prediction: str | Seq[int] | None = None,
-        k: int | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
-        grammar: Grammar | None = None,
+        **asked: Unpack[Asked],
     ) -> Iterator[Event]:
-        """`submit`, and the events as they come, one a round. Leaving the loop early cancels the
-        request."""
-        handle = self.submit(
-            prompt,
-            params,
-            prediction=prediction,
-            k=k,
-            priority=priority,
-            deadline=deadline,
-            grammar=grammar,
-        )
+        """`submit`, and the events as they come, one a round. asked: as of `submit`. Leaving the
+        loop early cancels the request."""
+        handle = self.submit(prompt, params, **asked)
         events = self._events(handle)
         next(events)  # inside its `try` from here on: dropping it unread cancels the request too
         return events
@@ -212,23 +186,10 @@ class Engine(Instruments):
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
-        *,
-        prediction: str | Seq[int] | None = None,
-        k: int | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
-        grammar: Grammar | None = None,
+        **asked: Unpack[Asked],
     ) -> AsyncIterator[Event]:
         """`stream` for asyncio."""
-        handle = self.submit(
-            prompt,
-            params,
-            prediction=prediction,
-            k=k,
-            priority=priority,
-            deadline=deadline,
-            grammar=grammar,
-        )
+        handle = self.submit(prompt, params, **asked)
         try:
             async for event in handle.events():
                 yield event
@@ -239,22 +200,18 @@ class Engine(Instruments):
         self,
         prompts: Prompt | Seq[Prompt],
         params: SamplingParams | None = None,
-        *,
-        prediction: str | Seq[int] | None = None,
-        k: int | None = None,
-        grammar: Grammar | None = None,
+        **asked: Unpack[Asked],
     ) -> list[Completion]:
         """Write whole texts, several at once where there are slots; results in order.
 
-        prompts: one prompt or a list of prompts (text, token ids or chat messages each). See
-        `submit`. A request that fails raises its error after the others have finished.
+        prompts: one prompt or a list of prompts (text, token ids or chat messages each). asked: as
+        of `submit`, the same for all. A request that fails raises its error after the others have
+        finished.
         """
         handles: list[Handle] = []
         try:
             for prompt in as_prompts(prompts):
-                handles.append(
-                    self.submit(prompt, params, prediction=prediction, k=k, grammar=grammar)
-                )
+                handles.append(self.submit(prompt, params, **asked))
             for handle in handles:
                 handle.wait_closed()
         finally:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias, cast
+from typing import TypeAlias, TypedDict, cast
 
 from paceline.checks import is_whole, shown
 from paceline.config import check_sampling
 from paceline.engine.slots import MAX_BIAS, MAX_STOP_IDS
 from paceline.errors import RequestError
 from paceline.text import Tokenizer
-from paceline.types import Limits, Request, SamplingParams
+from paceline.types import Grammar, Limits, Request, SamplingParams
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 Prompt: TypeAlias = str | Sequence[int] | Messages
+
+
+class Asked(TypedDict, total=False):
+    """What a request may say besides prompt and sampling; see `Engine.submit`."""
+
+    prediction: str | Sequence[int] | None
+    k: int | None
+    priority: int
+    deadline: float | None
+    grammar: Grammar | None
 
 
 def build_request(
