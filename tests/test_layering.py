@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # is the public names (`from paceline import Engine`).
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "errors"),
-    ("speculation", "text"),
+    ("speculation", "text", "checks", "files"),
     ("ops",),
     ("kv",),  # before models: a decoder writes into a pool, a pool knows no decoder
     ("models",),
@@ -33,9 +33,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
-# The rim sees the package as a user does: the public names, the types and the errors.
+# The rim sees the package as a user does: the public names, the types and the errors; and reads
+# and writes files as the inside does.
 RIM = ("server", "lab", "cluster", "cli", "__main__")
-RIM_MAY = {"__init__", "types", "errors"}
+RIM_MAY = {"__init__", "types", "errors", "files"}
 # What a rim file (by the start of its path) may import besides.
 RIM_ALSO: dict[str, set[str]] = {
     "lab/audit": {"speculation"},
@@ -64,6 +65,18 @@ NOT_IN = {
         "kv/pages",
         "kv/prefix",
     )
+}
+
+# Device values become host values in these files of the inside, and in no others: a read waits for
+# the device, and inside a round it would break its recording.
+READING = ("engine", "speculation", "kv", "models", "drafters", "ops")
+READS = {"tolist", "item", "cpu"}
+READ_IN = {
+    "engine/constrain.py",  # the waiting draft of a row that a grammar binds
+    "engine/loop.py",  # whether the device still answers, after a step that failed
+    "engine/report.py",  # what a round committed
+    "engine/scoring.py",  # a given text's log-probabilities
+    "engine/settling.py",  # log-probabilities, which are on the host by then
 }
 
 
@@ -151,6 +164,33 @@ def test_imports_go_one_way() -> None:
         for line in violations(file.relative_to(root).as_posix(), file.read_text())
     ]
     assert not found, "\n".join(found)
+
+
+def reads(source: str) -> bool:
+    """Whether a device value is read: a method of `READS` is called."""
+    return any(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in READS
+        for node in ast.walk(ast.parse(source))
+    )
+
+
+def test_device_values_are_read_in_few_places() -> None:
+    root = SOURCE / "paceline"
+    found = {
+        file.relative_to(root).as_posix()
+        for folder in READING
+        for file in (root / folder).rglob("*.py")
+        if reads(file.read_text())
+    }
+    assert found == READ_IN
+
+
+def test_a_read_is_found() -> None:
+    assert reads("def f(x):\n    return x[0].tolist()")
+    assert reads("y = x.cpu()")
+    assert not reads("y = tolist")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """What a user may set: the engine's options and one request's sampling parameters.
 
 Every value is checked here, once, with a message that names the option, what it may be and what
-it was. Knows no model: what depends on one (a token id beyond the vocabulary) is the engine's.
+it was. An engine's option that cannot be is a ConfigError, a request's a RequestError. Knows no
+model: what depends on one (a token id beyond the vocabulary) is the engine's.
 """
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -15,9 +15,12 @@ from typing import Any, Self, get_args
 
 import torch
 
-from paceline.errors import ConfigError, did_you_mean
+from paceline.checks import Checks, is_whole, shown
+from paceline.errors import ConfigError, RequestError
+from paceline.files import read_text
 from paceline.models.devices import AUTO, choose
 from paceline.models.opening import parse_dtype
+from paceline.speculation.verify import RULES
 from paceline.types import RuleName, SamplingParams
 
 MAX_K = 64
@@ -26,6 +29,8 @@ MAX_SEED = 2**63 - 1
 # Below this the logits divided by it leave float32's range; greedy is meant.
 MIN_TEMPERATURE = 1e-3
 MIN_PENALTY = 1e-30  # logits are divided by it, and by the temperature: they stay in float32
+
+_OPTION, _ASKED = Checks(ConfigError), Checks(RequestError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,43 +82,47 @@ class EngineConfig:
     max_gap: float | None = None
 
     def __post_init__(self) -> None:
-        _text("target", self.target)
-        _text("drafter", self.drafter)
+        _OPTION.text("target", self.target)
+        _OPTION.text("drafter", self.drafter)
         _device(self.device)
         if self.draft is not None:
-            _text("draft", self.draft)
-        _whole("k", self.k, 0, MAX_K)
-        _choice("rule", self.rule, get_args(RuleName))
-        _text("dtype", self.dtype)
+            _OPTION.text("draft", self.draft)
+        _OPTION.whole("k", self.k, 0, MAX_K)
+        _OPTION.choice("rule", self.rule, get_args(RuleName))
+        _OPTION.text("dtype", self.dtype)
         parse_dtype(self.dtype)
         if self.device == AUTO:
             object.__setattr__(self, "device", choose(self.dtype))  # frozen for everybody else
         if self.slots is not None:
-            _whole("slots", self.slots, 1, 4096)
-        _whole("prefill_chunk", self.prefill_chunk, 1, 1 << 16)
+            _OPTION.whole("slots", self.slots, 1, 4096)
+        _OPTION.whole("prefill_chunk", self.prefill_chunk, 1, 1 << 16)
         if self.max_length is not None:
-            _whole("max_length", self.max_length, 2, 1 << 24)
+            _OPTION.whole("max_length", self.max_length, 2, 1 << 24)
         if self.threads is not None:
-            _whole("threads", self.threads, 1, 1024)
+            _OPTION.whole("threads", self.threads, 1, 1024)
         if self.seed is not None:
-            _whole("seed", self.seed, 0, MAX_SEED)
+            _OPTION.whole("seed", self.seed, 0, MAX_SEED)
         for name in ("capture", "adaptive", "prefix_cache"):
-            value = getattr(self, name)
-            if not isinstance(value, bool) and (name != "adaptive" or value is not None):
-                raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}")
+            if name != "adaptive" or self.adaptive is not None:
+                _OPTION.flag(name, getattr(self, name))
         for name in ("latency", "max_gap"):
             value = getattr(self, name)
-            if value is not None and _number(name, value, 0.0, note="seconds") == 0:
+            if value is not None and _OPTION.number(name, value, 0.0, note="seconds") == 0:
                 raise ConfigError(f"{name} must be above 0 seconds, not {value!r}")
         if self.cache_tokens is not None:
-            _whole("cache_tokens", self.cache_tokens, 1, 1 << 40)
-        if _number("memory", self.memory, 0.0, 1.0) == 0:
+            _OPTION.whole("cache_tokens", self.cache_tokens, 1, 1 << 40)
+        if _OPTION.number("memory", self.memory, 0.0, 1.0) == 0:
             raise ConfigError("memory must be above 0 and at most 1, not 0")
+
+    @property
+    def adapts(self) -> bool:
+        """Whether every round's draft tokens are chosen, 0 to k; else it is always k."""
+        return RULES[self.rule].keeps_text if self.adaptive is None else self.adaptive
 
     @classmethod
     def make(cls, **options: Any) -> Self:
         """Build from keywords; an unknown one is a ConfigError that names the nearest."""
-        _known(options, [field.name for field in fields(cls)], "option")
+        _OPTION.known(options, [field.name for field in fields(cls)], "option")
         if options.get("target") is None:
             raise ConfigError("no target; give a checkpoint folder, for instance mini-target")
         if options.get("drafter") is None:
@@ -136,11 +145,7 @@ def load_toml(path: str | Path, **overrides: Any) -> EngineConfig:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The engine's options as the file has them, unchecked. Raises ConfigError for a file that
     cannot be read."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"{path}: cannot be read ({reason}); give a TOML file") from error
+    text = read_text(path, "give a TOML file")
     try:
         options = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -154,14 +159,14 @@ def sampling_params(**options: Any) -> SamplingParams:
     """Build checked `SamplingParams` from keywords as users and JSON write them.
 
     `stop` may be one string or several, `logit_bias` a mapping or pairs, `stop_token_ids` any
-    iterable. Raises ConfigError, one line, for an unknown name or a value out of range.
+    iterable. Raises RequestError, one line, for an unknown name or a value out of range.
     """
-    _known(options, [field.name for field in fields(SamplingParams)], "sampling parameter")
+    _ASKED.known(options, [field.name for field in fields(SamplingParams)], "sampling parameter")
     values = dict(options)
     if "stop" in values:
         values["stop"] = _strings("stop", values["stop"])
     if "stop_token_ids" in values:
-        values["stop_token_ids"] = _tuple("stop_token_ids", values["stop_token_ids"])
+        values["stop_token_ids"] = _ASKED.listed("stop_token_ids", values["stop_token_ids"])
     if "logit_bias" in values:
         values["logit_bias"] = _pairs("logit_bias", values["logit_bias"])
     params = SamplingParams(**values)
@@ -170,82 +175,100 @@ def sampling_params(**options: Any) -> SamplingParams:
 
 
 def check_sampling(params: SamplingParams) -> None:
-    """Raise ConfigError for the first value of `params` that cannot be."""
-    temperature = _number("temperature", params.temperature, 0.0)
+    """Raise RequestError for the first value of `params` that cannot be."""
+    temperature = _ASKED.number("temperature", params.temperature, 0.0)
     if 0 < temperature < MIN_TEMPERATURE:
-        raise ConfigError(
+        raise RequestError(
             f"temperature must be 0 (greedy) or at least {MIN_TEMPERATURE}, not {temperature}"
         )
-    _whole("top_k", params.top_k, 0, None, "0 is off")
-    if _number("top_p", params.top_p, 0.0, 1.0, "1 is off") == 0:
-        raise ConfigError("top_p must be above 0 and at most 1 (1 is off), not 0")
-    _number("min_p", params.min_p, 0.0, 1.0, "0 is off")
-    _number("repetition_penalty", params.repetition_penalty, MIN_PENALTY, note="1 is off")
-    _number("presence_penalty", params.presence_penalty)
-    _number("frequency_penalty", params.frequency_penalty)
-    for item in params.logit_bias:
-        token, bias = _pair("logit_bias", item)
-        _whole("logit_bias: a token id", token, 0, None)
-        _number(f"logit_bias of token {token}", bias)
+    _ASKED.whole("top_k", params.top_k, 0, note="0 is off")
+    if _ASKED.number("top_p", params.top_p, 0.0, 1.0, "1 is off") == 0:
+        raise RequestError("top_p must be above 0 and at most 1 (1 is off), not 0")
+    _ASKED.number("min_p", params.min_p, 0.0, 1.0, "0 is off")
+    _ASKED.number("repetition_penalty", params.repetition_penalty, MIN_PENALTY, note="1 is off")
+    _ASKED.number("presence_penalty", params.presence_penalty)
+    _ASKED.number("frequency_penalty", params.frequency_penalty)
+    _check_bias(params.logit_bias)
     if params.seed is not None:
-        _whole("seed", params.seed, 0, MAX_SEED)
-    _whole("max_tokens", params.max_tokens, 1, None)
-    _whole("min_tokens", params.min_tokens, 0, None)
+        _ASKED.whole("seed", params.seed, 0, MAX_SEED)
+    _ASKED.whole("max_tokens", params.max_tokens, 1)
+    _ASKED.whole("min_tokens", params.min_tokens, 0)
     if params.min_tokens > params.max_tokens:
-        raise ConfigError(
-            f"min_tokens ({params.min_tokens}) must not exceed max_tokens ({params.max_tokens})"
+        raise RequestError(
+            f"min_tokens ({shown(params.min_tokens)}) must not exceed max_tokens "
+            f"({shown(params.max_tokens)})"
         )
     for stop in params.stop:
         if not isinstance(stop, str) or not stop:
-            raise ConfigError(f"stop must hold texts of at least one character, not {stop!r}")
+            raise RequestError(f"stop must hold texts of at least one character, not {shown(stop)}")
     for token in params.stop_token_ids:
-        _whole("stop_token_ids: a token id", token, 0, None)
+        _ASKED.whole("stop_token_ids: a token id", token, 0)
     for name in ("stop_after", "stop_opened_by"):
         if not isinstance(getattr(params, name), str):
-            raise ConfigError(f"{name} must be a text, not {getattr(params, name)!r}")
+            raise RequestError(f"{name} must be a text, not {shown(getattr(params, name))}")
     if params.stop_opened_by and not params.stop_after:
-        raise ConfigError("stop_opened_by needs stop_after: the mark that ends what it opens")
+        raise RequestError("stop_opened_by needs stop_after: the mark that ends what it opens")
     for name in (
         "ignore_eos",
         "skip_special_tokens",
         "processed_logprobs",
         "include_stop_str_in_output",
     ):
-        if not isinstance(getattr(params, name), bool):
-            raise ConfigError(f"{name} must be true or false, not {getattr(params, name)!r}")
+        _ASKED.flag(name, getattr(params, name))
     if params.logprobs is not None:
-        _whole("logprobs", params.logprobs, 0, MAX_LOGPROBS)
+        _ASKED.whole("logprobs", params.logprobs, 0, MAX_LOGPROBS)
+
+
+def _check_bias(pairs: Iterable[object]) -> None:
+    named = set()
+    for item in pairs:
+        token, bias = _ASKED.pair("logit_bias", item)
+        _ASKED.whole("logit_bias: a token id", token, 0)
+        _ASKED.number(f"logit_bias of token {shown(token)}", bias)
+        if token in named:
+            raise RequestError(f"logit_bias has token {shown(token)} twice; give it one number")
+        named.add(token)
+
+
+def check_k(k: object, most: int) -> None:
+    """Raise RequestError for draft tokens a round that cannot be. most: the engine's k."""
+    if not is_whole(k) or not 0 <= k <= most:
+        raise RequestError(
+            f"k must be a whole number from 0 to the engine's {most}, not {shown(k)}; "
+            "open the engine with the largest k you need"
+        )
 
 
 def check_request(k: object, most: int, priority: object, deadline: object) -> None:
-    """Raise ConfigError for what a request may not ask. most: the engine's k."""
-    if k is not None and (type(k) is not int or not 0 <= k <= most):
-        raise ConfigError(
-            f"k must be a whole number from 0 to the engine's {most}, not {k!r}; "
-            "open the engine with the largest k you need"
-        )
-    _whole("priority", priority, -(1 << 31), 1 << 31)
-    if deadline is not None and _number("deadline", deadline, 0.0, note="seconds") == 0:
-        raise ConfigError("deadline must be above 0 seconds, not 0")
+    """Raise RequestError for what a request may not ask. most: the engine's k."""
+    if k is not None:
+        check_k(k, most)
+    _ASKED.whole("priority", priority, -(1 << 31), 1 << 31)
+    if deadline is not None and _ASKED.number("deadline", deadline, 0.0, note="seconds") == 0:
+        raise RequestError("deadline must be above 0 seconds, not 0")
 
 
-# --- checks of one value ---------------------------------------------------------------------
+def _strings(name: str, value: object) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else _ASKED.listed(name, value)
 
 
-def _known(given: Iterable[str], known: Iterable[str], what: str) -> None:
-    names = list(known)
-    for name in given:
-        if name not in names:
-            raise ConfigError(f"unknown {what} {name!r}{did_you_mean(name, names)}")
+def _pairs(name: str, value: object) -> tuple[tuple[Any, Any], ...]:
+    """Return (id, bias) pairs; JSON writes the ids as texts."""
+    items = value.items() if isinstance(value, Mapping) else _ASKED.listed(name, value or ())
+    return tuple((_token(token), bias) for token, bias in (_ASKED.pair(name, i) for i in items))
 
 
-def _text(name: str, value: object) -> None:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{name} must be a text of at least one character, not {value!r}")
+def _token(value: object) -> object:
+    # A longer text is no token id, and of some lengths no number to Python.
+    if isinstance(value, str) and value.isdecimal() and len(value) <= 18:
+        return int(value)
+    return value
 
 
 def _device(value: object) -> None:
-    _text("device", value)
+    _OPTION.text("device", value)
     if value == AUTO:
         return
     try:
@@ -261,68 +284,3 @@ def _device(value: object) -> None:
     if kind == "cuda" and (torch.device(str(value)).index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ConfigError(f"device {value!r}: torch sees {count}, cuda:0 to cuda:{count - 1}")
-
-
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        hint = did_you_mean(value, choices) if isinstance(value, str) else ""
-        hint = hint if "did you mean" in hint else ""  # the choices are named already
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}{hint}")
-
-
-def _range(low: float | None, high: float | None, note: str) -> str:
-    words = ""
-    if low is not None and high is not None:
-        words = f" from {low:g} to {high:g}"
-    elif low is not None:
-        words = f" of at least {low:g}"
-    return words + (f" ({note})" if note else "")
-
-
-def _whole(name: str, value: object, low: int, high: int | None, note: str = "") -> None:
-    # bool is an int to Python and a mistake to everyone else.
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):  # type: ignore[operator]
-        raise ConfigError(f"{name} must be a whole number{_range(low, high, note)}, not {value!r}")
-
-
-def _number(
-    name: str,
-    value: object,
-    low: float | None = None,
-    high: float | None = None,
-    note: str = "",
-) -> float:
-    number = float(value) if isinstance(value, int | float) else math.nan
-    outside = (low is not None and number < low) or (high is not None and number > high)
-    if isinstance(value, bool) or not math.isfinite(number) or outside:
-        raise ConfigError(f"{name} must be a number{_range(low, high, note)}, not {value!r}")
-    return number
-
-
-def _tuple(name: str, value: object) -> tuple[Any, ...]:
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise ConfigError(f"{name} must be a list, not {value!r}")
-    return tuple(value)
-
-
-def _strings(name: str, value: object) -> tuple[Any, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else _tuple(name, value)
-
-
-def _pairs(name: str, value: object) -> tuple[tuple[Any, Any], ...]:
-    """Return (id, bias) pairs; JSON writes the ids as texts."""
-    items = value.items() if isinstance(value, Mapping) else _tuple(name, value or ())
-    pairs = []
-    for item in items:
-        token, bias = _pair(name, item)
-        pairs.append((int(token) if isinstance(token, str) and token.isdecimal() else token, bias))
-    return tuple(pairs)
-
-
-def _pair(name: str, item: object) -> tuple[Any, Any]:
-    if not isinstance(item, tuple | list) or len(item) != 2:
-        raise ConfigError(f"{name} must map token ids to numbers, not hold {item!r}")
-    return item[0], item[1]

@@ -16,7 +16,7 @@ class PacelineError(Exception):
 
 
 class ConfigError(PacelineError):
-    """An option, parameter or configuration value that cannot be used."""
+    """An option or configuration value that cannot be used."""
 
 
 class CheckpointError(PacelineError):
@@ -24,7 +24,8 @@ class CheckpointError(PacelineError):
 
 
 class RequestError(PacelineError):
-    """A request that cannot be served as it stands (prompt too long, empty, bad token id)."""
+    """What is asked of an engine and cannot be served as it stands: a prompt that is too long or
+    empty, a bad token id, a sampling parameter out of range."""
 
 
 class NumericsError(PacelineError):

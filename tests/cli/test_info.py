@@ -105,6 +105,20 @@ def test_a_mix_is_checked_part_by_part(pair: Pair, tmp_path: Path) -> None:
     )
 
 
+def test_what_opening_warns_of_is_told(
+    pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here of a draft that was trained for fewer positions than the engine opens."""
+    short = tiny_checkpoint(tmp_path / "short", max_position_embeddings=64)
+    options: dict[str, Any] = {"draft": short, "device": "cpu", "dtype": "float32"}
+    target, draft = preview(pair.target, max_length=128, **options).models
+    assert target.notes == ()
+    assert draft.notes == ("was trained for 64 positions and is opened for 128",)
+    Engine(pair.target, max_length=128, threads=1, adaptive=False, **options).close()
+    assert f"{draft.name} {draft.notes[0]}" in caplog.messages
+    assert preview(pair.target, max_length=64, **options).models[1].notes == ()
+
+
 def test_options_of_a_pair_need_one(call: Call) -> None:
     done = call("info", "--max-length", "5")
     assert done.status == 2

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from paceline.config import EngineConfig, check_sampling, load_toml, sampling_params
-from paceline.errors import ConfigError
+from paceline.errors import ConfigError, RequestError
 from paceline.types import SamplingParams
 
 
@@ -107,6 +107,10 @@ def test_sampling_values_as_users_write_them() -> None:
         ({"repetition_penalty": 0}, "repetition_penalty must be a number of at least 1e-30"),
         ({"repetition_penalty": 1e-40}, "repetition_penalty must be a number of at least 1e-30"),
         ({"presence_penalty": math.inf}, "presence_penalty must be"),
+        ({"temperature": 10**400}, "temperature must be a number of at least 0, not 1000"),
+        ({"temperature": 10**5000}, "not a number of thousands of digits"),
+        ({"frequency_penalty": -1e31}, "frequency_penalty must lie within ±1e+30, not -1e+31"),
+        ({"logit_bias": {4: 1e300}}, "logit_bias of token 4 must lie within ±1e+30, not 1e+300"),
         ({"seed": -1}, "seed must be"),
         ({"seed": 2**63}, "seed must be"),
         ({"max_tokens": 0}, "max_tokens must be"),
@@ -118,21 +122,24 @@ def test_sampling_values_as_users_write_them() -> None:
         ({"logit_bias": [1]}, "logit_bias must map"),
         ({"logit_bias": {-1: 2}}, "logit_bias"),
         ({"logit_bias": {1: math.nan}}, "logit_bias of token 1"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias: a token id must be a whole number"),
+        ({"logit_bias": {5: 1, "5": 2}}, "logit_bias has token 5 twice; give it one number"),
+        ({"max_tokens": 10**5000, "min_tokens": 10**5001}, "min_tokens (a number of thousands"),
         ({"ignore_eos": 1}, "ignore_eos must be"),
         ({"logprobs": 21}, "logprobs must be"),
     ],
 )
 def test_sampling_values_that_cannot_be(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(RequestError) as caught:
         sampling_params(**options)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_params_made_by_hand_are_checked_too() -> None:
-    with pytest.raises(ConfigError, match="temperature"):
+    with pytest.raises(RequestError, match="temperature"):
         check_sampling(SamplingParams(temperature=-1.0))
     for wrong in (5, (1, 2.0, 3), "12"):
         bias: Any = (wrong,)
-        with pytest.raises(ConfigError, match="logit_bias must map token ids to numbers"):
+        with pytest.raises(RequestError, match="logit_bias must map token ids to numbers"):
             check_sampling(SamplingParams(logit_bias=bias))

@@ -110,7 +110,7 @@ def test_refuses_another_file(tmp_path: Path, text: str) -> None:
 def test_errors_say_what_to_do(world: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no answers"):
         ReplayDrafter()
-    with pytest.raises(ConfigError, match="cannot read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         ReplayDrafter(ReplayOptions(path=str(tmp_path / "missing")))
     with pytest.raises(ConfigError, match="error must be 0 to 1"):
         ReplayDrafter(ReplayOptions(error=1.5), {})

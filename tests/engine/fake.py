@@ -374,7 +374,7 @@ class FakeEngine:
         assert self.scheduler.idle, "no end in sight"
         assert counts.pages_used == 0
         assert counts.pages_cached == len(self.scheduler.index)
-        assert counts.pages_cached + counts.pages_unused == self.shape.pages - 1
+        assert counts.pages_cached + self.scheduler.pages.unused == self.shape.pages - 1
         for answer in self.answers:
             s = answer.sequence
             assert answer.ended is not None, "a request was forgotten"

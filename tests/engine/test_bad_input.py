@@ -40,7 +40,6 @@ def refused(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ([], "empty: give at least one token"),
         ("", "empty: give at least one token"),
         ([VOCAB_SIZE], rf"id {VOCAB_SIZE}; the vocabulary holds 0 to {VOCAB_SIZE - 1}"),
         ([-1], "id -1; the vocabulary holds"),
@@ -70,7 +69,7 @@ def test_the_longest_prompt(engine: Engine) -> None:
 
 @pytest.mark.parametrize("k", [-1, 5, 1000, 2.0, "3", True])
 def test_k_of_a_request(k: Any, engine: Engine) -> None:
-    refused(engine, ConfigError, r"k must be .*0 to the engine's 4, not", prompt(1), FINE, k=k)
+    refused(engine, RequestError, r"k must be .*0 to the engine's 4, not", prompt(1), FINE, k=k)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +106,7 @@ def bias(count: int) -> tuple[tuple[int, float], ...]:
         (SamplingParams(temperature=-1.0), "temperature must be .*at least 0"),
         (SamplingParams(temperature=float("nan")), "temperature must be"),
         (SamplingParams(temperature="hot"), "temperature must be"),  # type: ignore[arg-type]
+        (SamplingParams(temperature=10**400), "temperature must be .*at least 0"),
         (SamplingParams(top_p=0.0), "top_p must be above 0"),
         (SamplingParams(max_tokens=0), "max_tokens must be .*at least 1"),
         (SamplingParams(max_tokens=3, min_tokens=4), r"min_tokens \(4\) must not exceed"),
@@ -119,6 +119,7 @@ def bias(count: int) -> tuple[tuple[int, float], ...]:
         (SamplingParams(logit_bias=((-1, 1.0),)), "logit_bias"),
         (SamplingParams(logit_bias=((1, float("-inf")),)), "logit_bias of token 1 must be"),
         (SamplingParams(logit_bias=((1, 1e300),)), "logit_bias"),
+        (SamplingParams(logit_bias=((1, 1.0), (1, 2.0))), "logit_bias has token 1 twice"),
         (SamplingParams(presence_penalty=-1e300), "presence_penalty"),
         (SamplingParams(logit_bias=bias(MAX_BIAS + 1)), f"{MAX_BIAS + 1} entries; at most 300"),
         (SamplingParams(stop_token_ids=(VOCAB_SIZE,)), f"0 to {VOCAB_SIZE - 1}"),
@@ -131,7 +132,7 @@ def bias(count: int) -> tuple[tuple[int, float], ...]:
     ],
 )
 def test_parameters(params: Any, words: str, engine: Engine) -> None:
-    refused(engine, PacelineError, words, prompt(1), params)
+    refused(engine, RequestError, words, prompt(1), params)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +160,30 @@ def test_the_most_that_is_allowed(opened: Callable[..., Engine]) -> None:
     assert (one.token_ids, one.finish, one.stop_reason) == ((ids[-1],), "stop", ids[-1])
 
 
-@pytest.mark.parametrize("tokens", [[], [1] * 500, [VOCAB_SIZE], [-1]])
-def test_scoring(tokens: Any, engine: Engine) -> None:
-    with pytest.raises(RequestError):
-        engine.score(tokens)
+def test_no_prompts(engine: Engine) -> None:
+    assert engine.generate([]) == []
+    with pytest.raises(RequestError, match="empty: give at least one token"):
+        engine.submit([])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        ([], "the text has 0 tokens; 1 to 64 can be read"),
+        ([1] * 500, "the text has 500 tokens; 1 to 64 can be read"),
+        ([VOCAB_SIZE], "vocabulary holds"),
+        ([-1], "vocabulary holds"),
+        ("abc", r"list of token ids; engine\.tokenizer encodes one, not 'abc'"),
+        (None, "list of token ids"),
+        ([1.5], "list of token ids"),
+        ([True], "list of token ids"),
+        (torch.tensor([1]), "list of token ids"),
+    ],
+)
+def test_scoring(tokens: Any, words: str, engine: Engine) -> None:
+    for ask in (engine.score, engine.prompt_logprobs):
+        with pytest.raises(RequestError, match=words):
+            ask(tokens)
 
 
 class Greedy(Drafter):

@@ -53,6 +53,7 @@ GOOD = {"format": 3, "key": KEY, "points": [["verify", 1, 0, 64, 0.004]], "catch
         json.dumps(GOOD | {"catch_up": -1}),
         json.dumps(GOOD | {"catch_up": [1, 2, 3]}),
         json.dumps(GOOD | {"catch_up": [1, None]}),
+        json.dumps(GOOD | {"catch_up": [1, 10**400]}),
     ],
 )
 def test_a_broken_file_is_as_none(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import tiny_checkpoint
 
-from paceline import ConfigError, CostPoint, Costs, Engine, RequestError, SamplingParams
+from paceline import CostPoint, Costs, Engine, RequestError, SamplingParams
 
 PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
 
@@ -101,7 +101,7 @@ def test_k_is_held_and_the_text_is_the_same(folders: tuple[Path, Path], drafter:
 
 @pytest.mark.parametrize("k", [-1, 4, 1.5, True])
 def test_a_k_the_engine_is_not_made_for(engine: Engine, k: object) -> None:
-    with pytest.raises(ConfigError, match="k must be a whole number"):
+    with pytest.raises(RequestError, match="k must be a whole number"):
         engine.fix_k(k)  # type: ignore[arg-type]
 
 
@@ -111,7 +111,7 @@ def test_a_k_that_no_round_was_recorded_for(
     """On a GPU it would be drafted as the next longer one."""
     monkeypatch.setattr(engine._loop.rounds, "width", lambda k: {2: 3}.get(k, k))
     with pytest.raises(
-        ConfigError, match="no round of 2 drafts was recorded: take one of 0, 1 or 3"
+        RequestError, match="no round of 2 drafts was recorded: take one of 0, 1 or 3"
     ):
         engine.fix_k(2)
     engine.fix_k(3)

@@ -155,7 +155,7 @@ def test_a_stop_string_that_never_comes_is_not_held_back(
 @pytest.mark.parametrize("minimum", [5, 9, 40])
 def test_min_tokens(minimum: int, free: Result, opened: Callable[..., Engine]) -> None:
     """No stop id, end of sequence or stop string among the first tokens."""
-    bias = (*SAMPLED.logit_bias, (EOS, 20.0), (65, 18.0))
+    bias = tuple((dict(SAMPLED.logit_bias) | {EOS: 20.0, 65: 27.0}).items())
     params = replace(SAMPLED, ignore_eos=False, min_tokens=minimum, logit_bias=bias)
     for stops in ({"stop_token_ids": (65,)}, {"stop": ("A",)}):
         got = each_k(opened, free.token_ids, replace(params, **stops))

@@ -11,17 +11,18 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from tests.engine.tools import Case, Pair, RandomDrafter, joined, prompt, same, together
 
 from paceline import (
-    ConfigError,
     Engine,
     EngineClosedError,
     Event,
     PacelineError,
+    RequestError,
     SamplingParams,
 )
 from paceline.engine.loop import Loop
@@ -217,8 +218,19 @@ def test_priorities_go_first(opened: Callable[..., Engine]) -> None:
     ],
 )
 def test_bad_options_are_told(options: dict[str, float], words: str, engine: Engine) -> None:
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(RequestError, match=words):
         engine.submit(prompt(1), PARAMS, **options)  # type: ignore[arg-type]
+    assert clean(engine)
+
+
+def test_every_way_in_takes_what_may_be_asked(engine: Engine) -> None:
+    asked: Any = {"prediction": "abc", "k": 1, "priority": 2, "deadline": 1e-6, "grammar": None}
+    (whole,) = engine.generate([prompt(1)], PARAMS, **asked)
+    *_, last = engine.stream(prompt(1), PARAMS, **asked)
+    assert (whole.finish, last.finish) == ("deadline", "deadline")
+    for ask in (engine.generate, engine.submit, engine.stream):
+        with pytest.raises(TypeError, match="'priorty'"):
+            ask(prompt(1), PARAMS, priorty=2)  # type: ignore[call-arg]
     assert clean(engine)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.engine.tools import Case, Pair, joined, prompt
 
-from paceline import ConfigError, Engine, SamplingParams, sampling_params
+from paceline import Engine, RequestError, SamplingParams, sampling_params
 
 ORACLE = Path(__file__).parents[1] / "speculation"
 BASE = SamplingParams(max_tokens=24, ignore_eos=True, seed=3, logprobs=4, processed_logprobs=True)
@@ -96,5 +96,5 @@ def test_with_the_other_rules(rule: str, opened: Callable[..., Engine], pair: Pa
 
 
 def test_a_bad_value_is_named() -> None:
-    with pytest.raises(ConfigError, match="processed_logprobs must be true or false"):
+    with pytest.raises(RequestError, match="processed_logprobs must be true or false"):
         sampling_params(processed_logprobs="yes")

@@ -10,6 +10,7 @@ from tests.engine.tools import Pair, prompt
 
 from paceline import Engine, SamplingParams
 from paceline.engine import build, practice
+from paceline.engine.acceptance import Acceptance
 from paceline.engine.policy import Governor
 
 PARAMS = SamplingParams(max_tokens=12, temperature=0.8, seed=3)
@@ -36,7 +37,7 @@ def test_nothing_is_left_behind(
     assert loop.scheduler.pages.used == loop.scheduler.pages.cached == 0
     assert loop.feeder.paces.known
     assert isinstance(loop.pilot, Governor)
-    assert not loop.pilot.acceptance.tallies
+    assert loop.pilot.acceptance.tokens(0) == Acceptance(3).tokens(0)  # as before any traffic
     assert engine._driver._steps is loop
     mine, theirs = (e.generate([prompt(1, 9)], PARAMS)[0].token_ids for e in (engine, another()))
     assert mine == theirs

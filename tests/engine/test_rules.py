@@ -5,6 +5,7 @@ Also the counts that a request and the engine report.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,8 +28,10 @@ from tests.engine.tools import (
     together,
 )
 
-from paceline import Engine, SamplingParams
+from paceline import Engine, EngineConfig, Grammar, SamplingParams
 from paceline.drafters.replay import ReplayDrafter, ReplayOptions
+from paceline.speculation import verify
+from paceline.speculation.verify import Match
 
 RULES = ("match", "reject", "block")
 GREEDY = SamplingParams(max_tokens=22, logprobs=1, ignore_eos=True)
@@ -229,3 +232,27 @@ def test_events_add_up_to_the_completion(opened: Callable[..., Engine]) -> None:
     assert events[-1].finish == one.finish
     assert len({event.request_id for event in events}) == 1
     assert all(token < VOCAB_SIZE for token in one.token_ids)
+
+
+def test_what_a_rule_can_do_is_its_own_to_say(
+    pair: Pair, opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not its name: under one that compares K is chosen, and forced tokens stand."""
+    assert [EngineConfig(target="t", rule=name).adapts for name in RULES] == [True, False, False]
+    monkeypatch.setitem(verify.RULES, "reject", Match("reject"))
+    assert EngineConfig(target="t", rule="reject").adapts
+    engine = opened(drafter="ngram:min=3", rule="reject", k=4)
+    (one,) = engine.generate(
+        [prompt(1)], SamplingParams(max_tokens=22), grammar=Grammar("regex", "a long word")
+    )
+    assert set(one.sources) == {"forced", "target"}
+
+
+def test_a_fixed_k_is_told_of(
+    pair: Pair, opened: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+) -> None:
+    for rule, told in (("reject", True), ("match", False)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "paceline"):
+            opened(draft=pair.other, k=3, rule=rule, adaptive=None, max_length=64, slots=1)
+        assert ("K stays at 3 whatever the load; --adaptive lets it vary" in caplog.text) is told

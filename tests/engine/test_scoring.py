@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 from tests.engine.tools import Pair, prompt
 
 from paceline import Engine, EngineClosedError, RequestError, SamplingParams
-from paceline.engine import scoring
+from paceline.engine import instruments, scoring
 
 
 @pytest.mark.parametrize("length", [1, 2, 8, 9, 30])
@@ -44,6 +45,20 @@ def test_others_go_on_between_pieces(
     written = [len(handle._reader.token_ids) for _ in pieces]
     assert written[-1] > 0
     assert handle.result(60).token_ids == alone.token_ids
+
+
+def test_a_text_that_memory_has_no_room_for(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened(k=0)
+
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(instruments, "Scorer", full)
+    for ask in (engine.score, lambda ids: next(engine.prompt_logprobs(ids))):
+        with pytest.raises(RequestError, match="a text of 11 tokens does not fit beside the cac"):
+            ask(prompt(1))
 
 
 def test_what_cannot_be_scored(pair: Pair, opened: Callable[..., Engine]) -> None:

@@ -39,7 +39,8 @@ from paceline.lab.bench_result import Summary, read_summary
 from paceline.lab.bench_schedule import key
 from paceline.lab.bench_spec import parse_contestants
 from paceline.lab.bench_worker import Crashed, Worker
-from paceline.lab.workloads import Conversation, Workload
+from paceline.lab.workload_lines import Conversation
+from paceline.lab.workloads import Workload
 
 ITEMS = tuple(Conversation(str(n), prompt=f"prompt {n}") for n in range(6))
 SHARED = {"target": "T", "draft": "D"}

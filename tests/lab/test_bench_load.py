@@ -13,7 +13,7 @@ from paceline.lab.bench_ask import Answer, Ask, ask_turn, plainly, resolve_sampl
 from paceline.lab.bench_load import GIVE_UP, Order, Task, arrivals, play
 from paceline.lab.bench_record import Load, Measurement, Opening, Pass, Sampling
 from paceline.lab.bench_schedule import Unit, schedule
-from paceline.lab.workloads import Conversation, Wishes
+from paceline.lab.workload_lines import Conversation, Wishes
 
 WHO = contestant("paceline")
 CHAT = Conversation("c", turns=("first", "second"), context=({"role": "system", "content": "s"},))

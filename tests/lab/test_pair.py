@@ -392,7 +392,7 @@ def test_a_bad_config(options: PairOptions, tmp_path: Path, change: Any, words: 
     with pytest.raises(ConfigError, match="no JSON object"):
         make_pair(replace(options, target_shape=str(file), out=tmp_path / "pair"))
     file.write_text("{")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is not JSON"):
         make_pair(replace(options, target_shape=str(file), out=tmp_path / "pair"))
 
 

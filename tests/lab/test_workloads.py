@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from paceline import ConfigError
-from paceline.lab import workloads
+from paceline.lab import workload_lines
 from paceline.lab.workloads import load
 
 
@@ -44,7 +44,7 @@ def test_json_lines_bring_prompts_with_their_wishes(tmp_path: Path) -> None:
     row = {"id": 7, "prompt": "p", "category": "c", "max_tokens": 3, "stop": "x", "temperature": 1}
     (item,) = load(write(tmp_path / "p.jsonl", row)).items
     assert (item.id, item.category, item.prompt, item.length) == ("7", "c", "p", 1)
-    assert item.wishes == workloads.Wishes(temperature=1.0, max_tokens=3, stop=("x",))
+    assert item.wishes == workload_lines.Wishes(temperature=1.0, max_tokens=3, stop=("x",))
 
 
 def test_a_chat_goes_on_after_its_recorded_answers(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from paceline.lab.audit_mutations import Mutant
 from paceline.ops import triton_noise
-from paceline.ops.choose import FusedChooser, make_chooser
+from paceline.ops.choose import FusedChooser, _fuses, make_chooser
 from paceline.speculation.choose import ReferenceChooser, Terms
 from paceline.speculation.noise import GOLDEN, Stream, gumbel, keys, mix_
 from paceline.speculation.sampling import History, SamplingTensors
-from paceline.speculation.verify import RULES
+from paceline.speculation.verify import RULES, Match
 from paceline.types import Draft, SamplingFlags
 
 # numpy, under the interpreter, warns of what a GPU computes silently.
@@ -313,3 +314,11 @@ def test_double_precision_is_the_reference() -> None:
 
 def test_a_cpu_has_no_kernels() -> None:
     assert isinstance(make_chooser(torch.device("cpu")), ReferenceChooser)
+
+
+def test_who_compares_is_drawn_in_the_kernels() -> None:
+    """The rule says so, whatever its name; one that does not is for the reference."""
+    flags, seeds = SamplingFlags(), torch.zeros(1, dtype=torch.int64)
+    for rule in (*RULES.values(), Match("block"), Mutant(RULES["match"])):
+        terms = Terms(rule, parameters(({},)), flags, seeds)
+        assert _fuses(terms, torch.zeros(1, 1, 4)) is (type(rule) is Match)

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from paceline.errors import CheckpointError, RequestError
 from paceline.text import Tokenizer
+from paceline.text.likeness import added_differences, difference
 
 
 def test_round_trip_and_sizes(tmp_path: Path) -> None:
@@ -152,10 +153,10 @@ def test_a_llama_s_tokenizer_needs_no_compiler(tmp_path: Path) -> None:
 
 def test_same_as(tmp_path: Path) -> None:
     plain = Tokenizer.load(tiny_tokenizer(tmp_path / "a"))
-    assert plain.same_as(Tokenizer.load(tiny_tokenizer(tmp_path / "b"))) is None
+    assert difference(plain, Tokenizer.load(tiny_tokenizer(tmp_path / "b"))) is None
     swapped = Tokenizer.load(tiny_tokenizer(tmp_path / "c", swap=(65, 66)))
-    assert plain.same_as(swapped) == "token 65 is 'A' against 'B'"
-    assert plain.same_as(tokenizer("byte_level")) == "token 0 is 'Ā' against '<s>'"
+    assert difference(plain, swapped) == "token 65 is 'A' against 'B'"
+    assert difference(plain, tokenizer("byte_level")) == "token 0 is 'Ā' against '<s>'"
 
 
 @pytest.mark.parametrize(
@@ -179,9 +180,9 @@ def test_same_as_but_for_added_tokens(
 ) -> None:
     plain = Tokenizer.load(tiny_tokenizer(tmp_path / "a"))
     other = Tokenizer.load(tiny_tokenizer(tmp_path / "b", special=special))
-    assert plain.same_as(other) is None
-    assert other.same_as(plain) is None
-    assert plain.added_differences(other) == told
+    assert difference(plain, other) is None
+    assert difference(other, plain) is None
+    assert added_differences(plain, other) == told
 
 
 def test_an_ordinary_token_is_no_added_one(tmp_path: Path) -> None:
@@ -196,10 +197,10 @@ def test_an_ordinary_token_is_no_added_one(tmp_path: Path) -> None:
     from tokenizers import Tokenizer as Backend
 
     whole, without = wrap(plain, "a"), Backend.from_str(json.dumps(fewer))
-    assert whole.same_as(wrap(without, "b")) == f"token {words - 1} is {last!r} against None"
+    assert difference(whole, wrap(without, "b")) == f"token {words - 1} is {last!r} against None"
     without.add_tokens([AddedToken("<new>")])
     assert without.token_to_id("<new>") == words - 1
-    assert whole.same_as(wrap(without, "b")) == f"token {words - 1} is {last!r} against '<new>'"
+    assert difference(whole, wrap(without, "b")) == f"token {words - 1} is {last!r} against '<new>'"
 
 
 def test_same_as_sees_other_merges() -> None:
@@ -209,6 +210,6 @@ def test_same_as_sees_other_merges() -> None:
     from tokenizers import Tokenizer as Backend
 
     other = wrap(Backend.from_str(json.dumps(state)), "reversed")
-    difference = wrap(byte_level(added=False), "plain").same_as(other)
-    assert difference is not None
-    assert "split differently" in difference
+    found = difference(wrap(byte_level(added=False), "plain"), other)
+    assert found is not None
+    assert "split differently" in found

@@ -30,7 +30,7 @@ from paceline.lab.audit_identity import Divergence, IdentityOptions, IdentityRep
 from paceline.lab.audit_laws import LawOptions, LawReport
 from paceline.lab.audit_pair import Pair
 from paceline.lab.audit_traffic import TrafficReport
-from paceline.lab.workloads import Message
+from paceline.lab.workload_lines import Message
 
 # Tokens of each prompt: a few dozen give the models something to go on and keep a run short.
 PROMPT_TOKENS = 48

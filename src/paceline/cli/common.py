@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from paceline import ConfigError, Engine, EngineConfig
+from paceline import ConfigError, Engine, EngineConfig, files
 from paceline.config import load_toml, read_toml
 
 # Piped output has no screen to fit, so its tables get the width they need.
@@ -195,11 +195,7 @@ def read_text(argument: str | None, file: Path | None, what: str) -> str:
     if argument is not None and argument != "-":
         return argument
     if file is not None:
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise ConfigError(f"{file}: cannot be read ({reason})") from error
+        return files.read_text(file)
     if argument is None and sys.stdin.isatty():
         raise ConfigError(f"no {what}; give it as an argument, with --file or on standard input")
     try:

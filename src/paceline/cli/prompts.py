@@ -6,7 +6,7 @@ from pathlib import Path
 
 from paceline.cli import common
 from paceline.lab import workloads
-from paceline.lab.workloads import Message
+from paceline.lab.workload_lines import Message
 
 
 def read(source: Path) -> list[str | list[Message]]:

@@ -60,7 +60,7 @@ def _create_one(part: str, defaults: dict[str, str]) -> Drafter:
     name, _, text = part.partition(":")
     cls = _load(name)
     options = read_options(name, cls.Options, text, defaults)
-    # A drafter without options of its own need not have a constructor.
+    # A drafter without options of its own need not have a constructor, and the base has none.
     made: Drafter = cls() if cls.Options is NoOptions else cls(options)  # type: ignore[call-arg]
     return made
 

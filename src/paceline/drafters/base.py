@@ -52,9 +52,8 @@ class TargetText(Protocol):
     """What is known of the target's tokens before its weights are read."""
 
     @property
-    def tokenizer(self) -> Tokenizer | None:
-        """The target's tokenizer, or None where it was opened without one. Waits until it is
-        loaded."""
+    def tokenizer(self) -> Tokenizer:
+        """The target's tokenizer. Waits until it is loaded."""
         ...
 
     def tokenizer_lies_in(self, folder: Path) -> bool:
@@ -66,7 +65,9 @@ class TargetInfo(TargetText, Protocol):
     """What a drafter may borrow from the target when it is bound."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """V, of its logits; its tokenizer may name more tokens or fewer."""
+        ...
 
     @property
     def hidden_size(self) -> int:

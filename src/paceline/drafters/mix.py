@@ -16,6 +16,7 @@ from torch import Tensor
 
 from paceline.drafters.base import Drafter, Draw, TargetInfo, TargetText
 from paceline.errors import ConfigError
+from paceline.speculation.sampling import one_hot_scores
 from paceline.types import (
     Draft,
     Limits,
@@ -124,7 +125,7 @@ def _scores(draft: Draft, like: Tensor | None) -> Tensor:
     if draft.scores is not None:
         return draft.scores
     assert like is not None
-    return torch.full_like(like, -torch.inf).scatter_(2, draft.tokens[:, :, None], 0.0)
+    return one_hot_scores(draft.tokens, like.shape[-1], like.dtype)
 
 
 def _join_needs(parts: tuple[Drafter, ...]) -> Needs:

@@ -24,6 +24,7 @@ from paceline.models.source import Source, find
 from paceline.ops.bookkeeping import tail_and_ahead
 from paceline.speculation.window import step
 from paceline.text import Tokenizer
+from paceline.text.likeness import added_differences, difference
 from paceline.types import Draft, Limits, MemoryPart, Needs, Rows, TargetOut, Verdict, Window
 
 log = logging.getLogger(__name__)
@@ -57,9 +58,8 @@ class ModelDrafter(Drafter):
     def check(self, target: TargetText) -> None:
         """Raises CheckpointError, or ConfigError where its ordinary tokens are not the target's."""
         folder = self._find()[0].folder
-        if target.tokenizer_lies_in(folder) or target.tokenizer is None:
-            return
-        self._compare(target.tokenizer, Tokenizer.load(folder))
+        if not target.tokenizer_lies_in(folder):
+            self._compare(target.tokenizer, Tokenizer.load(folder))
 
     def bind(self, target: TargetInfo, limits: Limits) -> None:
         """Load the model."""
@@ -74,13 +74,13 @@ class ModelDrafter(Drafter):
 
     def _compare(self, theirs: Tokenizer, own: Tokenizer) -> None:
         """Refuse a draft whose ids are other words; of added tokens only tell."""
-        path, difference = self.options.path, theirs.same_as(own)
-        if difference is not None:
+        path, other = self.options.path, difference(theirs, own)
+        if other is not None:
             raise ConfigError(
-                f"the draft {path!r} has another tokenizer than the target ({difference}): choose "
+                f"the draft {path!r} has another tokenizer than the target ({other}): choose "
                 "a draft made for this target"
             )
-        added = theirs.added_differences(own)
+        added = added_differences(theirs, own)
         if added:
             log.warning(
                 "the draft %r has %d added tokens that are not the target's, the first: %s; "

@@ -12,13 +12,13 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 
 from paceline.drafters.base import Drafter, Draw, TargetInfo
 from paceline.errors import ConfigError
+from paceline.files import read_text
 from paceline.ops.upload import put
 from paceline.types import Draft, Limits, MemoryPart, Request, Rows
 
@@ -120,10 +120,7 @@ def read_answers(path: str) -> dict[tuple[int, ...], tuple[int, ...]]:
 
     Raises ConfigError where the file is missing or holds something else.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"drafter 'replay' cannot read {path}: {error}") from None
+    text = read_text(path, "drafter 'replay' takes a file of answers")
     try:
         if text.lstrip().startswith("["):
             items = json.loads(text)

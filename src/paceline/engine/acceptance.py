@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 _SPREAD = 0.8  # standard deviation of requests around the traffic, in logits
@@ -28,7 +28,6 @@ _FIRST, _FIRST_WEIGHT = math.log(0.7 / 0.3), 1.0  # before any traffic
 _NEXT, _NEXT_WEIGHT = 0.1, 2.0  # a position starts so much above the one before it
 _STALE = 0.02  # logits that the law may move before what was computed from it is computed anew
 _STEP, _STEPS = 0.125, 32  # offsets are rounded to these, from -4 to 4
-_TALLY = 4000  # tested drafts of a source after which its counts are halved
 
 
 @dataclass(slots=True, eq=False)
@@ -56,8 +55,6 @@ class Seen(Protocol):
     @property
     def drafted(self) -> list[int]: ...
     @property
-    def source(self) -> list[int]: ...
-    @property
     def accepted(self) -> list[int]: ...
     @property
     def evaluated(self) -> list[int]: ...
@@ -76,21 +73,12 @@ class _Shape:
     tokens: list[float]
 
 
-@dataclass(slots=True)
-class Tally:
-    """Counts draft tokens of one drafter, by position; halved now and then."""
-
-    accepted: list[float] = field(default_factory=list)
-    evaluated: list[float] = field(default_factory=list)
-
-
 class Acceptance:
     """The traffic's law and what it says of a request."""
 
     def __init__(self, most: int) -> None:
         """most: the longest draft."""
         self.most = most
-        self.tallies: dict[int, Tally] = {}
         self.score = self.weight = 0.0  # successes at the first position above what was expected
         self._round = self._tested = 0  # the round that settled last, and that tested anything
         self._sum = [0.0] * most  # of information x logit, by position
@@ -102,10 +90,6 @@ class Acceptance:
         """A new request, of which nothing is known but the traffic it comes in."""
         return Track(min(limit, self.most), remaining, seen=self._round)
 
-    def conditional(self, track: Track) -> tuple[float, ...]:
-        """The chance of each draft position, given that all before it stood."""
-        return tuple(self._shape(track.place).chance)
-
     def tokens(self, place: int) -> Sequence[float]:
         """Tokens a round commits, drafts and one more, for a draft of 0, 1, … `most` tokens, for
         requests whose rounded offset is `place`."""
@@ -116,27 +100,21 @@ class Acceptance:
         nothing is to be learned from it; a drafter that proposed fewer without need failed at the
         first one missing. Returns how many rows had anything tested."""
         self._round += 1
-        counts: dict[tuple[int, int, int], int] = {}  # rows of one drafter and one outcome
         groups: dict[tuple[int, int, int], int] = {}  # rows of one place and one outcome
         shift = 0.0
         rows = zip(tracks, asked, seen.n, seen.drafted, seen.evaluated, seen.accepted,
-                   seen.source, seen.ended, strict=True)  # fmt: skip
-        for track, most, n, drafted, evaluated, accepted, source, ended in rows:
+                   seen.ended, strict=True)  # fmt: skip
+        for track, most, n, drafted, evaluated, accepted, ended in rows:
             room = min(most, track.remaining - 1)
             track.remaining -= n
             if not most or not n:  # n is 0 in an idle row: it had ended before
                 continue
-            if evaluated:
-                key = source, evaluated, accepted
-                counts[key] = counts.get(key, 0) + 1
             if accepted == drafted < room and not ended:
                 evaluated = drafted + 1
             if evaluated:
                 key = track.place, evaluated, accepted
                 groups[key] = groups.get(key, 0) + 1
                 shift += self._test(track, evaluated, accepted)
-        for (source, evaluated, accepted), count in counts.items():
-            self._count(source, evaluated, accepted, count)
         tested = sum(groups.values())
         if tested:
             self._fade(self._round - self._tested)
@@ -227,15 +205,3 @@ class Acceptance:
                 tokens.append(tokens[-1] + reach)
             shape = self._shapes[place] = _Shape(chance, tests, weights, tokens)
         return shape
-
-    def _count(self, source: int, evaluated: int, accepted: int, count: int) -> None:
-        tally = self.tallies.setdefault(source, Tally())
-        missing = evaluated - len(tally.evaluated)
-        tally.evaluated += [0.0] * missing
-        tally.accepted += [0.0] * missing
-        for position in range(evaluated):
-            tally.evaluated[position] += count
-            tally.accepted[position] += count * (position < accepted)
-        if tally.evaluated[0] > _TALLY:
-            tally.evaluated = [x / 2 for x in tally.evaluated]
-            tally.accepted = [x / 2 for x in tally.accepted]

@@ -22,6 +22,7 @@ from paceline.drafters import Drafter, create_for
 from paceline.engine.budget import Budget, plan_memory
 from paceline.engine.capture import CapturedRounds, every_plan, run_once, widths
 from paceline.engine.constrain import Constrainer
+from paceline.engine.cost import CostTable
 from paceline.engine.costs import Costs
 from paceline.engine.feeding import Feeder
 from paceline.engine.fixed import FixedK
@@ -91,7 +92,8 @@ class Opened:
     """An engine's inside. practice: a loop over the same machine for made-up requests before the
     first user's, None where a device is as fast at first; eos_ids: tokens that end a text unless a
     request says otherwise; widest: draft tokens a round at most; keep: saves what live rounds
-    taught, at the end; costs: what rounds cost, as known or (seconds given) measured now."""
+    taught, at the end; chooses: K is chosen round by round, from what rounds cost; costs: what they
+    cost, as known or (seconds given) measured now."""
 
     tokenizer: Tokenizer
     loop: Loop
@@ -101,7 +103,18 @@ class Opened:
     threads: int
     widest: int
     keep: Callable[[], None]
+    chooses: bool
     costs: Callable[[float | None], Costs]
+
+
+@dataclass(frozen=True, slots=True)
+class _Choosing:
+    """How K is decided. pilot: makes one that decides and has learned nothing yet; table: what
+    rounds cost, None where K is fixed; keep: see `Opened`."""
+
+    pilot: Callable[[], Pilot]
+    table: CostTable | None
+    keep: Callable[[], None]
 
 
 def open_machine(
@@ -151,30 +164,25 @@ def open_machine(
     if device.type == "cpu" and config.threads is None:
         progress("choosing threads", 0, 0)
     if _slow_at_first(device):
-        first = _make_loop(config, machine, rounds, readings, k, FixedK(k), paces)
-        practise(first, tokenizer)
+        practise(_make_loop(config, machine, rounds, readings, k, paces, FixedK(k)), tokenizer)
     threads = _set_threads(config, machine)
     rig = _make_rig(machine, rounds, readings, k)
-    pilot, keep_costs = _make_pilot(config, machine, rig, k, progress)
+    choosing = _choosing(config, rig, k, progress)
     every_eos = {*model.eos_token_ids, *tokenizer.eos_ids}
-    practice = None
-    if _slow_at_first(device):
-        decides = pilot
-        if isinstance(pilot, Governor):  # a new one; what rounds cost is true of these as well
-            decides = Governor(pilot.cost, latency=pilot.latency)
-        practice = _make_loop(config, machine, rounds, readings, k, decides, paces)
-    loop = _make_loop(config, machine, rounds, readings, k, pilot, paces)
+    looped = partial(_make_loop, config, machine, rounds, readings, k, paces)
+    practice = looped(choosing.pilot()) if _slow_at_first(device) else None
     return Opened(
         tokenizer,
-        loop,
+        looped(choosing.pilot()),
         practice,
         budget,
         # A tokenizer may name more tokens than the model has.
         frozenset(token for token in every_eos if token < model.vocab_size),
         threads,
         k,
-        keep_costs,
-        partial(costs_of, rig, pilot.cost if isinstance(pilot, Governor) else None),
+        choosing.keep,
+        choosing.table is not None,
+        partial(costs_of, rig, choosing.table),
     )
 
 
@@ -208,8 +216,8 @@ def _make_loop(
     rounds: Rounds,
     readings: Readings,
     k: int,
-    pilot: Pilot,
     paces: Paces,
+    pilot: Pilot,
 ) -> Loop:
     """The loop over a machine that is ready. k: the widest draft; paces: what all loops over this
     machine have learned."""
@@ -241,20 +249,21 @@ def _make_rig(machine: Machine, rounds: Rounds, readings: Readings, k: int) -> R
     return Rig(machine, rounds, readings, widths(k), powers(slots), rounded=False)
 
 
-def _make_pilot(
-    config: EngineConfig, machine: Machine, rig: Rig, k: int, progress: Progress
-) -> tuple[Pilot, Callable[[], None]]:
+def _choosing(config: EngineConfig, rig: Rig, k: int, progress: Progress) -> _Choosing:
     """Who decides how much is drafted, and what keeps what was learned for the next start."""
-    adaptive = config.rule == "match" if config.adaptive is None else config.adaptive
-    if not adaptive or not k:
-        return FixedK(k), lambda: None
+    if not config.adapts or not k:
+        if k and config.adaptive is None:
+            log.info("K stays at %d whatever the load; --adaptive lets it vary", k)
+        return _Choosing(lambda: FixedK(k), None, lambda: None)
     key = {
         "models": f"{config.target} {config.draft} {config.drafter}",
         "dtype": config.dtype,
         "capture": str(config.capture),
     }
     table = cost_table(rig, key, progress=partial(progress, "measuring rounds"))
-    return Governor(table, latency=config.latency), lambda: keep(rig, key, table)
+    return _Choosing(
+        lambda: Governor(table, latency=config.latency), table, lambda: keep(rig, key, table)
+    )
 
 
 def _ready(

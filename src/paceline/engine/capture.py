@@ -78,7 +78,7 @@ class Recording:
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(device)
         if stream is None:
-            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream), _no_collection():
             self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
@@ -102,7 +102,7 @@ def recorder(device: torch.device) -> _Record:
     makes no two may run at the same time."""
     if device.type != "cuda":
         return partial(Recording, device=device, pool=None)
-    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
     return partial(Recording, device=device, pool=pool, stream=stream)
 
 

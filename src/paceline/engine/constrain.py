@@ -2,7 +2,7 @@
 
 The one thing that makes the host wait for a draft. The rule sees the target's distribution with
 the other tokens taken out, so every rule stays exact; a draft is replaced by what the grammar
-forces only under `match`, where any draft will do.
+forces only under a rule that keeps the text (`match`), where any draft will do.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Constrainer:
         index = upload([rows[place].slot for place in bound], slots.limits.device)
         waiting = slots.draft_tokens[index].tolist(), slots.draft_count[index].tolist()
         drafts = [tokens[:count] for tokens, count in zip(*waiting, strict=True)]
-        if widest and self.machine.rule.name == "match":
+        if widest and self.machine.rule.keeps_text:
             for which, place in enumerate(bound):
                 must = self._must(rows[place], widest, failed)
                 if must and must != drafts[which][:k][: len(must)]:

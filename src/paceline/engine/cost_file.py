@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +16,7 @@ from pathlib import Path
 
 from paceline.engine.catch_up import CatchUp
 from paceline.engine.cost_grid import Point
+from paceline.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -100,20 +99,11 @@ def save_costs(
     path = cost_path(key, folder)
     rows = [[point.kind, point.rows, point.k, point.context, point.seconds] for point in points]
     content = {"format": _FORMAT, "key": dict(key), "points": rows, "catch_up": catch_up}
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # In one piece: another engine may read it at this moment.
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            json.dump(content, file)
-        temporary.replace(path)
+        write_whole(path, json.dumps(content))  # another engine may read it at this moment
     except OSError as error:
         log.warning("costs cannot be kept in %s (%s): the next start measures again", path, error)
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def _read(content: dict[str, object], key: Mapping[str, str]) -> Saved:
@@ -144,9 +134,6 @@ def _whole(value: object, least: int) -> int:
 
 
 def _seconds(value: object) -> float:
-    if type(value) not in (int, float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
         raise ValueError(f"{value!r} is no time")
-    seconds = float(value)  # type: ignore[arg-type]
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"{value!r} is no time")
-    return seconds
+    return float(value)

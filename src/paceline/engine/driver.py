@@ -74,7 +74,7 @@ class Driver:
         thread.start()
         try:
             return opened.result()
-        except BaseException:
+        except BaseException:  # Ctrl-C, say
             self._stop = True
             raise
 
@@ -123,7 +123,7 @@ class Driver:
         def command() -> None:
             try:
                 answer.set_result(question())
-            except BaseException as error:
+            except BaseException as error:  # whatever it was, whoever asks is told
                 answer.set_exception(error)
 
         self.post(command, heavy)
@@ -176,7 +176,7 @@ class Driver:
             try:
                 made = opening()
                 self._steps = steps(made)
-            except BaseException as error:
+            except BaseException as error:  # `start` raises it, whatever it was
                 opened.set_exception(error)
                 return
             opened.set_result(made)

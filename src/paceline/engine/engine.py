@@ -1,7 +1,7 @@
 """The engine: the public way in. Opens models, takes requests, hands out events.
 
 A facade: requests come in by intake.py, the engine's own thread (driver.py) does all the work, and
-callers never wait for one another.
+callers never wait for one another. What measures is in instruments.py.
 """
 
 from __future__ import annotations
@@ -13,25 +13,19 @@ from collections.abc import Sequence as Seq
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
-import torch
-from torch import Tensor
-
-from paceline.config import MAX_LOGPROBS, EngineConfig, check_request, load_toml
+from paceline.config import EngineConfig, load_toml
 from paceline.drafters import Drafter
 from paceline.engine.build import Progress, on_device, open_machine, quiet
-from paceline.engine.costs import Costs
 from paceline.engine.driver import Driver
-from paceline.engine.fixed import FixedK
 from paceline.engine.handle import Handle
+from paceline.engine.instruments import Instruments
 from paceline.engine.intake import Intake
 from paceline.engine.ledger import own
-from paceline.engine.policy import Governor
 from paceline.engine.practice import ask
-from paceline.engine.requests import Prompt, as_prompts, check_ids
-from paceline.engine.scoring import Scorer
-from paceline.errors import ConfigError, EngineClosedError, PacelineError, RequestError
+from paceline.engine.requests import Asked, Prompt, as_prompts
+from paceline.errors import ConfigError, EngineClosedError, PacelineError
 from paceline.models.memory import collect
 from paceline.types import (
     Completion,
@@ -40,14 +34,13 @@ from paceline.types import (
     Grammar,
     Limits,
     SamplingParams,
-    TokenLogprob,
 )
 
 # What a stream's generator gives to `stream` itself, never to a caller.
 _STARTED = Event("", (), "", ())
 
 
-class Engine:
+class Engine(Instruments):
     """Writes text with a target model, sooner with a drafter, and never another text.
 
     >>> with Engine("mini-target", draft="mini-draft") as engine:
@@ -68,10 +61,10 @@ class Engine:
         drafter: a name such as "model", "ngram", "predicted", "ngram+model" (row by row the
         first that has a draft), with options as "ngram:max=6", or a `Drafter`; default "model"
         where `draft` is given, else "none". draft: the draft model's folder. progress(what, done,
-        all) is called while it opens; all is 0 where nobody can say. options: the other fields of
-        `EngineConfig` (k, rule, dtype, device, slots, max_length, threads, prefill_chunk, seed,
-        capture, memory, adaptive, latency, cache_tokens, prefix_cache, max_gap). Raises ConfigError
-        and CheckpointError, one line each.
+        all) is called while it opens, in the engine's own thread; all is 0 where nobody can say.
+        options: the other fields of `EngineConfig` (k, rule, dtype, device, slots, max_length,
+        threads, prefill_chunk, seed, capture, memory, adaptive, latency, cache_tokens,
+        prefix_cache, max_gap). Raises ConfigError and CheckpointError, one line each.
         """
         if drafter is not None and not isinstance(drafter, str | Drafter):
             raise ConfigError(f"drafter must be a name or a Drafter, not {drafter!r}")
@@ -108,7 +101,7 @@ class Engine:
         # From here on it says how many texts are written at once, whoever decided it.
         self.config = config = replace(config, slots=opened.budget.slots)
         self.tokenizer, self.threads = opened.tokenizer, opened.threads
-        self._loop, self._widest = opened.loop, opened.widest
+        self._loop, self._widest, self._chooses = opened.loop, opened.widest, opened.chooses
         self._keep, self._costs = opened.keep, opened.costs
         self._pilot = opened.loop.pilot
         self._budget, self._limits = opened.budget, opened.budget.limits
@@ -143,33 +136,20 @@ class Engine:
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
-        *,
-        prediction: str | Seq[int] | None = None,
-        k: int | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
-        grammar: Grammar | None = None,
+        **asked: Unpack[Asked],
     ) -> Handle:
         """Ask for one text; returns at once. It is written whether or not its events are read.
 
-        prompt: text, token ids, or chat messages (a list of {"role", "content"}). prediction:
-        text the user expects, for the "predicted" drafter. k: draft tokens for this request, at
-        most the engine's; 0 is plain decoding. priority: higher goes first. deadline: seconds
-        from now; what is written by then stands, and the finish is "deadline". grammar: what the
-        text must be; it is whole unless max_tokens cuts it. Raises RequestError at once for a
-        request that cannot be served. A request whose logits are not finite fails with
-        NumericsError, to whoever reads it.
+        prompt: text, token ids, or chat messages (a list of {"role", "content"}). asked, each
+        by its name: prediction, text the user expects, for the "predicted" drafter; k, draft tokens
+        for this request, at most the engine's (0 is plain decoding); priority, higher goes first;
+        deadline, seconds from now (what is written by then stands, and the finish is "deadline");
+        grammar, what the text must be (it is whole unless max_tokens cuts it). Raises RequestError
+        at once for a request that cannot be served. A request whose logits are not finite fails
+        with NumericsError, to whoever reads it.
         """
         self._check_open()
-        handle = self._intake.take(
-            prompt,
-            params,
-            prediction=prediction,
-            k=k,
-            priority=priority,
-            deadline=deadline,
-            grammar=grammar,
-        )
+        handle = self._intake.take(prompt, params, **asked)
         try:
             self._check_open()
         except PacelineError:  # in between: the command may never be run, or for nobody
@@ -191,24 +171,11 @@ class Engine:
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
-        *,
-        prediction: str | Seq[int] | None = None,
-        k: int | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
-        grammar: Grammar | None = None,
+        **asked: Unpack[Asked],
     ) -> Iterator[Event]:
-        """`submit`, and the events as they come, one a round. Leaving the loop early cancels the
-        request."""
-        handle = self.submit(
-            prompt,
-            params,
-            prediction=prediction,
-            k=k,
-            priority=priority,
-            deadline=deadline,
-            grammar=grammar,
-        )
+        """`submit`, and the events as they come, one a round. asked: as of `submit`. Leaving the
+        loop early cancels the request."""
+        handle = self.submit(prompt, params, **asked)
         events = self._events(handle)
         next(events)  # inside its `try` from here on: dropping it unread cancels the request too
         return events
@@ -224,23 +191,10 @@ class Engine:
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
-        *,
-        prediction: str | Seq[int] | None = None,
-        k: int | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
-        grammar: Grammar | None = None,
+        **asked: Unpack[Asked],
     ) -> AsyncIterator[Event]:
         """`stream` for asyncio."""
-        handle = self.submit(
-            prompt,
-            params,
-            prediction=prediction,
-            k=k,
-            priority=priority,
-            deadline=deadline,
-            grammar=grammar,
-        )
+        handle = self.submit(prompt, params, **asked)
         try:
             async for event in handle.events():
                 yield event
@@ -251,22 +205,18 @@ class Engine:
         self,
         prompts: Prompt | Seq[Prompt],
         params: SamplingParams | None = None,
-        *,
-        prediction: str | Seq[int] | None = None,
-        k: int | None = None,
-        grammar: Grammar | None = None,
+        **asked: Unpack[Asked],
     ) -> list[Completion]:
         """Write whole texts, several at once where there are slots; results in order.
 
-        prompts: one prompt or a list of prompts (text, token ids or chat messages each). See
-        `submit`. A request that fails raises its error after the others have finished.
+        prompts: one prompt or a list of prompts (text, token ids or chat messages each). asked: as
+        of `submit`, the same for all. A request that fails raises its error after the others have
+        finished.
         """
         handles: list[Handle] = []
         try:
             for prompt in as_prompts(prompts):
-                handles.append(
-                    self.submit(prompt, params, prediction=prediction, k=k, grammar=grammar)
-                )
+                handles.append(self.submit(prompt, params, **asked))
             for handle in handles:
                 handle.wait_closed()
         finally:
@@ -274,93 +224,7 @@ class Engine:
                 handle.cancel()
         return [handle.result() for handle in handles]
 
-    # --- measuring and closing ---
-
-    def score(self, tokens: Seq[int]) -> Tensor:
-        """The target's raw logits [n, V] after each of `tokens`, in one pass (float32 or 64).
-
-        For measuring: exp(log_softmax(score(t))[i, t[i + 1]]) is the probability of token i + 1.
-        """
-        ids = self._scored(tokens)
-        loop, device = self._loop, self._limits.device
-        return self._driver.ask(
-            lambda: Scorer(loop.machine.target, ids, device).logits(len(ids)), heavy=True
-        )
-
-    def prompt_logprobs(self, tokens: Seq[int], top: int = 0) -> Iterator[list[TokenLogprob]]:
-        """The target's raw log-probabilities of all `tokens` but the first, and of the `top` most
-        likely at each place, a piece at a time: the rounds of others go on between two pieces,
-        however many ask.
-
-        Nothing is read before the first piece is asked for, nor after the last that is. Raises
-        RequestError at once for tokens that cannot be read, and for a `top` that is no count.
-        """
-        ids = self._scored(tokens)
-        if type(top) is not int or top < 0:
-            raise RequestError(f"top must be a whole number of at least 0, not {top!r}")
-        return self._pieces(ids, min(top, MAX_LOGPROBS))
-
-    def _pieces(self, ids: list[int], top: int) -> Iterator[list[TokenLogprob]]:
-        driver, loop, device = self._driver, self._loop, self._limits.device
-        try:
-            scorer = driver.ask(lambda: Scorer(loop.machine.target, ids, device), heavy=True)
-            while piece := driver.ask(lambda: loop.score(scorer, top), heavy=True):
-                yield list(piece)
-        except torch.OutOfMemoryError:
-            raise RequestError(
-                f"a text of {len(ids)} tokens does not fit beside the caches; score a shorter "
-                "one, or open the engine with a smaller memory or cache_tokens"
-            ) from None
-
-    def _scored(self, tokens: Seq[int]) -> list[int]:
-        self._check_open()
-        if not 0 < len(tokens) <= self._limits.max_length:
-            raise RequestError(f"score takes 1 to {self._limits.max_length} tokens at a time")
-        check_ids("the text", tokens, self._limits.vocab_size)
-        return list(tokens)
-
-    def costs(self, seconds: float | None = None) -> Costs:
-        """What rounds cost here: as measured when the engine opened and corrected by live rounds.
-
-        seconds: measure anew, in about so many; also where nothing was measured (K is fixed). That
-        writes over the caches, so it is for an engine that has written nothing yet, or keeps
-        nothing (`prefix_cache=False`) and is idle: else RequestError.
-        """
-        self._check_open()
-
-        def told() -> Costs:
-            pages = self._loop.scheduler.pages
-            anew = seconds is not None or not isinstance(self._pilot, Governor)
-            if anew and (not self._loop.idle or pages.used or pages.cached):
-                raise RequestError(
-                    "costs are measured where nothing is in the caches: ask before the first text, "
-                    "or open the engine with prefix_cache=False and wait until it is idle"
-                )
-            return self._costs(seconds)
-
-        return self._driver.ask(told, heavy=True)
-
-    def fix_k(self, k: int | None) -> None:
-        """From here on every round drafts k tokens, 0 is plain decoding; None: as the engine was
-        opened. For measuring one K beside another: it changes when tokens come, and under `match`
-        never which. Raises ConfigError for a k that the engine is not made for (where rounds are
-        recorded, one between two that were), and RequestError while texts are being written."""
-        self._check_open()
-        if k is not None:
-            check_request(k, self._widest, 0, None)
-
-        def exchange() -> None:
-            width = self._loop.rounds.width
-            if k is not None and width(k) != k:
-                there = ", ".join(str(n) for n in range(k) if width(n) == n)
-                raise ConfigError(
-                    f"no round of {k} drafts was recorded: take one of {there} or {width(k)}"
-                )
-            if not self._loop.idle:
-                raise RequestError("texts are being written: fix k before, or when they have ended")
-            self._loop.pilot = self._pilot if k is None else FixedK(k)
-
-        self._driver.ask(exchange)
+    # --- how it stands, and closing ---
 
     @property
     def ended(self) -> Exception | None:
@@ -388,7 +252,8 @@ class Engine:
 
     def drain(self, timeout: float | None = None) -> bool:
         """Refuse what comes and wait until what is there is finished. timeout: seconds to wait at
-        most; returns whether all is finished. Then `close`."""
+        most; returns whether all is finished. Then `close`. Raises EngineClosedError where the
+        engine ends meanwhile, and what was there with it."""
         self._draining = True
         until = None if timeout is None else time.monotonic() + timeout
         while not self._closed and self._driver.ask(lambda: not self._loop.idle):

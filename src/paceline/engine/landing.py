@@ -48,7 +48,7 @@ class Marks:
         self._events: list[torch.cuda.Event] = []
         if device.type == "cuda":
             event = torch.cuda.Event
-            self._events = [event(enable_timing=True) for _ in range(3)]  # type: ignore[no-untyped-call]
+            self._events = [event(enable_timing=True) for _ in range(3)]  # type: ignore[no-untyped-call]  # torch's
 
     def begin(self) -> None:
         self._record(0)

@@ -135,7 +135,7 @@ class Ledger:
         state is not known. Rounds of theirs in flight are settled in their turn."""
         try:
             yield
-        except BaseException as error:
+        except BaseException as error:  # a panic of a library in Rust is no Exception
             for sequence in sequences:
                 try:
                     self.drop(sequence, "error", told(error))
@@ -156,7 +156,7 @@ class Ledger:
             except PacelineError as error:
                 log.info("request %s ends: %s", sequence.request.id, error)
                 clear_frames(error.__traceback__)  # its reader keeps it: not what it was made of
-            except BaseException as error:
+            except BaseException as error:  # raised once all have had their turn
                 first = first or error
         if first is not None:
             raise first

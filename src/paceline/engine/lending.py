@@ -26,7 +26,7 @@ class LentText:
     loading: Future[Tokenizer]
 
     @property
-    def tokenizer(self) -> Tokenizer | None:
+    def tokenizer(self) -> Tokenizer:
         return self.loading.result()
 
     def tokenizer_lies_in(self, folder: Path) -> bool:

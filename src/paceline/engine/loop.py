@@ -1,6 +1,7 @@
 """One step of the engine: admit, read prompts, launch a round, hand out what one committed.
 
-The only place where device values become host values. Knows nothing of threads or callers.
+Here what a round did becomes host values (`engine/report.py`), one round late. Which other files
+read from the device is in tests/test_layering.py. Knows nothing of threads or callers.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class Loop:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             return bool((torch.ones(2, device=device) + 1).sum().item() == 4)
-        except Exception:
+        except Exception:  # whatever it is: a device that answers raises nothing
             return False
 
     # --- one step ---
@@ -309,7 +310,7 @@ class Loop:
                 outcome = launched.pending.wait()
                 now = time.perf_counter()
                 rows = committed(outcome.report, sources, launched.rows, asked, now - began)
-            except BaseException:
+            except BaseException:  # the round is over for its rows, however it ended
                 for sequence in launched.rows:
                     self.scheduler.settled(sequence, ())
                 raise

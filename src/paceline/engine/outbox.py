@@ -76,7 +76,7 @@ class Reader:
     """
 
     request: Request
-    tokenizer: Tokenizer | None
+    tokenizer: Tokenizer
     eos_ids: frozenset[int]
     stats: SequenceStats
     token_ids: list[int] = field(default_factory=list)
@@ -90,11 +90,10 @@ class Reader:
     error: Exception | None = None
     notify: Callable[[], None] | None = None  # called after each event
     _pieces: list[str] = field(default_factory=list)
-    _text: _TextEnd | None = None
+    _text: _TextEnd = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.tokenizer is not None:
-            self._text = _TextEnd(self.tokenizer, self.request)
+        self._text = _TextEnd(self.tokenizer, self.request)
 
     def take(self, row: Committed) -> int:
         """Add what one round committed for this request, as one event.
@@ -104,22 +103,21 @@ class Reader:
         """
         ids, end = list(row.token_ids), self._end(row)
         pieces, rest = [""] * len(ids), ""
-        if self._text is not None:
-            shown = ids[:-1] if end is not None and end.by_token else ids
-            unchecked = max(0, self.request.params.min_tokens - len(self.token_ids))
-            texts, hit = self._text.take(shown, unchecked)
-            pieces[: len(texts)] = texts
-            if hit is not None:
-                ids = ids[: len(texts)]
-                del pieces[len(ids) :]
-            elif end is not None:
-                rest, hit = self._text.rest(armed=len(ids) > unchecked)
-                if hit is None and self.request.params.include_stop_str_in_output:
-                    rest += end.name
-                if pieces:
-                    pieces[-1], rest = pieces[-1] + rest, ""
-            if hit is not None:
-                end = _End("stop", hit)
+        shown = ids[:-1] if end is not None and end.by_token else ids
+        unchecked = max(0, self.request.params.min_tokens - len(self.token_ids))
+        texts, hit = self._text.take(shown, unchecked)
+        pieces[: len(texts)] = texts
+        if hit is not None:
+            ids = ids[: len(texts)]
+            del pieces[len(ids) :]
+        elif end is not None:
+            rest, hit = self._text.rest(armed=len(ids) > unchecked)
+            if hit is None and self.request.params.include_stop_str_in_output:
+                rest += end.name
+            if pieces:
+                pieces[-1], rest = pieces[-1] + rest, ""
+        if hit is not None:
+            end = _End("stop", hit)
         sources = [row.source if i < row.accepted else "target" for i in range(len(ids))]
         logprobs = None if row.logprobs is None else row.logprobs[: len(ids)]
         if end is not None:  # only now: what raises before leaves a text that can still be closed
@@ -134,7 +132,7 @@ class Reader:
         last = row.token_ids[-1] if row.token_ids else None
         if last is None or last not in self.stop_ids:
             return _End("length")
-        name = None if self.tokenizer is None else self.tokenizer.token(last)
+        name = self.tokenizer.token(last)
         if name in self.request.params.stop:  # asked for by its name
             return _End("stop", name, by_token=True)
         return _End("stop", None if last in self.eos_ids else last, by_token=True)
@@ -145,8 +143,7 @@ class Reader:
             self.finish, self.error = finish, error
             rest = ""
             try:
-                if self._text is not None:
-                    rest, _ = self._text.rest()
+                rest, _ = self._text.rest()
             except BaseException:  # it may be why the request fails: it has to end nevertheless
                 log.debug("request %s: no rest of its text", self.request.id, exc_info=True)
             self._emit([], [], [], None, None, rest)

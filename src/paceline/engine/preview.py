@@ -21,7 +21,7 @@ from paceline.errors import ConfigError
 from paceline.models.config import ModelConfig
 from paceline.models.devices import check_device
 from paceline.models.loading import check
-from paceline.models.opening import narrowing, parse_dtype
+from paceline.models.opening import narrowing, parse_dtype, stretching
 from paceline.models.source import Source, find
 from paceline.text import Tokenizer
 from paceline.types import Limits
@@ -84,6 +84,7 @@ def preview(
     drafter.check(LentText(source.folder, loading))
     room = None if gpu is None else Room(torch.device("cuda"), int(gpu * 2**30))
     budget = plan_memory(config, model, drafter, room)
+    facts = [_at(one, budget.limits.max_length) for one in facts]
     return Preview(
         replace(config, slots=budget.slots),
         budget.limits,
@@ -91,6 +92,12 @@ def preview(
         {part.name: part.size for part in budget.parts},
         budget.free,
     )
+
+
+def _at(facts: ModelFacts, length: int) -> ModelFacts:
+    """With what opening it for so many positions would warn of."""
+    note = stretching(facts.length, length)
+    return facts if note is None else replace(facts, notes=(*facts.notes, note))
 
 
 def _facts(source: Source, model: ModelConfig, dtype: str) -> ModelFacts:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from paceline.engine.prefill import (
 )
 from paceline.engine.round import Machine
 from paceline.ops.upload import put
-from paceline.types import TargetOut
+from paceline.types import Rows, TargetOut, Window
 
 log = logging.getLogger(__name__)
 
@@ -110,14 +110,14 @@ class CapturedReadings:
     ) -> None:
         machine, rows = self._machine, place.shape[1]
         kind = machine.drafter.needs.catch_up
-        seen: list[Any] = []
+        seen: list[tuple[Window, TargetOut, Rows]] = []
 
         def target() -> None:
-            seen[:] = _target_pass(machine, width, place)
+            seen[:] = [_target_pass(machine, width, place)]
 
         def drafter() -> None:
             if kind == "observe":
-                window, out, read = seen
+                window, out, read = seen[0]
                 machine.drafter.observe(window, out, None, read)
             else:
                 _drafter_pass(machine, width, place)
@@ -228,7 +228,7 @@ def rehearse(machine: Machine, width: int, place: Tensor) -> None:
         _drafter_pass(machine, width, place)
 
 
-def _target_pass(machine: Machine, width: int, place: Tensor) -> tuple[Any, TargetOut, Any]:
+def _target_pass(machine: Machine, width: int, place: Tensor) -> tuple[Window, TargetOut, Rows]:
     slot, start, count = place
     window = committed(machine, slot, start, count, width)
     _, kept = machine.target.forward(window, machine.pool, machine.drafter.needs.features)

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias, cast
+from typing import TypeAlias, TypedDict, cast
 
+from paceline.checks import is_whole, shown
 from paceline.config import check_sampling
 from paceline.engine.slots import MAX_BIAS, MAX_STOP_IDS
 from paceline.errors import RequestError
 from paceline.text import Tokenizer
-from paceline.types import Limits, Request, SamplingParams
+from paceline.types import Grammar, Limits, Request, SamplingParams
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 Prompt: TypeAlias = str | Sequence[int] | Messages
 
-# Numbers that are added to logits or divide them stay far inside float32.
-_LARGEST = 1e30
+
+class Asked(TypedDict, total=False):
+    """What a request may say besides prompt and sampling; see `Engine.submit`."""
+
+    prediction: str | Sequence[int] | None
+    k: int | None
+    priority: int
+    deadline: float | None
+    grammar: Grammar | None
 
 
 def build_request(
@@ -44,7 +52,7 @@ def build_request(
         # It stands behind the prompt: what a tokenizer puts before a text is not in it.
         expected = tokenizer.encode(prediction, add_special_tokens=False)
     else:
-        expected = _token_ids(prediction or (), "the prediction is text or a list of token ids")
+        expected = token_ids(prediction or (), "the prediction is text or a list of token ids")
     check_ids("the prediction", expected, limits.vocab_size)
     _check_shapes(params)
     params = _stop_at_special(params, tokenizer, limits.vocab_size)
@@ -60,32 +68,27 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
     messages = [dict(m) for m in prompt if isinstance(m, Mapping)] if _is_list(prompt) else []
     if messages and len(messages) == len(prompt):
         return tokenizer.chat(messages)
-    return _token_ids(prompt, "a prompt is text, a list of token ids or a list of chat messages")
+    return token_ids(prompt, "a prompt is text, a list of token ids or a list of chat messages")
 
 
 def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def _token_ids(value: object, wanted: str) -> list[int]:
+def token_ids(value: object, wanted: str) -> list[int]:
     """`value` as token ids. Raises RequestError with the words `wanted`."""
     ids = list(value) if isinstance(value, Sequence) and _is_list(value) else None
-    # bool is an int to Python and a mistake to everyone else.
-    if ids is None or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
-        raise RequestError(f"{wanted}, not {_shown(value)}")
+    if ids is None or not all(map(is_whole, ids)):
+        raise RequestError(f"{wanted}, not {shown(value)}")
     return ids
 
 
-def _shown(value: object) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def check_ids(what: str, ids: Sequence[int], vocab_size: int) -> None:
+    """Raise RequestError for the first of `ids` beyond the vocabulary. what: whose ids they are."""
     for token in ids:
         if not 0 <= token < vocab_size:
             raise RequestError(
-                f"{what} has token id {token}; the vocabulary holds 0 to {vocab_size - 1}"
+                f"{what} has token id {shown(token)}; the vocabulary holds 0 to {vocab_size - 1}"
             )
 
 
@@ -93,14 +96,14 @@ def _check_shapes(params: object) -> None:
     """The class is frozen but not checked when it is made: it may hold anything."""
     if not isinstance(params, SamplingParams):
         raise RequestError(
-            f"params must be SamplingParams, not {_shown(params)}; "
+            f"params must be SamplingParams, not {shown(params)}; "
             "paceline.sampling_params makes them from keywords"
         )
     for name in ("stop", "stop_token_ids", "logit_bias"):
         value = getattr(params, name)
         if not _is_list(value):
             raise RequestError(
-                f"{name} must be a tuple, not {_shown(value)}; "
+                f"{name} must be a tuple, not {shown(value)}; "
                 "paceline.sampling_params takes other forms"
             )
 
@@ -117,23 +120,18 @@ def _stop_at_special(
 
 
 def _check_params(params: SamplingParams, limits: Limits, eos_ids: frozenset[int]) -> None:
-    check_sampling(params)
-    named = {f"logit_bias of token {token}": value for token, value in params.logit_bias}
-    for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"):
-        named[name] = getattr(params, name)
-    for name, number in named.items():
-        if abs(number) > _LARGEST:
-            raise RequestError(f"{name} must lie within ±{_LARGEST:g}, not {number:g}")
-    check_ids("logit_bias", [token for token, _ in params.logit_bias], limits.vocab_size)
-    check_ids("stop_token_ids", params.stop_token_ids, limits.vocab_size)
     if len(params.logit_bias) > MAX_BIAS:
         raise RequestError(f"logit_bias has {len(params.logit_bias)} entries; at most {MAX_BIAS}")
+    check_sampling(params)
+    check_ids("logit_bias", [token for token, _ in params.logit_bias], limits.vocab_size)
+    check_ids("stop_token_ids", params.stop_token_ids, limits.vocab_size)
     if len(eos_ids | set(params.stop_token_ids)) > MAX_STOP_IDS:
         raise RequestError(f"too many stop_token_ids; at most {MAX_STOP_IDS - len(eos_ids)}")
 
 
 def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Tell one prompt (text, token ids, messages) from a list of prompts."""
-    if not _is_list(prompts) or not prompts or isinstance(prompts[0], int | Mapping):
+    """Tell one prompt (text, token ids, messages) from a list of prompts; an empty list is one of
+    no prompts."""
+    if not _is_list(prompts) or (prompts and isinstance(prompts[0], int | Mapping)):
         return [cast(Prompt, prompts)]
     return list(cast(Sequence[Prompt], prompts))

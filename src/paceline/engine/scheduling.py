@@ -21,20 +21,17 @@ from paceline.types import Request
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many sequences and pages stand where. The last four are totals, the last three tokens,
-    tokens and pages: looked up in the prefix index, found there, and evicted from it."""
+    """How many sequences and pages stand where. The last three are totals, the last two
+    tokens: looked up in the prefix index, and found there."""
 
     waiting: int
     prefilling: int
     running: int
-    leaving: int
     pages_used: int
     pages_cached: int
-    pages_unused: int
     preemptions: int
     prefix_asked: int
     prefix_hits: int
-    prefix_evictions: int
 
 
 class Scheduler:
@@ -247,14 +244,11 @@ class Scheduler:
             waiting=len(self._waiting),
             prefilling=len(self._with(Status.PREFILL)),
             running=len(self._with(Status.RUNNING)),
-            leaving=len(self._with(Status.LEAVING)),
             pages_used=self.pages.used,
             pages_cached=self.pages.cached,
-            pages_unused=self.pages.unused,
             preemptions=self.preemptions,
             prefix_asked=self.index.asked,
             prefix_hits=self.index.hits,
-            prefix_evictions=self.index.evictions,
         )
 
     def check(self) -> None:

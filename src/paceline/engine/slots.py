@@ -45,8 +45,8 @@ def slots_bytes(limits: Limits, stores_q: bool, compute: torch.dtype) -> int:
     numbers = 8 * (limits.max_length + limits.table + limits.max_k + MAX_STOP_IDS) + 12 * MAX_BIAS
     numbers += 4 * (limits.max_k + 1) * -(-limits.vocab_size // 32)
     scores = limits.max_k * limits.vocab_size * compute.itemsize if stores_q else 0
-    # 13 numbers a slot beside them, and per token whether the prompt has it and a count.
-    return limits.slots * (numbers + 13 * 8 + 5 * limits.vocab_size + scores)
+    # 12 numbers a slot beside them, and per token whether the prompt has it and a count.
+    return limits.slots * (numbers + 12 * 8 + 5 * limits.vocab_size + scores)
 
 
 class Slots:
@@ -66,7 +66,7 @@ class Slots:
         self.tokens = zeros(limits.max_length)
         self.length, self.limit, self.seed = zeros(), zeros(), zeros()
         self.length[0] = 1  # the scratch slot: a root at position 0, so that rows of it are whole
-        self.prompt_length, self.k_limit = zeros(), zeros()
+        self.k_limit = zeros()
         self.pages = zeros(limits.table)
         self.active, self.processed = zeros(dtype=torch.bool), zeros(dtype=torch.bool)
         real = torch.float32
@@ -100,7 +100,6 @@ class Slots:
         length = len(prompt) + len(written)
         put(self.tokens[slot], (*prompt, *written))
         self.length[slot] = length
-        self.prompt_length[slot] = len(prompt)
         self.limit[slot] = min(len(prompt) + params.max_tokens, self.limits.max_length)
         self.seed[slot], self.k_limit[slot] = request.seed, k
         self._admit_sampling(slot, params, len(prompt))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from paceline.config import sampling_params
-from paceline.errors import ConfigError
+from paceline.errors import RequestError
 from paceline.models.fields import Fields
 from paceline.models.source import find
 from paceline.types import SamplingParams
@@ -31,5 +31,5 @@ def suggested_sampling(target: str | Path) -> SamplingParams:
         values["top_k"] = 0
     try:
         return sampling_params(**({"temperature": 1.0} | values))
-    except ConfigError as error:
+    except RequestError as error:
         raise said.error(str(error), "correct the file") from None

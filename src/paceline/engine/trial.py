@@ -17,7 +17,7 @@ from paceline.engine.cost import CostTable
 log = logging.getLogger(__name__)
 
 _BUDGET = 0.005  # of a resting drafter's time, what trying it may cost
-_BACK_OFF = 2  # after tries in vain a try is put off up to so many times longer
+_BACK_OFF = 2  # after one in vain, or several, the next try is put off so many times longer
 _HOPE = 8  # and comes so much sooner where the last one looked well
 _EVIDENCE = 16  # tested drafts that a try is for
 _ROUNDS = 6  # and the most rounds it has

@@ -87,7 +87,7 @@ class _Production:
 
 
 class Enumeration:
-    """One case: a rule, a pair, a schedule. `result` is the outcome; `law` what was committed."""
+    """One case: a rule, a pair, a schedule. `run` is the outcome; `law` what is committed."""
 
     def __init__(self, rule: Rule, pair: TinyPair, schedule: Schedule, samples: int = 3) -> None:
         self.rule, self.pair, self.schedule, self.samples = rule, pair, schedule, samples

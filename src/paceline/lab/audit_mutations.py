@@ -40,6 +40,14 @@ class Mutant:
     def needs_q(self) -> bool:
         return self.sound.needs_q
 
+    @property
+    def keeps_text(self) -> bool:
+        return self.sound.keeps_text
+
+    @property
+    def compares(self) -> bool:
+        return False  # what is replaced is seen in `verify` alone
+
     def noise(
         self, seeds: Tensor, root: Tensor, position: Tensor, v: int, dtype: torch.dtype, draws: bool
     ) -> VerifyNoise:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from paceline.lab.bench_record import Opening, RoundCounts, Sampling, TimeSpent
-from paceline.lab.workloads import Conversation, Message
+from paceline.lab.workload_lines import Conversation, Message
 
 # What ends an answer where a chat is written out as plain text: the next speaker's line.
 _SPEAKERS = {"user": "User", "assistant": "Assistant"}

@@ -10,9 +10,12 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-_T = TypeVar("_T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_T = TypeVar("_T", bound="DataclassInstance")
 
 
 class Malformed(ValueError):
@@ -46,7 +49,7 @@ def build(cls: type[_T], value: Any, where: str = "") -> _T:
         raise Malformed(f"{where or 'the line'} must be an object, not {_short(value)}")
     hints = get_type_hints(cls)
     made: dict[str, Any] = {}
-    for field in fields(cls):  # type: ignore[arg-type]
+    for field in fields(cls):
         name = f"{where}.{field.name}" if where else field.name
         if field.name in value:
             made[field.name] = _convert(hints[field.name], value[field.name], name)
@@ -79,8 +82,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
             raise Malformed(f"{name} must be an object, not {_short(value)}")
         inner = get_args(hint)[1]
         return {str(k): _convert(inner, item, f"{name}.{k}") for k, item in value.items()}
-    if is_dataclass(hint):
-        return build(hint, value, name)  # type: ignore[arg-type]
+    if isinstance(hint, type) and is_dataclass(hint):
+        return build(hint, value, name)
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:

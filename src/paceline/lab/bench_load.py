@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from paceline.lab.bench_ask import Answer, Player, ask_turn
 from paceline.lab.bench_machine import Meter, peak_device_bytes, peak_rss
 from paceline.lab.bench_record import Contestant, Load, Measurement, Pass, Sampling
-from paceline.lab.workloads import Conversation
+from paceline.lab.workload_lines import Conversation
 
 # So many texts in a row that fail, and a contestant is taken for broken.
 GIVE_UP = 5

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paceline import ConfigError
+from paceline.files import write_whole
 from paceline.lab.bench_json import Malformed, build, plain
 from paceline.lab.bench_record import MANIFEST, SCHEMA, Contestant, Load
 
@@ -36,11 +37,8 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write it whole or not at all."""
-    file = folder / MANIFEST
-    part = file.with_suffix(".part")
     value = {"schema": SCHEMA} | plain(manifest)
-    part.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    part.replace(file)
+    write_whole(folder / MANIFEST, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:

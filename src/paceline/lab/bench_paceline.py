@@ -46,8 +46,7 @@ class PacelinePlayer:
 
     @property
     def chats(self) -> bool:
-        tokenizer = self._engine.tokenizer
-        return tokenizer is not None and tokenizer.has_chat_template
+        return self._engine.tokenizer.has_chat_template
 
     async def ask(self, ask: Ask) -> Answer:
         """Write one text; it is cancelled after `ask.timeout` seconds."""

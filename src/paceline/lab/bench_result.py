@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from paceline.files import write_whole
 from paceline.lab.bench_json import Malformed, build, plain
 from paceline.lab.bench_record import SCHEMA, SUMMARY, Load, Opening, Problem
 
@@ -167,11 +168,8 @@ class Summary:
 
 def write_summary(folder: Path, summary: Summary) -> None:
     """Write the summary whole or not at all."""
-    file = folder / SUMMARY
-    part = file.with_suffix(".part")
     value = {"schema": SCHEMA} | plain(summary)
-    part.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    part.replace(file)
+    write_whole(folder / SUMMARY, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def read_summary(folder: Path) -> Summary:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from paceline.lab.bench_load import Task, arrivals
 from paceline.lab.bench_record import Contestant, Load, Measurement
-from paceline.lab.workloads import Conversation, Workload
+from paceline.lab.workload_lines import Conversation
+from paceline.lab.workloads import Workload
 
 Key = tuple[str, str, int, str, int]
 

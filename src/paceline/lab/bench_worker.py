@@ -81,7 +81,7 @@ async def _serve(
 ) -> None:
     try:
         player = open_player(contestant, texts, once)
-    except Exception as error:
+    except Exception as error:  # of an engine or of a library: the bench is told, and goes on
         told = (
             str(error) if isinstance(error, PacelineError) else f"{type(error).__name__}: {error}"
         )

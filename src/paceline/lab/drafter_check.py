@@ -54,12 +54,12 @@ PROMPTS = (
 SETTINGS = (SamplingParams(), SamplingParams(temperature=0.8, seed=7))
 
 
-class HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class HostReads(TorchDispatchMode):
     """Meanwhile notices operations that read the device, copy to it from the host, or whose
     result's shape depends on values: none of them can be recorded. calls: operations met."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.calls = 0
         self.found: list[str] = []
         self._before: list[Any] = []
@@ -73,7 +73,7 @@ class HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._before = [vars(owner).get(name) for owner, name, _ in _UNSEEN]
         for owner, name, does in _UNSEEN:
             setattr(owner, name, self._watched(f"{name} {does}", getattr(owner, name)))
-        super().__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch's
         return self
 
     def __exit__(
@@ -82,7 +82,7 @@ class HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]  # torch's
         for (owner, name, _), before in zip(_UNSEEN, self._before, strict=True):
             if before is None:  # it is inherited
                 delattr(owner, name)
@@ -202,11 +202,11 @@ class _Watched(Drafter):
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
-        self.name = drafter.name  # type: ignore[misc]
+        self.name = drafter.name  # type: ignore[misc]  # a class's, but this one is any drafter
         self.problems: list[str] = []
 
     @property
-    def needs(self) -> Needs:  # type: ignore[override]
+    def needs(self) -> Needs:  # type: ignore[override]  # a drafter may set its own; this may not
         """The drafter's own, which may be known only once it is bound."""
         return self._drafter.needs
 
@@ -271,7 +271,7 @@ class _Watched(Drafter):
         return None
 
 
-class _Located(HostReads):  # type: ignore[no-untyped-call]
+class _Located(HostReads):
     """Says where in the drafter it was."""
 
     def tell(self, what: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from paceline import ConfigError
+from paceline.files import read_text
 
 _MOST = 20_000_000  # requests
 _NEW = ("new_tokens", "output_tokens", "completion_tokens")
@@ -72,11 +73,7 @@ def poisson(
 def read(file: Path) -> list[Arrival]:
     """Requests of a JSON lines file, in the order of their times: `at` in seconds, `prompt_tokens`
     and `new_tokens` (or output_tokens). Raises ConfigError, naming the line."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"{file}: cannot be read ({reason})") from error
+    text = read_text(file)
     found = sorted(parse(text.split("\n"), str(file)), key=lambda arrival: arrival.at)
     if not found:
         raise ConfigError(f"{file}: no requests in it")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paceline.errors import ConfigError, did_you_mean
+from paceline.files import read_text
 
 Kind = Literal["embedding", "head", "gain", "final_gain", "inner", "bias", "write"]
 
@@ -118,7 +119,8 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A dense decoder's sizes. config: its config.json, less what `write_model` adds."""
+    """A dense decoder's sizes. config: its config.json, less the special ids and
+    what is stated of the pair, which `pair` adds."""
 
     name: str
     config: dict[str, Any]
@@ -196,9 +198,9 @@ def find_shape(name: str) -> Shape:
             f"no shape and no config.json is called {name!r}{did_you_mean(name, SHAPES)}"
         )
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read ({error}); give a model's config.json") from None
+        config = json.loads(read_text(file, "give a model's config.json"))
+    except ValueError as error:
+        raise ConfigError(f"{file} is not JSON ({error}); give a model's config.json") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{file} holds no JSON object; give a model's config.json")
     # The folder's name says more than "config.json", and no path of this machine is written.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from paceline import ConfigError, CostPoint, Costs
+from paceline.files import read_text
 from paceline.lab.bench_json import Malformed, build, plain
 from paceline.lab.plan_acceptance import Acceptance
 from paceline.lab.plan_fit import Fitted, Run, Text, fit
@@ -136,10 +137,7 @@ def save(measured: Measured, file: Path) -> None:
 def load(file: Path) -> Measured:
     """Read it again. Raises ConfigError."""
     try:
-        value = json.loads(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"{file}: cannot be read ({reason})") from error
+        value = json.loads(read_text(file))
     except ValueError as error:
         raise ConfigError(f"{file}: not JSON ({error}); give a file that --save wrote") from error
     try:

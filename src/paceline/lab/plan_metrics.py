@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 from paceline import ConfigError
+from paceline.files import read_text
 from paceline.lab.plan_acceptance import Acceptance, Counts
 
 _LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)")
@@ -35,7 +36,7 @@ Sample = tuple[dict[str, str], float]
 def read(source: str) -> tuple[Acceptance, list[str]]:
     """The acceptance that a server counted, and what to doubt of it, in words. source: a URL
     (…/metrics, or the server's own) or a file with what it answered. Raises ConfigError."""
-    text = _fetch(source) if source.startswith(("http://", "https://")) else _file(Path(source))
+    text = _fetch(source) if source.startswith(("http://", "https://")) else read_text(Path(source))
     try:
         return parse(text)
     except ValueError as error:
@@ -119,11 +120,3 @@ def _fetch(url: str) -> str:
         reason = getattr(error, "reason", None) or error
         raise ConfigError(f"{where}: no metrics there ({reason})") from error
     return body.decode("utf-8", errors="replace")
-
-
-def _file(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"{path}: cannot be read ({reason})") from error

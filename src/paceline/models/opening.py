@@ -50,6 +50,14 @@ def narrowing(stored: Collection[torch.dtype], dtype: torch.dtype) -> str | None
     )
 
 
+def stretching(trained: int, opened: int) -> str | None:
+    """What to say of a model that is opened for more positions than it was trained for; None where
+    it is not."""
+    if opened <= trained:
+        return None
+    return f"was trained for {trained} positions and is opened for {opened}"
+
+
 def decoder_memory(
     name: str, config: ModelConfig, dtype: str, limits: Limits, steady: bool = True
 ) -> tuple[MemoryPart, MemoryPart]:
@@ -99,13 +107,8 @@ def open_decoder(
         decoder = Decoder(config, weights, max_length, steady)
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # so that the seconds below are those of the reading
-    if max_length > config.max_length:
-        log.warning(
-            "%s was trained for %d positions and is opened for %d",
-            source.name,
-            config.max_length,
-            max_length,
-        )
+    if (note := stretching(config.max_length, max_length)) is not None:
+        log.warning("%s %s", source.name, note)
     seconds, size = time.perf_counter() - began, config.weight_bytes(kind)
     log.info(
         "opened %s (%s, %.1f million parameters, %s) in %.2f s, %.1f GB/s",

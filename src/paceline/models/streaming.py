@@ -29,7 +29,7 @@ class Carrier:
         self._device = device
         self._buffers = (_Buffer(device), _Buffer(device))
         self._turn = 0
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._readers = ThreadPoolExecutor(_THREADS, thread_name_prefix="paceline-read")
         self._files: dict[Path, int] = {}  # descriptors, open until the end
         self._being_read: _Piece | None = None
@@ -130,7 +130,7 @@ class _Buffer:
 
     def sent(self) -> None:
         """The copy was launched on the current stream."""
-        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event = torch.cuda.Event()
         self._event.record()
 
     def wait(self) -> None:

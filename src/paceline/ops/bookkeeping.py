@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from paceline.ops.power import power_of_two
 from paceline.speculation.choose import Judgement
 from paceline.speculation.window import ahead, tail
 from paceline.types import REPORT, Draft, Rows, Verdict, Window
@@ -82,7 +83,7 @@ class Bookkeeping:
             columns=pages.shape[1],
             page_size=page_size,
             width=width,
-            NODES=_power_of_two(width),
+            NODES=power_of_two(width),
             **self._launch,
         )
         window = Window(ids, position, address, valid, bounds, pages, page_size)
@@ -125,7 +126,7 @@ class Bookkeeping:
             count_b=draft.count.stride(0),
             source_b=draft.source.stride(0),
             STOPS=stop_ids.shape[1],
-            NODES=_power_of_two(width),
+            NODES=power_of_two(width),
             PENALTIES=penalties,
             **self._launch,
         )
@@ -169,7 +170,7 @@ class Bookkeeping:
             width=width,
             k=k,
             rows=batch,
-            NODES=_power_of_two(max(width, k)),
+            NODES=power_of_two(max(width, k)),
             **self._launch,
         )
         shared = rows.bounds, pages, rows.page_size
@@ -200,7 +201,7 @@ class Bookkeeping:
             new_k=draft.tokens.stride(1),
             count_b=draft.count.stride(0),
             source_b=draft.source.stride(0),
-            NODES=_power_of_two(k),
+            NODES=power_of_two(k),
             **self._launch,
         )
 
@@ -223,8 +224,3 @@ def tail_and_ahead(rows: Rows, width: int, k: int) -> tuple[Window, Window]:
     if kernels is None:
         return tail(rows, width), ahead(rows, k)
     return kernels.tail_and_ahead(rows, width, k)
-
-
-def _power_of_two(n: int) -> int:
-    """The least power of two that is at least n."""
-    return 1 << (n - 1).bit_length()

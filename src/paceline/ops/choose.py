@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paceline.ops.power import power_of_two
 from paceline.speculation.choose import Chooser, Judgement, ReferenceChooser, Terms
 from paceline.speculation.sampling import History, adjusted, allowed
-from paceline.speculation.verify import Match
 from paceline.types import Draft, SamplingFlags
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class FusedChooser:
             accepted=accepted,
             evaluated=evaluated,
             broken=broken,
-            ROWS=_power_of_two(width),
+            ROWS=power_of_two(width),
             num_warps=8 if width > 4 else 4,
             **scan.winners,
             **scan.shared,
@@ -181,7 +181,7 @@ class FusedChooser:
             scores=scores,
             tops=tops,
             temperature=params.temperature,
-            BLOCKS=_power_of_two(grid[0]),
+            BLOCKS=power_of_two(grid[0]),
             **shared,
         )
         kernels, rows = self._truncation, grid[1]
@@ -219,7 +219,7 @@ class FusedChooser:
             "temperature": params.temperature,
             "seeds": terms.seeds,
             "MODE": (hot if flags.draws else kernels.GREEDY).value,
-            "BLOCKS": _power_of_two(blocks),
+            "BLOCKS": power_of_two(blocks),
             "NATIVE": self._native,
         }
         codes = torch.empty(rows, blocks, dtype=torch.int32, device=logits.device)
@@ -238,7 +238,7 @@ class FusedChooser:
 
 
 def _fuses(terms: Terms, logits: Tensor) -> bool:
-    return type(terms.rule) is Match and logits.dtype == torch.float32
+    return terms.rule.compares and logits.dtype == torch.float32
 
 
 def _adjusts(flags: SamplingFlags) -> bool:
@@ -258,8 +258,3 @@ def _grid(shared: dict[str, Any]) -> tuple[int, int]:
     """(blocks, rows)."""
     batch, width, vocab = shared["logits"].shape
     return -(-vocab // shared["BLOCK"]), batch * width
-
-
-def _power_of_two(n: int) -> int:
-    """The least power of two that is at least n."""
-    return 1 << (n - 1).bit_length()

@@ -103,7 +103,7 @@ def _cached_only() -> Iterator[None]:
     manager: Any = knobs.cache.manager_class or FileCacheManager
     thread = threading.get_ident()
 
-    class Looking(manager):  # type: ignore[misc]
+    class Looking(manager):  # type: ignore[misc]  # which class it is, triton says as it runs
         def get_group(self, filename: str) -> dict[str, str] | None:
             group: dict[str, str] | None = super().get_group(filename)
             if not group and threading.get_ident() == thread:
@@ -115,7 +115,7 @@ def _cached_only() -> Iterator[None]:
         yield
 
 
-class _Zeros(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Zeros(TorchDispatchMode):
     """New memory is 0."""
 
     def __torch_dispatch__(
@@ -162,7 +162,7 @@ def _compiling(runtime: Any, device: torch.device, threads: int | None) -> Itera
     rehearsal, before = Rehearsal(device, threads), runtime.jit_cache_hook
     runtime.jit_cache_hook = rehearsal.hook
     try:
-        with _Zeros():  # type: ignore[no-untyped-call]
+        with _Zeros():  # type: ignore[no-untyped-call]  # torch's
             yield rehearsal
         rehearsed = time.perf_counter() - began
         rehearsal.finish()

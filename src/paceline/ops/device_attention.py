@@ -18,6 +18,7 @@ from torch import Tensor
 
 from paceline.ops.attention import gather, pages_in_use, write_kv
 from paceline.ops.norm import RMSNorm
+from paceline.ops.power import power_of_two
 from paceline.ops.rotary import rotate
 from paceline.types import KVSpec, Window
 
@@ -222,7 +223,7 @@ class DeviceAttention:
         rows = width * (self._heads // kv_heads)
         # Programs that are few do better with less each, though all of them read the same keys.
         most = 16 if batch <= 2 and rows <= _FEW else tuning.rows
-        tile_rows = min(most, max(16, _power(rows)))
+        tile_rows = min(most, max(16, power_of_two(rows)))
         tiles = -(-rows // tile_rows)
         tree = plan.ancestors is not None
         streams = tuning.streams + tree
@@ -241,10 +242,11 @@ class DeviceAttention:
             plan.partial, plan.tops, plan.totals, plan.counters,
             width, plan.position.stride(0), tiles, plan.pages.shape[1], plan.page_size,
             keys.shape[1], self._eps, self._scale,
-            HEADS=self._heads, KV_HEADS=kv_heads, D=size, DP=max(16, _power(size)), M=tile_rows,
-            R=min(tile_rows, _power(rows)), NODES=max(16, _power(width)), TILE=tuning.tile,
+            HEADS=self._heads, KV_HEADS=kv_heads, D=size, DP=max(16, power_of_two(size)),
+            M=tile_rows, R=min(tile_rows, power_of_two(rows)),
+            NODES=max(16, power_of_two(width)), TILE=tuning.tile,
             CHUNK=tuning.chunk, CHUNK_PAGES=max(1, tuning.chunk // plan.page_size),
-            STREAMS=tuning.streams, PP=_power(streams), SLIDING=self._sliding or 0,
+            STREAMS=tuning.streams, PP=power_of_two(streams), SLIDING=self._sliding or 0,
             NORMED=q_gain is not None, TREE=tree, ONE_PAGE=one_page, PDL=pdl,
             EARLY=tuning.early, HALF=half,
             STAGES=tuning.stages + 2 * (not one_page and tuning.stages > 1),
@@ -320,8 +322,3 @@ def _causal(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             query, keys, values, 0.0, is_causal=True, return_debug_mask=False, scale=scale
         )[0]
     return out[..., :size]
-
-
-def _power(count: int) -> int:
-    """The least power of two that is not less."""
-    return 1 << (count - 1).bit_length()

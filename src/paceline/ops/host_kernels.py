@@ -2,7 +2,7 @@
 
 On a CPU a window of a few rows costs little arithmetic and many calls: torch needs some twenty of
 them where these kernels need three. Each has a torch reference with the same result up to
-rounding (`norm`, `rotary` with `attention`, `activation`) and is chosen by `host.Host`.
+rounding (`norm`, `rotary` with `attention`, `activation`); `host.load_kernels` says where they run.
 
 Every row's numbers are added up in an order that depends on its own position alone, so a row
 comes out the same in a window of any width. Rows of 16 bits are bfloat16, rounded to nearest

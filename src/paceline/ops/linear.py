@@ -50,7 +50,7 @@ class Kept:
 def kept(dtype: torch.dtype, device: torch.device, steady: bool = True) -> Kept | None:
     """How weights of this dtype are kept on this device, or None where the products are torch's
     over the weights as they lie. steady: see `make_linear`."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return None
     kernels = load_kernels() is not None
     beside = int(dtype is torch.bfloat16 and kernels and not steady)  # eight bits, of small ones

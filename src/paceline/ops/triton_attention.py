@@ -41,8 +41,8 @@ def _prefetch(pointer, size):
 
 
 @triton.jit
-def _angles(turns, place, held, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr):
-    """[N, DP] float32: the turns of N places, cosine and sine side by side."""
+def _angles(turns, place, held, D: tl.constexpr, DP: tl.constexpr):
+    """[N, DP] float32: the turns of the N places, cosine and sine side by side."""
     d = tl.arange(0, DP)
     mask = held[:, None] & (d < D)[None, :]
     return tl.load(turns + place[:, None] * D + d[None, :], mask=mask, other=0.0)
@@ -246,13 +246,13 @@ def attend_window(
             size *= D * keys.dtype.element_ty.primitive_bitwidth // 8
             _prefetch(keys + (page * page_size + start) * D, size)
             _prefetch(values + (page * page_size + start) * D, size)
-    turn = _angles(turns, place, real, M, D, DP)
+    turn = _angles(turns, place, real, D, DP)
     # New keys and values are written by who reads them, and before.
     mine = live & ((places // CHUNK) % STREAMS == stream)
     if TREE:
         mine = live & in_window
     if NODES == _NODES:
-        key_turn = _angles(turns, places, mine, NODES, D, DP)
+        key_turn = _angles(turns, places, mine, D, DP)
     if PDL:
         gdc_wait()
 
@@ -278,7 +278,7 @@ def attend_window(
                 if not TREE:
                     held = held & ((spot // CHUNK) % STREAMS == stream)
                 cell = tl.load(address + some, mask=held, other=0)
-                spun = _angles(turns, spot, held, _NODES, D, DP)
+                spun = _angles(turns, spot, held, D, DP)
                 _enter(
                     first_key, keys, values, spun, cell, held, some, k_gain, eps,
                     HEADS, KV_HEADS, D, DP, NORMED,

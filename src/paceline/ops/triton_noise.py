@@ -28,7 +28,7 @@ def _mix(z):
 
 @triton.jit
 def key(seed, position):
-    """`noise.keys` of stream TARGET and choice 0: seed, position int64 -> uint64."""
+    """`noise.keys` of stream TARGET: seed, position int64 -> uint64."""
     h = _mix(_mix(seed.to(tl.uint64) + _GOLDEN) + _GOLDEN)
     return _mix(h + (position + 1).to(tl.uint64) * _GOLDEN)
 

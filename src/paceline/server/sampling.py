@@ -53,7 +53,7 @@ def told(params: SamplingParams, source: SamplingSource) -> dict[str, object]:
 def drawn(
     body: Generating, house: SamplingParams, most: int, logprobs: int | None
 ) -> SamplingParams:
-    """The parameters of a request's texts. house: the defaults. Raises ConfigError."""
+    """The parameters of a request's texts. house: the defaults. Raises RequestError."""
     temperature = _first(body.temperature, house.temperature)
     top_k, top_p = max(0, _first(body.top_k, house.top_k)), _first(body.top_p, house.top_p)
     if top_p == 0:  # nothing but the most likely token

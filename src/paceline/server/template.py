@@ -9,6 +9,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 
 from paceline import ConfigError
+from paceline.files import read_text
 
 
 class _Generation(Extension):
@@ -23,13 +24,7 @@ class _Generation(Extension):
 
 def read_template(file: Path) -> str:
     """A Jinja template for chats. Raises ConfigError where the file cannot be read or is none."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(
-            f"{file}: cannot be read ({reason}); give a Jinja chat template"
-        ) from error
+    text = read_text(file, "give a Jinja chat template")
     language = Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
     try:
         names = meta.find_undeclared_variables(language.parse(text))

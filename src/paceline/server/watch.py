@@ -26,7 +26,6 @@ class Watch:
     def served(self) -> dict[str, object]:
         """What is served and within what limits; k 0 where nothing can be drafted."""
         config, limits = self._engine.config, self._engine.limits
-        adaptive = config.rule == "match" if config.adaptive is None else config.adaptive
         return {
             "version": __version__,
             "chat": self._engine.tokenizer.has_chat_template,
@@ -34,7 +33,7 @@ class Watch:
             "drafter": config.drafter,
             "draft": None if config.draft is None else Path(config.draft).name,
             "k": 0 if config.drafter == "none" else config.k,
-            "adaptive": adaptive,
+            "adaptive": config.adapts,
             "rule": config.rule,
             "device": config.device,
             "dtype": config.dtype,

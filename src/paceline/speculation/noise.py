@@ -60,16 +60,16 @@ def keys(
     stream: Stream,
     position: Tensor,
     root: Tensor | None = None,
-    choice: int = 0,
 ) -> Tensor:
     """Return one 64-bit key for each position.
 
     seed [B] int64; position [B, W] int64, absolute, of the token to be drawn; root [B] int64,
     the root position of the round, for streams that must not meet the same number in two
-    rounds; choice: which of several texts for one request. Returns [B, W] int64.
+    rounds. Returns [B, W] int64.
     """
     assert seed.dtype == position.dtype == torch.int64, "seeds and positions are int64"
-    h = _fold(_fold(seed, int(stream)), choice)  # [B]
+    # The 0 stands where one more input would go. A seed's texts depend on it: it stays.
+    h = _fold(_fold(seed, int(stream)), 0)  # [B]
     if root is not None:
         h = _fold(h, root)
     return _fold(h.unsqueeze(-1), position)  # [B, W]

@@ -118,6 +118,8 @@ class Reject:
 
     name: RuleName = "reject"
     needs_q: bool = True
+    keeps_text: bool = False
+    compares: bool = False
 
     noise = staticmethod(_rooted_noise)
     proposal = staticmethod(_rooted_proposal)
@@ -175,6 +177,8 @@ class Block:
 
     name: RuleName = "block"
     needs_q: bool = True
+    keeps_text: bool = False
+    compares: bool = False
 
     noise = staticmethod(_rooted_noise)
     proposal = staticmethod(_rooted_proposal)

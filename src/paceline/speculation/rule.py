@@ -32,7 +32,10 @@ class Rule(Protocol):
     """How a draft is verified. Instances are in `RULES`.
 
     needs_q: the rule reads draft.scores and tells one-hot scores from others, so the drafter
-    stores what it drew from and `distribution(..., one_hot=True)` feeds it.
+    stores what it drew from and `distribution(..., one_hot=True)` feeds it. keeps_text: the text
+    is the same whatever is drafted, so that drafts may be cut, replaced and made as long as pays.
+    compares: at every node it draws the target's own token with the noise of `proposal`, and
+    accepts the draft while it equals that; so whoever draws may compare at once.
     """
 
     @property
@@ -40,6 +43,12 @@ class Rule(Protocol):
 
     @property
     def needs_q(self) -> bool: ...
+
+    @property
+    def keeps_text(self) -> bool: ...
+
+    @property
+    def compares(self) -> bool: ...
 
     def noise(
         self,

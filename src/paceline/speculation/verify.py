@@ -33,6 +33,8 @@ class Match:
 
     name: RuleName = "match"
     needs_q: bool = False
+    keeps_text: bool = True
+    compares: bool = True
 
     def noise(
         self,

@@ -1,7 +1,8 @@
 """One model's tokenizer: text to ids and back, chat messages to text.
 
 Wraps the fast tokenizer of a Hugging Face checkpoint. Owns every question about single tokens
-(which bytes, special or not); transformers is imported only when a tokenizer is loaded.
+(which bytes, special or not); transformers is imported only when a tokenizer is loaded. Whether
+two are the same is in likeness.py.
 """
 
 from __future__ import annotations
@@ -31,16 +32,6 @@ _LONG = 1 << 12
 
 # Stands before a text that goes on, and joins with nothing.
 _BEFORE = "\u263a"
-
-# Texts that two tokenizers must split alike: words, indentation, digits, scripts, odd bytes.
-_PROBES = (
-    "def load(path: str) -> dict[str, int]:\n    return {'a': 1}\n\n\t# 3.14 == 0x1F\r\n",
-    "The quick brown fox, it's 2026: don't “quote” me — really!  Two spaces, NO break\u00a0here.",
-    "  leading and trailing  ",
-    "日本語の文章と한국어, Ελληνικά, русский, العربية, हिन्दी",
-    "🙂 👩‍👩‍👧 e\u0301 \u00e9 ﬁ Ⅳ \x00\x7f\u200b",
-    "1234567890 12 345 x86_64 snake_case CamelCase HTTPServer",
-)
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -75,7 +66,7 @@ class Tokenizer:
         self._backend: Any = fast.backend_tokenizer
         self.name = name
         added = self._backend.get_added_tokens_decoder()
-        self._added = frozenset(added)
+        self.added_ids = frozenset(added)
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.special = {added[i].content: i for i in self.special_ids}
         self.byte_level = _is_byte_level(self._backend.decoder)
@@ -98,7 +89,7 @@ class Tokenizer:
         if not any((folder / name).is_file() for name in _FILES):
             raise CheckpointError(
                 f"{folder}: no tokenizer ({', '.join(_FILES)}); copy the files of the model's "
-                "tokenizer into the folder, or pass token ids instead of text"
+                "tokenizer into the folder"
             )
         try:
             fast = _reader(folder).from_pretrained(folder, local_files_only=True)
@@ -122,6 +113,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """The number of token ids; the model's own may be larger (padding)."""
         return len(self._fast)
+
+    @property
+    def vocabulary(self) -> dict[int, str]:
+        """Every id's token, in the vocabulary's own spelling. Takes long: nothing is kept."""
+        return {i: token for token, i in self._backend.get_vocab().items()}
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -274,49 +270,6 @@ class Tokenizer:
             ) from error
         # A template writes the special tokens itself.
         return self.encode(text, add_special_tokens)
-
-    def same_as(self, other: Tokenizer) -> str | None:
-        """Return None where both give the same ids for the same text, added and special tokens
-        aside, else the first difference.
-
-        A draft's tokens are compared with the target's by id, so ids that mean other words would
-        make every acceptance meaningless. What tokens outside of the text are called, or whether
-        both have them, costs acceptance there alone: see `added_differences`.
-        """
-        for number, mine, its in self._differences(other):
-            if not (self._is_added(number, mine) and other._is_added(number, its)):
-                return f"token {number} is {mine!r} against {its!r}"
-        for text in _PROBES:
-            a = self.encode(text, add_special_tokens=False)
-            b = other.encode(text, add_special_tokens=False)
-            if a != b:
-                at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
-                at = min(len(a), len(b)) if at is None else at
-                return (
-                    f"the same vocabulary, but {text[:24]!r}… is split differently "
-                    f"from token {at} on"
-                )
-        return None
-
-    def added_differences(self, other: Tokenizer) -> list[str]:
-        """The ids that two tokenizers which are otherwise the same (`same_as`) call differently or
-        that one of them lacks, in words."""
-        return [
-            f"{number} is {mine!r} against {its!r}"
-            for number, mine, its in self._differences(other)
-        ]
-
-    def _differences(self, other: Tokenizer) -> list[tuple[int, str | None, str | None]]:
-        """Ids that do not have the same token in both, with both tokens, None for a missing one."""
-        mine: dict[int, str] = {i: token for token, i in self._backend.get_vocab().items()}
-        its: dict[int, str] = {i: token for token, i in other._backend.get_vocab().items()}
-        numbers = sorted(mine.keys() | its.keys()) if mine != its else ()
-        pairs = ((number, mine.get(number), its.get(number)) for number in numbers)
-        return [(number, a, b) for number, a, b in pairs if a != b]
-
-    def _is_added(self, number: int, token: str | None) -> bool:
-        """Whether an id is no part of a text's own vocabulary: added to it, or not there at all."""
-        return token is None or number in self._added
 
 
 def _reader(folder: Path) -> Any:
