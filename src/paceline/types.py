@@ -86,17 +86,23 @@ class Grammar:
 
     after: free text comes first, through this mark (such as `</think>`), and what is behind it is
     bound; opened_by: that only where the text begins with this mark, else all of it is bound.
+    budget: the most tokens of that free text before `after` is what comes, or None. The kind "any"
+    binds nothing else.
     """
 
-    kind: Literal["json_schema", "json_object", "regex", "lark"]
+    kind: Literal["json_schema", "json_object", "regex", "lark", "any"]
     text: str = ""
     after: str = ""
     opened_by: str = ""
+    budget: int | None = None
 
 
 class Constraint(Protocol):
-    """A grammar and how far one text has come in it; see `text.grammar.Matcher`."""
+    """A grammar and how far one text has come in it; see `text.grammar.Matcher`. ends: whether it
+    says where the text ends."""
 
+    @property
+    def ends(self) -> bool: ...
     def masks(self, drafted: Sequence[int]) -> Tensor: ...
     def commit(self, tokens: Sequence[int]) -> None: ...
     def forced(self) -> list[int]: ...

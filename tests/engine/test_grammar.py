@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -27,7 +28,8 @@ from paceline import (
 from paceline.engine.acceptance import Track
 from paceline.engine.pilot import Launch
 from paceline.speculation.sampling import allowed
-from paceline.text.grammar import Grammars, Matcher
+from paceline.text.grammar import Grammars
+from paceline.types import Constraint
 
 SCHEMA = {
     "type": "object",
@@ -193,7 +195,98 @@ def test_what_comes_first_is_free(
     assert not follows(opened_by + "free</think>12x</think>")
 
 
-def allows(matcher: Matcher, token: int) -> bool:
+BUDGET = Grammar("any", after="</think>", budget=7)
+MARK = list(b"</think>")
+
+
+def spent(tokens: Sequence[int], budget: int) -> int:
+    """How many tokens come before the mark: so many, and the rest of a character."""
+    utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+    for place, token in enumerate(tokens):
+        if place >= budget and not utf8.getstate()[0]:
+            return place
+        utf8.decode(bytes([token]) if token < 256 else b".")
+    raise AssertionError("the text is too short")
+
+
+@pytest.mark.parametrize("budget", [
+    Grammar("any"),
+    Grammar("any", after="</think>"),
+    Grammar("regex", "[a-z]", budget=3),
+    Grammar("regex", "[a-z]", after="</think>", budget=-1),
+])  # fmt: skip
+def test_a_budget_that_is_none_is_refused(budget: Grammar, opened: Callable[..., Engine]) -> None:
+    with pytest.raises(RequestError, match="a number of tokens, at least 0, of what stands before"):
+        opened(k=0).submit(prompt(1), PARAMS, grammar=budget)
+
+
+@pytest.mark.parametrize("drafter", ["random", "model", "ngram:min=1"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_budget_ends_what_comes_first_and_changes_nothing_else(
+    drafter: str, temperature: float, pair: Pair, opened: Callable[..., Engine]
+) -> None:
+    """Before the mark the text is the free one's, and behind it that of a prompt which has all
+    this; at every K, the end of the text and min_tokens as without."""
+    free, given = opened(k=0), RandomDrafter() if drafter == "random" else drafter
+    engine = opened(drafter=given, draft=pair.target, k=4, slots=3)
+    params = SamplingParams(temperature=temperature, seed=3, max_tokens=30, min_tokens=20)
+    for n in range(4):
+        (plain,) = free.generate([prompt(n)], params)
+        lead = [*plain.token_ids[: spent(plain.token_ids, 7)], *MARK]
+        left = replace(params, max_tokens=30 - len(lead), min_tokens=20 - len(lead))
+        (rest,) = free.generate([[*prompt(n), *lead]], left)
+        for k in (0, 1, 4):
+            (got,) = engine.generate([prompt(n)], params, k=k, grammar=BUDGET)
+            assert list(got.token_ids) == [*lead, *rest.token_ids]
+            assert got.finish == rest.finish
+        ample = replace(BUDGET, budget=30)
+        never = replace(BUDGET, opened_by="<think>", budget=0)  # none of these begins so
+        for other in (ample, never):
+            (got,) = engine.generate([prompt(n)], params, grammar=other)
+            assert got.token_ids == plain.token_ids
+    (endless,) = engine.generate([prompt(1)], replace(params, ignore_eos=True), grammar=BUDGET)
+    assert len(endless.token_ids) == 30
+    assert engine.stats().accepted_by_source["forced"] > 0
+
+
+@pytest.mark.parametrize("rule", ["reject", "block"])
+def test_other_rules_keep_to_a_budget(rule: str, pair: Pair, opened: Callable[..., Engine]) -> None:
+    engine = opened(draft=pair.target, rule=rule, k=3, slots=2)
+    bound = Grammar("regex", "[0-9]{3}", after="</think>", budget=5)
+    for n in range(4):
+        params = SamplingParams(temperature=1.0, seed=n, max_tokens=40)
+        (one,) = engine.generate([prompt(n)], params, grammar=bound)
+        _, _, answer = one.text.partition("</think>")
+        end = spent(one.token_ids, 5)
+        assert list(one.token_ids[end : end + len(MARK)]) == MARK
+        assert re.fullmatch(r"[ \n]{0,4}[0-9]{3}", answer)
+        assert one.finish == "stop"
+
+
+def test_a_budget_counts_from_the_first_mark_and_ends_at_the_second(
+    opened: Callable[..., Engine],
+) -> None:
+    compiler = opened(k=0)._intake.compiler()
+
+    def follows(text: str, budget: int) -> bool:
+        grammar = replace(BUDGET, opened_by="<think>", budget=budget)
+        fresh = compiler.compile(grammar)
+        return all(allows(fresh, token) for token in text.encode())
+
+    assert follows(" \n<think>12345</think>any", 5)
+    assert not follows(" \n<think>123456", 5)
+    assert follows("<think></think>", 0)
+    assert not follows("<think>1", 0)
+    # One that the model begins itself, and one that it has begun when the budget is over.
+    assert follows("<think>12</think>" + "a" * 50, 20)
+    assert follows("<think>12</t</think>a", 5)
+    assert not follows("<think>12</think>", 5)
+    # A character is not cut.
+    assert follows("<think>1日</think>a", 2)
+    assert not follows("<think>1日2", 2)
+
+
+def allows(matcher: Constraint, token: int) -> bool:
     """Whether `token` may come, which then is taken to."""
     words = matcher.masks([])[0].tolist()
     matcher.commit([token])
@@ -258,6 +351,8 @@ def test_ignoring_the_end_contradicts_a_grammar(opened: Callable[..., Engine]) -
 
 class Told:
     """A grammar of a test's own: the tokens that must come, in order. It may fail."""
+
+    ends = True
 
     def __init__(self, tokens: list[int], failing: str = "") -> None:
         self.left, self.failing = tokens, failing

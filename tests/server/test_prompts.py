@@ -206,7 +206,6 @@ BOTH: dict[str, Any] = {
     "regex": "a+",
     "repeat_penalty": 1.1,
     "structural_tag": "{}",
-    "thinking_token_budget": 0,
     "truncate_prompt_tokens": -1,
     "typical_p": 0.9,
     "use_beam_search": True,

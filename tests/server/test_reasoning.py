@@ -246,3 +246,52 @@ def test_what_the_answer_must_be_binds_behind_the_reasoning(
     bound = chat(call, **options, chat_template_kwargs={"off": True}).json["choices"][0]
     assert type(json.loads(bound["message"]["content"])["a"]) is bool
     assert bound["finish_reason"] == "stop"
+
+
+def test_a_budget_of_reasoning(
+    engine: Engine, app: Callable[..., Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text is what it is without one, up to there; then the mark, and the answer."""
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", OPEN)
+    call, options = app(), {"max_tokens": 40, "seed": 1, "min_tokens": 40, "return_token_ids": True}
+    free = chat(call, **options).json["choices"][0]["token_ids"]
+    mark = engine.tokenizer.encode_on("</think>")
+    for budget in (0, 1, 9):
+        for enabled in (True, False):
+            body = {"thinking_token_budget": budget, "speculative": {"enabled": enabled}}
+            whole = chat(call, **options, **body).json
+            (choice,) = whole["choices"]
+            assert choice["token_ids"][: budget + len(mark)] == [*free[:budget], *mark]
+            assert len(choice["token_ids"]) == 40
+            assert choice["message"]["content"]
+            used = whole["usage"]["completion_tokens_details"]
+            assert used["reasoning_tokens"] == budget + len(mark)
+            deltas = [
+                c["choices"][0]["delta"] for c in chat(call, **options, **body, stream=True).chunks
+            ]
+            told = "".join(delta.get("content") or "" for delta in deltas)
+            assert told == choice["message"]["content"]
+    ample = chat(call, **options, thinking_token_budget=100).json["choices"][0]["token_ids"]
+    off = {"chat_template_kwargs": {"off": True}}
+    plain = chat(call, **options, **off).json["choices"][0]["token_ids"]
+    none = chat(call, **options, **off, thinking_token_budget=0).json["choices"][0]["token_ids"]
+    assert (ample, none) == (free, plain)
+
+
+def test_a_bound_answer_behind_a_budget(
+    engine: Engine, app: Callable[..., Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.tokenizer.fast, "chat_template", OPEN)
+    bound = {"response_format": {"type": "json_object", "schema": {"const": [1, "a"]}}}
+    body = {"max_tokens": 40, "seed": 1, "thinking_token_budget": 5, **bound}
+    (choice,) = chat(app(), **body).json["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ('[1,"a"]', "stop")
+
+
+def test_a_budget_where_nothing_is_told_apart(app: Callable[..., Call]) -> None:
+    body = {"model": "mini", "messages": CHAT, "thinking_token_budget": 5}
+    answer = app(reasoning=False)("POST", "/v1/chat/completions", body)
+    assert (answer.status, answer.json["error"]["param"]) == (400, "thinking_token_budget")
+    body = {"model": "mini", "prompt": "a", "thinking_token_budget": 5}
+    answer = app()("POST", "/v1/completions", body)
+    assert (answer.status, answer.json["error"]["param"]) == (400, "thinking_token_budget")

@@ -80,9 +80,10 @@ class Intake:
 
     def _constraint(self, grammar: Grammar, request: Request) -> Constraint:
         """`grammar` for one text. Raises RequestError."""
-        if request.params.ignore_eos:
+        constraint = self.compiler().compile(grammar)
+        if constraint.ends and request.params.ignore_eos:
             raise RequestError("a grammar says where a text ends: leave ignore_eos out")
-        return self.compiler().compile(grammar)
+        return constraint
 
     def compiler(self) -> Grammars:
         """What compiles grammars, made when the first one is asked for."""

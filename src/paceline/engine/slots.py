@@ -103,7 +103,7 @@ class Slots:
         self.limit[slot] = min(len(prompt) + params.max_tokens, self.limits.max_length)
         self.seed[slot], self.k_limit[slot] = request.seed, k
         self._admit_sampling(slot, params, len(prompt))
-        if request.constraint is not None:
+        if request.constraint is not None and request.constraint.ends:
             self.min_position[slot] = 0  # a grammar knows when a text is whole
         self.stop_ids[slot] = -1
         put(self.stop_ids[slot], stop_ids)

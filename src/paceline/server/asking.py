@@ -131,10 +131,16 @@ def _chat_parts(
         last = text_of(body.messages[-1].content or "", "messages")
         opened = last.rfind(formats.marks.begin) > last.rfind(formats.marks.end)
     grammar = tools.grammar(engine, formats, ask.grammar) if tools else ask.grammar
+    budget = body.thinking_token_budget
+    if budget is not None:
+        if formats.marks is None:
+            message = "no reasoning is told from the answer here: leave thinking_token_budget out"
+            raise unsupported("thinking_token_budget", message)
+        grammar = grammar or Grammar("any")
     if grammar is not None and formats.marks is not None:
-        # Thinking is free; the answer behind it is bound.
+        # Thinking is free, up to its budget; the answer behind it is bound.
         begin = "" if opened else formats.marks.begin
-        grammar = replace(grammar, after=formats.marks.end, opened_by=begin)
+        grammar = replace(grammar, after=formats.marks.end, opened_by=begin, budget=budget)
     if grammar is not None:
         checked(engine, grammar, "tools" if tools else "response_format")
     reading = Reading(marks, opened and marks is not None)

@@ -51,7 +51,7 @@ _BOTH = {
     "bad_words": _Field("forbid tokens with a logit_bias of -100"),
     "logits_processors": _Field("use logit_bias or structured_outputs"),
     "prompt_embeds": _Field("send text or token ids"),
-    "thinking_token_budget": _Field("bound the text with max_tokens"),
+    "thinking_token_budget": _Field("bound the text with max_tokens"),  # a chat's own is known
     "truncate_prompt_tokens": _Field("shorten the prompt before it is sent"),
     "use_beam_search": _Field("ask for n texts"),
     "vllm_xargs": _Field("leave it out"),

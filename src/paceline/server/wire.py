@@ -209,9 +209,10 @@ class CompletionBody(Generating):
 
 class ChatBody(Generating):
     """POST /v1/chat/completions. separate_reasoning (default true: reasoning goes into
-    reasoning_content), chat_template_kwargs (such as {"enable_thinking": false}),
-    add_generation_prompt (default true: the template begins the answer) and continue_final_message
-    (the text goes on with the last message) go beyond OpenAI's."""
+    reasoning_content), thinking_token_budget (the most tokens of reasoning), chat_template_kwargs
+    (such as {"enable_thinking": false}), add_generation_prompt (default true: the template begins
+    the answer) and continue_final_message (the text goes on with the last message) go beyond
+    OpenAI's."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: _Count | None = None
@@ -221,6 +222,7 @@ class ChatBody(Generating):
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     separate_reasoning: bool | None = None
+    thinking_token_budget: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     chat_template_kwargs: dict[str, object] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

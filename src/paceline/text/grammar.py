@@ -11,6 +11,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from paceline.errors import RequestError, needs_extra
+from paceline.text.budget import Budget, Budgeted
 from paceline.text.tokenizer import Tokenizer
-from paceline.types import Grammar
+from paceline.types import Constraint, Grammar
 
 _SHOWN = 300  # characters of an error of llguidance
 _KEPT = 64  # compiled grammars: a service asks for the same few again and again
@@ -49,14 +51,26 @@ class Grammars:
         )
         self._special = {tokenizer.token(i) or "": i for i in tokenizer.special_ids}
         self._words, self._vocab_size = -(-most // 32), vocab_size
+        self._tokenizer = tokenizer
         self._kept: OrderedDict[Grammar, Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def compile(self, grammar: Grammar) -> Matcher:
+    def compile(self, grammar: Grammar) -> Constraint:
         """What `grammar` allows. Raises RequestError, which says what is wrong with it.
 
         Takes seconds for the largest; one that was compiled lately costs a copy.
         """
+        if grammar.budget is None and grammar.kind != "any":
+            return self._matched(grammar)
+        if not grammar.after or grammar.budget is None or grammar.budget < 0:
+            raise RequestError(
+                "a grammar's budget is a number of tokens, at least 0, of what stands before "
+                "`after`; and the kind any has both"
+            )
+        bound = None if grammar.kind == "any" else self._matched(replace(grammar, budget=None))
+        return Budgeted(Budget(self._tokenizer, grammar), bound, -(-self._vocab_size // 32))
+
+    def _matched(self, grammar: Grammar) -> Matcher:
         with self._lock:
             made = self._kept.get(grammar)
         if made is None:
@@ -123,6 +137,8 @@ class Grammars:
 
 class Matcher:
     """How far one text has come in its grammar: see `types.Constraint`."""
+
+    ends = True
 
     def __init__(self, inner: Any, words: int, vocab_size: int, kind: str) -> None:
         """words: of a mask over the tokenizer's tokens, of which the model has `vocab_size`."""

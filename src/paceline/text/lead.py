@@ -26,6 +26,17 @@ class Lead:
         self._held: list[tuple[str, bool]] = []
         self._tail = ""  # the end of what has been seen, where `after` may have begun
 
+    @property
+    def inside(self) -> bool:
+        """Whether the text stands in the lead, its first mark written and its last one not."""
+        return self._state == "inside"
+
+    def copy(self) -> Lead:
+        """Another that has seen the same."""
+        made = Lead(self._after, self._opened_by)
+        made._state, made._held, made._tail = self._state, list(self._held), self._tail
+        return made
+
     def feed(self, text: str, armed: bool, last: bool) -> tuple[str, list[tuple[str, bool]]]:
         """What `text` adds of the lead, which may be shown, and behind it the pieces in which stop
         strings count, each with its `armed` (see `StopStrings.feed`). last: the text ends here."""
