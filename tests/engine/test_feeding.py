@@ -31,6 +31,7 @@ def feeder(
 ) -> Feeder:
     """One whose device does nothing, in no time."""
     machine: Any = SimpleNamespace(
+        target=None,
         drafter=SimpleNamespace(needs=SimpleNamespace(catch_up=catch_up)),
         slots=SimpleNamespace(limits=SimpleNamespace(device=SimpleNamespace(type="cpu"))),
     )
@@ -445,6 +446,44 @@ def test_where_nothing_fits_one_pass_is_shown_and_who_lies_furthest_behind_comes
     assert steps < 10
 
 
+@pytest.mark.parametrize("count", [3, 24, 60])
+def test_a_drafter_returns_however_tight_the_bound(count: int) -> None:
+    """Texts grow while it is shown others: it is shown more than that, whatever the bound."""
+    found, texts = taught(0.0081), [text(300, slot=n) for n in range(count)]
+    steps = 0
+    while not shows(found, texts)[0]:
+        for sequence in texts:
+            sequence.tokens = range(len(sequence.tokens) + 1)
+        steps += 1
+    assert steps < 10 + 300 * count / (min(16 * count, 256) - count)
+
+
+def test_what_is_to_be_shown_waits_once_for_what_else_is_read() -> None:
+    """Texts that are scored without a pause leave no step free."""
+    found, sequence, shown = taught(0.0081), text(3000), list[int]()
+    for _ in range(6):
+        found.read(text(5000, slot=2), 16, True, 0.008)
+        found.bring_up({sequence: 3000}, 0.008)
+        shown.append(sequence.observed)
+        found.take()
+    assert shown == [0, 16, 16, 32, 32, 48]
+
+
+def test_reckoning_what_fits_is_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, texts, calls = taught(0.05), [text(3000, slot=n) for n in range(128)], list[int]()
+    safe = Paces.safe
+    monkeypatch.setattr(Paces, "safe", lambda *given: calls.append(1) or safe(*given))
+    assert not found.bring_up(dict.fromkeys(texts, 3000), 0.008)
+    assert 0 < len(calls) < 300
+
+
+def test_reads_that_no_round_comes_behind_are_not_kept_for_ever() -> None:
+    found = feeder()
+    for n in range(300):
+        found.read(text(500, slot=n), 16, True)
+    assert len(found.take()) < 100
+
+
 def test_what_else_was_read_in_front_of_a_round_counts_too() -> None:
     found, sequence = taught(0.02), text(3000)
     alone = found.step_tokens(text(5000), 2048, True, 0.008)
@@ -457,27 +496,39 @@ def test_what_else_was_read_in_front_of_a_round_counts_too() -> None:
     assert sequence.observed > 0
 
 
-def test_a_text_that_is_scored_leaves_half_of_the_room_to_prompts() -> None:
-    found, sizes = taught(0.05), list[int]()
-    scorer: Any = SimpleNamespace(done=0, left=5000)
+class Scored(SimpleNamespace):
+    """A text that is scored. sizes: of its pieces."""
 
-    def logprobs(top: int, size: int) -> list[int]:
-        sizes.append(size)
-        scorer.done, scorer.left = scorer.done + size, scorer.left - size
+    def logprobs(self, target: Any, top: int, size: int) -> list[int]:
+        self.sizes.append(size)
+        self.done, self.left = self.done + size, self.left - size
         return [0] * size
 
-    scorer.logprobs = logprobs
+
+@pytest.mark.parametrize(("fixed", "token", "largest"), [(1e-3, 1e-4, 128), (8e-3, 2e-5, 256)])
+def test_a_text_that_is_scored_leaves_half_of_the_room_to_prompts(
+    fixed: float, token: float, largest: int
+) -> None:
+    """And finds out how wide a pass may be, whether its tokens cost or that it is one."""
+    found, scorer = taught(0.06), Scored(done=0, left=5000, sizes=[])
     while scorer.left:
         found.score(scorer, 0, 0.008)
         (read,) = found.take()
-        took = 1e-3 + 1e-4 * sizes[-1]
+        took = fixed + token * scorer.sizes[-1]
         marks: Any = SimpleNamespace(wait=lambda took=took: took)
         found.learn([replace(read, marks=marks)], took + 0.008)
-        assert took <= 0.042 / 2
-    assert sizes[0] == 16
-    assert max(sizes) == 64  # twice as many would do, but were never met
-    scorer.left = 5000
-    sizes.clear()
+        assert took <= 0.052 / 2
+    assert scorer.sizes[0] == 16
+    assert max(scorer.sizes) == largest
+    scorer = Scored(done=0, left=5000, sizes=[])
     found.score(scorer, 0, None)  # nobody waits
     feeder().score(scorer, 0, 0.008)  # or for long
-    assert sizes == [256, 256]
+    assert scorer.sizes == [256, 256]
+    assert not found.take()
+
+
+def test_what_a_text_takes_that_nobody_waits_for_is_learned_too() -> None:
+    found, scorer = taught(10.0), Scored(done=0, left=5000, sizes=[])
+    found.score(scorer, 0, None)
+    found.score(scorer, 0, 0.008)
+    assert scorer.sizes == [256, 256]

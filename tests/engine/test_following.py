@@ -124,7 +124,8 @@ def test_what_a_drafter_has_seen_is_in_its_cache(
     """The target drafts for itself: all that is verified stands, since all of it was drafted with
     the whole text before it. With a bound that leaves no time, what it has not seen is shown over
     several steps, and nothing is drafted meanwhile."""
-    monkeypatch.setattr(feeding, "_LEAST", 4)
+    monkeypatch.setattr(feeding, "TOGETHER", 2)
+    monkeypatch.setattr(feeding, "SIDE", 6)
     engine = opened(draft=pair.target, k=K, slots=4, max_gap=max_gap)
     loop, shared, compared = engine._loop, prompt(9, 70), 0
     cases = [Case(shared[: 35 * (n % 3)] + prompt(n, 5 + n), PARAMS) for n in range(6)]

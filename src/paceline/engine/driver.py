@@ -131,6 +131,7 @@ class Driver:
         while not answer.done():
             wait((answer,), timeout=1.0)
             if not answer.done() and (thread is None or not thread.is_alive()):
+                self.forget()
                 raise EngineClosedError("the engine is closed; open a new one")
         return answer.result()
 
@@ -145,6 +146,13 @@ class Driver:
         thread = self._thread
         if join and thread is not None and thread is not threading.current_thread():
             thread.join(_PATIENCE)
+
+    def forget(self) -> None:
+        """Once the thread has ended: drop what was posted too late, and what it holds."""
+        self._heavy.clear()
+        with suppress(queue.Empty):
+            while True:
+                self._commands.get_nowait()
 
     @contextmanager
     def held(self) -> Iterator[Callable[[], None]]:

@@ -271,9 +271,11 @@ class Engine(Instruments):
                 self._keep()
         finally:
             self._end()
-        if not closed and self._driver.ended:
+        # Once, whoever closes, and where the first one did not wait for the end.
+        if self._driver.ended and vars(self).pop("_costs", None) is not None:
+            self._driver.forget()
             self._loop.let_go()
-            del self._keep, self._costs  # which hold the models too
+            del self._keep  # which holds the models too, as `_costs` did
             collect(self._limits.device)
 
     def _check_open(self) -> None:

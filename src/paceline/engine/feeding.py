@@ -11,13 +11,13 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from functools import partial
 
 from paceline.engine import scoring
-from paceline.engine.catch_up import Span, cut
+from paceline.engine.catch_up import SIDE, TOGETHER, Span, cut
 from paceline.engine.landing import Marks
 from paceline.engine.paces import Cut, Estimate, Paces
 from paceline.engine.readings import Readings, pieces
@@ -33,6 +33,7 @@ _STEP = 64  # what a step reads is made of so many tokens
 _STRIDE = 256  # and from twice as many on of so many, so that few sizes are met for the first time
 _LEAST = 16  # tokens that it reads whatever the bound, so that every prompt is read some day
 _KEPT = 0.95  # of the bound that is given out: a caller has still to be woken
+_MANY = 64  # reads that are remembered where no round comes behind them
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ class Feeder:
     max_gap: float | None = None
     _showing: Paces = field(init=False)  # of passes of the drafter alone
     _scoring: Paces = field(init=False)
-    _reads: list[Read] = field(default_factory=list)
+    _reads: deque[Read] = field(default_factory=lambda: deque(maxlen=_MANY))
+    _waited: bool = False  # what a drafter is to be shown has waited for a step once
     _rest: Estimate | None = None  # from a round to the next, beside what is read in between
     _told: bool = False
 
@@ -149,16 +151,18 @@ class Feeder:
         self, stops: Mapping[Sequence, int], busy: float | None = None, planned: bool = True
     ) -> bool:
         """Show the drafter what it has not seen of these sequences' tokens, up to the position
-        (exclusive) that each is given with; under `max_gap` what fits, and where not even one pass
-        does, that pass. Returns whether it has seen all now. planned: see `Read`; such a pass can
-        wait for a step in which nothing else is read."""
+        (exclusive) that each is given with; under `max_gap` what fits, and where that is next to
+        nothing, more than these texts grow meanwhile. Returns whether it has seen all now. planned:
+        see `Read`; it can wait once for a step in which nothing else is read."""
         behind = _behind(stops)
         if not behind:
             return True
         spans, room = _spans(behind, self.chunk), self._room(busy)
         bounded = room < math.inf
         if bounded:
-            spans = self._fitting(spans, room, least=not (planned and self._beside))
+            waits = planned and not self._waited and any(read.beside for read in self._reads)
+            spans = self._fitting(spans, room, waits)
+            self._waited = not spans
         began, marks, passes = time.perf_counter(), self._begin(), list[tuple[int, int, int]]()
         while spans:
             if self.max_gap is not None:
@@ -173,9 +177,9 @@ class Feeder:
             self._end(marks, began, passes, self._showing, True, busy, planned and not behind)
         return not behind
 
-    def _fitting(self, spans: Seq[Span], room: float, least: bool) -> list[Span]:
-        """The first of their passes, as many as fit, and a part of the next. least: one, though it
-        does not."""
+    def _fitting(self, spans: Seq[Span], room: float, waits: bool) -> list[Span]:
+        """The first of their passes, as many as fit, and a part of the next. waits: nothing where
+        that would not do."""
         found: dict[int, Span] = {}
         for group in cut(spans):
             if len(group) == 1:
@@ -186,20 +190,18 @@ class Feeder:
 
                 group = [Span(slot, start, start + _fit(safe, stop - start, room))]
             seconds = self._to_show(group)
-            if seconds > room and (found or not least):
+            if seconds > room:
                 break
             for span in group:  # of several texts the next pass takes up where this one ends
                 first = found.get(span.slot, span).start
                 found[span.slot] = Span(span.slot, first, span.stop)
             room -= seconds
-            if room <= 0 or (len(group) == 1 and group[0].stop < stop):
+            if len(group) == 1 and group[0].stop < stop:
                 break
-        return list(found.values())
-
-    @property
-    def _beside(self) -> bool:
-        """Whether something is read already in front of the next round."""
-        return any(read.beside for read in self._reads)
+        least = _least(spans)
+        if _tokens(found.values()) >= _tokens(least):
+            return list(found.values())
+        return [] if waits else least
 
     def _to_show(self, spans: Seq[Span]) -> float:
         """Seconds that the drafter will hardly need for them. Less than with the target."""
@@ -215,7 +217,7 @@ class Feeder:
             if len(group) == 1:
                 found += self._cut(group[0].start, group[0].stop)
                 continue
-            tokens = sum(span.stop - span.start for span in group)
+            tokens = _tokens(group)
             start = sum(span.start for span in group) // len(group)
             width = next((w for w in self.readings.widths if w >= tokens), 0)
             found.append((start, start + tokens, width))
@@ -226,17 +228,34 @@ class Feeder:
     def score(self, scorer: Scorer, top: int, busy: float | None) -> Seq[TokenLogprob]:
         """The next tokens of a text that is scored: no more than half of what fits, so that a
         prompt can be read in front of the same round. top: see `Scorer.logprobs`."""
-        start, room = scorer.done, self._room(busy) / 2
+        target, start, room = self.machine.target, scorer.done, self._room(busy) / 2
         tokens = min(scoring.PIECE, scorer.left)
-        if busy is None or not tokens:
-            return scorer.logprobs(top, tokens)
+        if not tokens:
+            return []
         if room < math.inf:
-            safe = partial(self._scoring.safe, shown=False)
-            tokens = _fit(lambda n: safe([(start, start + n, 0)]), tokens, room)
+            tokens = self._to_score(start, tokens, room)
         began, marks = time.perf_counter(), self._begin()
-        scores = scorer.logprobs(top, tokens)
-        self._end(marks, began, [(start, start + tokens, 0)], self._scoring, False, busy)
+        scores = scorer.logprobs(target, top, tokens)
+        passes = [(start, start + tokens, 0)]
+        if busy is not None:
+            self._end(marks, began, passes, self._scoring, False, busy)
+        else:  # nobody waits; the host has waited for the scores
+            self._scoring.hear(passes, False, time.perf_counter() - began)
         return scores
+
+    def _to_score(self, start: int, most: int, room: float) -> int:
+        """How many of `most` tokens fit. What one pass takes says little of a wider one, which
+        takes no longer than as many as it has tokens for: where four of the size that fits would
+        take twice the room at most, which is what there is, the next size is tried once."""
+
+        def safe(n: int) -> float:
+            return self._scoring.safe([(start, start + n, 0)], False)
+
+        tokens = _fit(safe, most, room)
+        wider = min(most, max(_STEP, 2 * tokens))
+        if self._scoring.met(tokens) and not self._scoring.met(wider) and 2 * safe(tokens) <= room:
+            return wider
+        return tokens
 
     # --- what it took ---
 
@@ -262,7 +281,8 @@ class Feeder:
 
     def take(self) -> Seq[Read]:
         """What was read since this was last asked, for `learn`: a round is launched behind it."""
-        reads, self._reads = self._reads, []
+        reads = tuple(self._reads)
+        self._reads.clear()
         return reads
 
     def hosted(self, reads: Iterable[Read]) -> float:
@@ -305,6 +325,22 @@ def _behind(stops: Mapping[Sequence, int]) -> dict[Sequence, int]:
     """Those that the drafter has not seen so much of, who lies furthest behind first."""
     found = [(s, stop) for s, stop in stops.items() if s.observed < stop]
     return dict(sorted(found, key=lambda each: each[0].observed - each[1]))
+
+
+def _least(spans: Seq[Span]) -> list[Span]:
+    """What is shown of `spans` though it may not fit: a pass side by side, and no less than twice
+    what their texts grow meanwhile, or the drafter would never have seen all."""
+    found, tokens = list[Span](), 0
+    for slot, start, stop in spans:
+        if len(found) >= TOGETHER and tokens >= 2 * len(spans):
+            break
+        found.append(Span(slot, start, min(start + SIDE, stop)))
+        tokens += found[-1].stop - start
+    return found
+
+
+def _tokens(spans: Iterable[Span]) -> int:
+    return sum(span.stop - span.start for span in spans)
 
 
 def _spans(behind: Mapping[Sequence, int], tokens: int) -> list[Span]:

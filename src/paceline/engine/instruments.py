@@ -47,8 +47,13 @@ class Instruments:
         Raises RequestError for tokens that cannot be read, or that memory has no room for.
         """
         ids = self._given(tokens)
-        target, device = self._loop.machine.target, self._limits.device
-        return self._read(ids, lambda: Scorer(target, ids, device).logits(len(ids)))
+        loop, device = self._loop, self._limits.device
+
+        def logits() -> Tensor:
+            target = loop.machine.target
+            return Scorer(target.spec, ids, device).logits(target, len(ids))
+
+        return self._read(ids, logits)
 
     def prompt_logprobs(self, tokens: Sequence[int], top: int = 0) -> Iterator[list[TokenLogprob]]:
         """The target's raw log-probabilities of all `tokens` but the first, and of the `top` most
@@ -65,7 +70,7 @@ class Instruments:
 
     def _pieces(self, ids: list[int], top: int) -> Iterator[list[TokenLogprob]]:
         loop, device = self._loop, self._limits.device
-        scorer = self._read(ids, lambda: Scorer(loop.machine.target, ids, device))
+        scorer = self._read(ids, lambda: Scorer(loop.machine.target.spec, ids, device))
         while piece := self._read(ids, lambda: loop.score(scorer, top)):
             yield list(piece)
 

@@ -330,7 +330,7 @@ class Loop:
                 unforced(outcome.report, len(self.machine.drafter.sources)),
                 verify_seconds=outcome.verify_seconds,
                 draft_seconds=outcome.draft_seconds,
-                wall_seconds=now - began if launched.alone else None,
+                wall_seconds=now - began if launched.alone and not launched.reads else None,
                 elapsed_seconds=None if known is None else known - reading,
             )
             self.ledger.book_round(launched.launch.k, outcome, now - began)

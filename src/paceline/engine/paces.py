@@ -77,6 +77,10 @@ class Paces:
         """Whether anything was ever heard."""
         return bool(self._known)
 
+    def met(self, tokens: int, shown: bool = False) -> bool:
+        """Whether a pass of so many tokens that is not recorded was ever heard of."""
+        return all(part.key in self._known for part in _parts([(0, tokens, 0)], shown))
+
     def seconds(self, cut: Cut, shown: bool) -> float:
         """What reading it should take; 0 where nothing is known. shown: to the drafter as well."""
         if not self._known:

@@ -15,21 +15,22 @@ from paceline.kv.pools import KVPool
 from paceline.models.decoder import Decoder
 from paceline.ops.attention import BLOCK
 from paceline.speculation.sampling import top_logprobs
-from paceline.types import TokenLogprob, Window
+from paceline.types import KVSpec, TokenLogprob, Window
 
 PIECE = 256  # tokens a pass: their logits [PIECE, V] are held at once
 
 
 class Scorer:
-    """One text read from its beginning on. Belongs to the engine's thread."""
+    """One text read from its beginning on. Belongs to the engine's thread; the model it is given
+    each time, so that a text nobody reads on keeps none."""
 
-    def __init__(self, target: Decoder, ids: Sequence[int], device: torch.device) -> None:
-        """ids: the whole text, at least one token."""
-        self._target, self._ids = target, list(ids)
+    def __init__(self, spec: KVSpec, ids: Sequence[int], device: torch.device) -> None:
+        """spec: of the target's cache; ids: the whole text, at least one token."""
+        self._ids = list(ids)
         self._text = torch.tensor([self._ids], device=device)  # [1, L]
         count = -(-len(self._ids) // BLOCK)
         self._pages = torch.arange(count, device=device).unsqueeze(0)
-        self._pool = KVPool(target.spec, count, BLOCK, device)
+        self._pool = KVPool(spec, count, BLOCK, device)
         self.done = 0  # tokens read
 
     @property
@@ -37,16 +38,16 @@ class Scorer:
         """Tokens that are still to be read for what comes after each; the last has nothing."""
         return max(0, len(self._ids) - 1 - self.done)
 
-    def logits(self, size: int) -> Tensor:
+    def logits(self, target: Decoder, size: int) -> Tensor:
         """Raw logits [n, V] after each of the next n <= size tokens."""
         start, stop = self.done, min(self.done + size, len(self._ids))
         place = torch.arange(start, stop, device=self._text.device).unsqueeze(0)
         text = self._text[:, start:stop]
         window = Window(text, place, place, place >= 0, (stop,), self._pages, BLOCK)
         self.done = stop
-        return self._target.head(self._target.forward(window, self._pool)[0])
+        return target.head(target.forward(window, self._pool)[0])
 
-    def logprobs(self, top: int, size: int) -> list[TokenLogprob]:
+    def logprobs(self, target: Decoder, top: int, size: int) -> list[TokenLogprob]:
         """The next tokens' log-probabilities, after each of `size` read, with the `top` most likely
         at each place. The text's first token has none; an empty list says that there are no more.
         """
@@ -54,7 +55,7 @@ class Scorer:
         if not size:
             return []
         start = self.done
-        logits = self.logits(size)
+        logits = self.logits(target, size)
         tokens = self._ids[start + 1 : self.done + 1]
         after = self._text[:, start + 1 : self.done + 1]
         found = top_logprobs(logits.unsqueeze(0), after, min(top, logits.shape[-1]))
