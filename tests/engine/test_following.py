@@ -16,7 +16,7 @@ from paceline import Engine, Grammar, SamplingParams
 from paceline.drafters.base import Drafter, Draw, Needs
 from paceline.drafters.model import ModelDrafter
 from paceline.drafters.none import NoDrafter
-from paceline.engine import feeding
+from paceline.engine import fitting
 from paceline.engine.acceptance import Seen, Track
 from paceline.engine.capture import CapturedRounds, widths
 from paceline.engine.loop import Loop
@@ -124,8 +124,8 @@ def test_what_a_drafter_has_seen_is_in_its_cache(
     """The target drafts for itself: all that is verified stands, since all of it was drafted with
     the whole text before it. With a bound that leaves no time, what it has not seen is shown over
     several steps, and nothing is drafted meanwhile."""
-    monkeypatch.setattr(feeding, "TOGETHER", 2)
-    monkeypatch.setattr(feeding, "SIDE", 6)
+    monkeypatch.setattr(fitting, "TOGETHER", 2)
+    monkeypatch.setattr(fitting, "SIDE", 6)
     engine = opened(draft=pair.target, k=K, slots=4, max_gap=max_gap)
     loop, shared, compared = engine._loop, prompt(9, 70), 0
     cases = [Case(shared[: 35 * (n % 3)] + prompt(n, 5 + n), PARAMS) for n in range(6)]

@@ -12,12 +12,13 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from paceline.engine import scoring
-from paceline.engine.catch_up import SIDE, TOGETHER, Span, cut
+from paceline.engine.catch_up import Span, cut
+from paceline.engine.fitting import STEP, fit, fitting, lagging, spans, total
 from paceline.engine.landing import Marks
 from paceline.engine.paces import Cut, Estimate, Paces
 from paceline.engine.readings import Readings, pieces
@@ -29,9 +30,6 @@ from paceline.types import TokenLogprob
 
 log = logging.getLogger(__name__)
 
-_STEP = 64  # what a step reads is made of so many tokens
-_STRIDE = 256  # and from twice as many on of so many, so that few sizes are met for the first time
-_LEAST = 16  # tokens that it reads whatever the bound, so that every prompt is read some day
 _KEPT = 0.95  # of the bound that is given out: a caller has still to be woken
 _MANY = 64  # reads that are remembered where no round comes behind them
 
@@ -99,7 +97,7 @@ class Feeder:
         def safe(n: int) -> float:
             return self.paces.safe(self._cut(start, start + n), shown)
 
-        tokens = _fit(safe, most, room)
+        tokens = fit(safe, most, room)
         expected = self.paces.seconds(self._cut(start, start + tokens), shown)
         if not self._told and expected > self.max_gap - busy:
             self._told = True
@@ -154,70 +152,47 @@ class Feeder:
         (exclusive) that each is given with; under `max_gap` what fits, and where that is next to
         nothing, more than these texts grow meanwhile. Returns whether it has seen all now. planned:
         see `Read`; it can wait once for a step in which nothing else is read."""
-        behind = _behind(stops)
+        behind = lagging(stops)
         if not behind:
             return True
-        spans, room = _spans(behind, self.chunk), self._room(busy)
+        room = self._room(busy)
         bounded = room < math.inf
+        layers = [spans(behind, self.chunk)]
         if bounded:
             waits = planned and not self._waited and any(read.beside for read in self._reads)
-            spans = self._fitting(spans, room, waits)
-            self._waited = not spans
+            layers = fitting(behind, room, self._to_show, waits)
+            self._waited = not layers
         began, marks, passes = time.perf_counter(), self._begin(), list[tuple[int, int, int]]()
-        while spans:
+        while layers:
+            layer = layers.pop(0)
             if self.max_gap is not None:
-                passes += self._passes(spans)
-            self.readings.catch_up(spans)
-            shown = {span.slot: span.stop for span in spans}
+                passes += self._passes(layer)
+            self.readings.catch_up(layer)
+            shown = {span.slot: span.stop for span in layer}
             for sequence in behind:
                 sequence.observed = shown.get(sequence.slot, sequence.observed)
-            behind = _behind(stops)
-            spans = [] if bounded else _spans(behind, self.chunk)
+            behind = lagging(stops)
+            if behind and not bounded:
+                layers = [spans(behind, self.chunk)]
         if passes or not bounded:
             self._end(marks, began, passes, self._showing, True, busy, planned and not behind)
         return not behind
 
-    def _fitting(self, spans: Seq[Span], room: float, waits: bool) -> list[Span]:
-        """The first of their passes, as many as fit, and a part of the next. waits: nothing where
-        that would not do."""
-        found: dict[int, Span] = {}
-        for group in cut(spans):
-            if len(group) == 1:
-                ((slot, start, stop),) = group
-
-                def safe(n: int, slot: int = slot, start: int = start) -> float:
-                    return self._to_show([Span(slot, start, start + n)])
-
-                group = [Span(slot, start, start + _fit(safe, stop - start, room))]
-            seconds = self._to_show(group)
-            if seconds > room:
-                break
-            for span in group:  # of several texts the next pass takes up where this one ends
-                first = found.get(span.slot, span).start
-                found[span.slot] = Span(span.slot, first, span.stop)
-            room -= seconds
-            if len(group) == 1 and group[0].stop < stop:
-                break
-        least = _least(spans)
-        if _tokens(found.values()) >= _tokens(least):
-            return list(found.values())
-        return [] if waits else least
-
-    def _to_show(self, spans: Seq[Span]) -> float:
+    def _to_show(self, group: Seq[Span]) -> float:
         """Seconds that the drafter will hardly need for them. Less than with the target."""
-        passes = self._passes(spans)
+        passes = self._passes(group)
         both = self.paces.safe(passes, True)
         return min(both, self._showing.safe(passes, True)) if self._showing.known else both
 
-    def _passes(self, spans: Seq[Span]) -> list[tuple[int, int, int]]:
+    def _passes(self, layer: Seq[Span]) -> list[tuple[int, int, int]]:
         """Those of `Readings.catch_up`; one over several texts is taken for one of as many tokens
         where these texts end on average."""
         found = list[tuple[int, int, int]]()
-        for group in cut(spans):
+        for group in cut(layer):
             if len(group) == 1:
                 found += self._cut(group[0].start, group[0].stop)
                 continue
-            tokens = _tokens(group)
+            tokens = total(group)
             start = sum(span.start for span in group) // len(group)
             width = next((w for w in self.readings.widths if w >= tokens), 0)
             found.append((start, start + tokens, width))
@@ -251,8 +226,8 @@ class Feeder:
         def safe(n: int) -> float:
             return self._scoring.safe([(start, start + n, 0)], False)
 
-        tokens = _fit(safe, most, room)
-        wider = min(most, max(_STEP, 2 * tokens))
+        tokens = fit(safe, most, room)
+        wider = min(most, max(STEP, 2 * tokens))
         if self._scoring.met(tokens) and not self._scoring.met(wider) and 2 * safe(tokens) <= room:
             return wider
         return tokens
@@ -309,40 +284,3 @@ class Feeder:
             else:
                 self._rest.hear(rest / self._rest.seconds)
         return prompts
-
-
-def _fit(safe: Callable[[int], float], most: int, room: float) -> int:
-    """How many of `most` tokens may be read in `room` seconds, `_LEAST` whatever that is. safe: the
-    seconds that so many hardly pass."""
-    tokens = most
-    while tokens > _LEAST and safe(tokens) > room:
-        step = _STRIDE if tokens > 2 * _STRIDE else _STEP
-        tokens = max(_LEAST, (tokens - 1) // step * step)
-    return tokens
-
-
-def _behind(stops: Mapping[Sequence, int]) -> dict[Sequence, int]:
-    """Those that the drafter has not seen so much of, who lies furthest behind first."""
-    found = [(s, stop) for s, stop in stops.items() if s.observed < stop]
-    return dict(sorted(found, key=lambda each: each[0].observed - each[1]))
-
-
-def _least(spans: Seq[Span]) -> list[Span]:
-    """What is shown of `spans` though it may not fit: a pass side by side, and no less than twice
-    what their texts grow meanwhile, or the drafter would never have seen all."""
-    found, tokens = list[Span](), 0
-    for slot, start, stop in spans:
-        if len(found) >= TOGETHER and tokens >= 2 * len(spans):
-            break
-        found.append(Span(slot, start, min(start + SIDE, stop)))
-        tokens += found[-1].stop - start
-    return found
-
-
-def _tokens(spans: Iterable[Span]) -> int:
-    return sum(span.stop - span.start for span in spans)
-
-
-def _spans(behind: Mapping[Sequence, int], tokens: int) -> list[Span]:
-    """Up to so many tokens of each."""
-    return [Span(s.slot, s.observed, min(s.observed + tokens, e)) for s, e in behind.items()]
