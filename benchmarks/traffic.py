@@ -138,10 +138,10 @@ class Trouble:
 
     def told(self) -> dict[str, Any]:
         """How often what happened."""
-        counts, pilot = self._scheduler.counts(), self.pilot
+        pilot = self.pilot
         return {
             "pages_taken_away": self.steps.thefts,
-            "pages_evicted": counts.prefix_evictions,
+            "pages_evicted": self._scheduler.index.evictions,
             "drafter_paused": pilot.pauses,
             "drafter_resumed": pilot.resumed,
             "rounds_paused": pilot.rounds_paused,
