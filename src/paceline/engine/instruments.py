@@ -6,6 +6,7 @@ knows no requests.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ from paceline.types import Limits, TokenLogprob
 _T = TypeVar("_T")
 
 
-class Instruments:
+class Instruments(ABC):
     """The engine's questions. Its fields are set where an engine is opened."""
 
     _driver: Driver
@@ -37,8 +38,9 @@ class Instruments:
     _chooses: bool
     _costs: Callable[[float | None], Costs]
 
+    @abstractmethod
     def _check_open(self) -> None:
-        raise NotImplementedError
+        """Raise what ended the engine, if anything did."""
 
     def score(self, tokens: Sequence[int]) -> Tensor:
         """The target's raw logits [n, V] after each of `tokens`, in one pass (float32 or 64).

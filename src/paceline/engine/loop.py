@@ -324,13 +324,15 @@ class Loop:
             known = elapsed if hosted < _HOSTED * elapsed else None
             reading = self.feeder.learn(launched.reads, known)
             self._round_seconds = outcome.verify_seconds + outcome.draft_seconds
+            # What nobody reckoned with says nothing of the host.
+            alone = launched.alone and all(read.planned for read in launched.reads)
             self.pilot.settled(
                 launched.tracks,
                 launched.launch,
                 unforced(outcome.report, len(self.machine.drafter.sources)),
                 verify_seconds=outcome.verify_seconds,
                 draft_seconds=outcome.draft_seconds,
-                wall_seconds=now - began if launched.alone and not launched.reads else None,
+                wall_seconds=now - began if alone else None,
                 elapsed_seconds=None if known is None else known - reading,
             )
             self.ledger.book_round(launched.launch.k, outcome, now - began)
